@@ -1,0 +1,8 @@
+//! cdrelay
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
+pub mod event;
+pub mod sink;
+pub mod setting;

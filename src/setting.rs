@@ -1,0 +1,123 @@
+//! The value types that every module's `Config` is made of.
+//!
+//! Periods are written `"100ms"`, `"30s"`, `"45m"`, `"1h 30m"` and sizes `"512KiB"`, `"1GiB"`; both have ready types
+//! ([`std::time::Duration`] with [`period`], [`bytesize::ByteSize`]). What is left for us are texts that may be secret.
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::Deserialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// `#[serde(with = "period")]` for a [`std::time::Duration`] written as `"30s"`.
+pub use jiff::fmt::serde::unsigned_duration::friendly::compact::required as period;
+/// `#[serde(default, with = "optional_period")]` for an `Option<Duration>`.
+pub use jiff::fmt::serde::unsigned_duration::friendly::compact::optional as optional_period;
+
+/// A text that must not appear in logs, metrics or errors. `Debug` and `Display` show a placeholder.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// Why a secret could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Both the value and the file were given.
+    #[error("`{name}` and `{name}_file` are both set; keep one of them")]
+    Both {
+        /// The setting's name.
+        name: &'static str,
+    },
+    /// The file could not be read.
+    #[error("`{name}_file`: cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The setting's name.
+        name: &'static str,
+        /// The file named by the setting.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Secret {
+    /// Wraps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself: hand it to the client library and nowhere else.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// The secret called `name`, given as a value or in a file (whose last line break does not count); `None` if neither is set.
+    pub fn resolve(name: &'static str, value: Option<&Secret>, file: Option<&Path>) -> Result<Option<Secret>, SecretError> {
+        match (value, file) {
+            (Some(_), Some(_)) => Err(SecretError::Both { name }),
+            (Some(value), None) => Ok(Some(value.clone())),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(Some(Secret::new(text.trim_end_matches(['\r', '\n'])))),
+                Err(source) => Err(SecretError::Unreadable { name, path: path.to_owned(), source }),
+            },
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    /// Accepts a number too: a password of digits alone arrives as one from YAML or the environment.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Secret;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+                Ok(Secret::new(text))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Secret, E> {
+                Ok(Secret::new(number.to_string()))
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Secret, E> {
+                Ok(Secret::new(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_never_shows_its_text() {
+        let secret = Secret::new("hunter2");
+        assert!(!format!("{secret:?} {secret}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_secret_file_loses_only_its_last_line_break() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        std::fs::write(&path, " pass word \r\n").unwrap();
+        let secret = Secret::resolve("password", None, Some(&path)).unwrap().unwrap();
+        assert_eq!(secret.reveal(), " pass word ");
+        let both = Secret::resolve("password", Some(&secret), Some(&path)).unwrap_err();
+        assert!(both.to_string().contains("`password` and `password_file`"));
+        let gone = Secret::resolve("password", None, Some(&dir.path().join("gone"))).unwrap_err();
+        assert!(gone.to_string().contains("gone"));
+    }
+}

@@ -1,0 +1,82 @@
+//! The contract between the dispatcher and a destination.
+
+pub mod kafka;
+pub mod nats;
+pub mod stdout;
+
+use crate::event::EventId;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use std::time::Duration;
+
+/// A record rendered for one sink.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Stable across resends of the same event: what consumers and JetStream deduplicate by.
+    pub id: EventId,
+    /// Kafka topic or NATS subject, legal for its destination.
+    pub topic: String,
+    /// Kafka message key.
+    pub key: String,
+    /// The text whose hash chooses the Kafka partition.
+    pub partition_by: String,
+    /// Header names and values, each legal for its destination.
+    pub headers: Vec<(&'static str, String)>,
+    /// The event as received, or a CloudEvents envelope around it.
+    pub payload: Bytes,
+}
+
+/// Publishes messages to one destination. Never retries on its own account, never drops.
+pub trait Sink: Send + Sync {
+    /// Resolves once the destination has durably acknowledged or refused the message. Called concurrently for messages
+    /// of different conversations; never for two of the same one. May be dropped at shutdown: the message stays spooled.
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Whether the destination can be reached now; feeds readiness.
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Flushes and disconnects within the grace period.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Why a message was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The destination's fault, or unknown: keep the message, back off, retry for ever.
+    #[error("{cause}")]
+    Unavailable {
+        /// What an operator should read.
+        cause: String,
+        /// How long the destination asked to be left alone, where it said so.
+        retry_after: Option<Duration>,
+    },
+    /// This message's own fault (too large, refused content): dead-letter it and carry on.
+    #[error("{cause}")]
+    Rejected {
+        /// What an operator should read.
+        cause: String,
+    },
+}
+
+impl Failure {
+    /// An [`Failure::Unavailable`] with no advice on when to come back.
+    pub fn unavailable(cause: impl std::fmt::Display) -> Self {
+        Self::Unavailable { cause: cause.to_string(), retry_after: None }
+    }
+
+    /// A [`Failure::Rejected`].
+    pub fn rejected(cause: impl std::fmt::Display) -> Self {
+        Self::Rejected { cause: cause.to_string() }
+    }
+}
+
+/// A sink's settings contradict each other, or name something that is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SetupError(pub String);
+
+impl From<crate::setting::SecretError> for SetupError {
+    fn from(error: crate::setting::SecretError) -> Self {
+        Self(error.to_string())
+    }
+}
