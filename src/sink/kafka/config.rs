@@ -1,0 +1,404 @@
+//! The settings of a Kafka sink, and what librdkafka makes of them.
+
+use crate::setting::{Secret, period};
+use crate::sink::SetupError;
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The settings of a Kafka sink, beside those every sink has.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Where to find the cluster first: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
+    #[serde(deserialize_with = "one_or_many")]
+    pub brokers: Vec<String>,
+    /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Logs in with a user name and a password.
+    #[serde(default)]
+    pub sasl: Option<Sasl>,
+    /// How batches are compressed. Not at all by default, as Kafka's own producer does: every consumer can read that,
+    /// while several clients need an extra codec for lz4, snappy or zstd.
+    #[serde(default)]
+    pub compression: Compression,
+    /// How long a message waits for others to share its batch. A conversation has one message in flight, so this adds to the time
+    /// between two of its events.
+    #[serde(default = "default_linger", with = "period")]
+    pub linger: Duration,
+    /// How this client is called in the brokers' logs, quotas and metrics.
+    #[serde(default = "default_client_id")]
+    pub client_id: String,
+    /// Further librdkafka properties, applied last: <https://github.com/confluentinc/librdkafka/blob/v2.12.1/CONFIGURATION.md>.
+    /// `"socket.timeout.ms" = 30000` and `socket.timeout.ms = 30000` mean the same.
+    #[serde(default)]
+    pub librdkafka: Properties,
+}
+
+/// Encryption, and the client's certificate where the brokers ask for one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// `false` switches a configured table off again, from the environment for example.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// PEM file of the authorities that may sign the brokers' certificates; the system's by default.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate.
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client's private key.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    /// What the private key is encrypted with.
+    #[serde(default)]
+    pub key_password: Option<Secret>,
+    /// The file that holds `key_password`.
+    #[serde(default)]
+    pub key_password_file: Option<PathBuf>,
+    /// Whether a broker's certificate must carry the name it was reached by. The certificate is verified either way.
+    #[serde(default = "yes")]
+    pub verify_hostname: bool,
+}
+
+/// A login.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sasl {
+    /// How the password is proven. `PLAIN` hands it to the broker: use it with `tls` only.
+    pub mechanism: Mechanism,
+    /// The user.
+    pub username: String,
+    /// The user's password.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// The file that holds `password`.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+}
+
+/// A SASL mechanism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Mechanism {
+    /// The password as it is.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// Challenge and response over SHA-256.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// Challenge and response over SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// A compression codec of Kafka.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it all")]
+pub enum Compression {
+    #[default]
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
+/// librdkafka properties by name. Values are kept secret: some of them are passwords.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "BTreeMap<String, Node>")]
+pub struct Properties(pub BTreeMap<String, Secret>);
+
+/// A property, or the inner table that TOML makes of a dotted name without quotes.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a librdkafka property is a text, a number or a boolean")]
+enum Node {
+    Boolean(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    Table(BTreeMap<String, Node>),
+}
+
+impl From<BTreeMap<String, Node>> for Properties {
+    fn from(table: BTreeMap<String, Node>) -> Self {
+        let mut properties = BTreeMap::new();
+        collect("", table, &mut properties);
+        Self(properties)
+    }
+}
+
+fn collect(prefix: &str, table: BTreeMap<String, Node>, properties: &mut BTreeMap<String, Secret>) {
+    for (key, node) in table {
+        let name = format!("{prefix}{key}");
+        let value = match node {
+            Node::Boolean(value) => value.to_string(),
+            Node::Integer(value) => value.to_string(),
+            Node::Float(value) => value.to_string(),
+            Node::Text(value) => value,
+            Node::Table(inner) => {
+                collect(&format!("{name}."), inner, properties);
+                continue;
+            }
+        };
+        properties.insert(name, Secret::new(value));
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected \"host:port,…\" or a list of \"host:port\"")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => text.split(',').map(|broker| broker.trim().to_owned()).collect(),
+        OneOrMany::Many(texts) => texts,
+    })
+}
+
+fn default_linger() -> Duration {
+    Duration::from_millis(5)
+}
+
+fn default_client_id() -> String {
+    "cdrelay".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// The producer's properties, every name and value checked by librdkafka. Files are read later, when the producer is made.
+    pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
+        let mut client = ClientConfig::new();
+        client.set_log_level(RDKafkaLogLevel::Info);
+        promise(&mut client);
+        if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
+            return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));
+        }
+        client.set("bootstrap.servers", self.brokers.join(","));
+        client.set("client.id", &self.client_id);
+        client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
+        client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
+        self.secure(&mut client)?;
+        self.pass_through(&mut client)?;
+        client.create_native_config().map_err(|error| refused(&error))?;
+        Ok(client)
+    }
+
+    fn secure(&self, client: &mut ClientConfig) -> Result<(), SetupError> {
+        let tls = self.tls.as_ref().filter(|tls| tls.enabled);
+        if let Some(tls) = tls {
+            for (property, file) in [("ssl.certificate.location", &tls.cert_file), ("ssl.key.location", &tls.key_file)]
+            {
+                if let Some(file) = file {
+                    client.set(property, file.to_string_lossy());
+                }
+            }
+            // "probe" looks where the distributions keep the system's authorities: a vendored OpenSSL would look in its own prefix.
+            let ca = tls.ca_file.as_ref().map_or("probe".into(), |file| file.to_string_lossy());
+            client.set("ssl.ca.location", ca);
+            let password =
+                Secret::resolve("key_password", tls.key_password.as_ref(), tls.key_password_file.as_deref())?;
+            if let Some(password) = password {
+                client.set("ssl.key.password", password.reveal());
+            }
+            client.set("ssl.endpoint.identification.algorithm", if tls.verify_hostname { "https" } else { "none" });
+        }
+        if let Some(sasl) = &self.sasl {
+            let password = Secret::resolve("password", sasl.password.as_ref(), sasl.password_file.as_deref())?
+                .ok_or_else(|| SetupError("`sasl` has no password; set `password` or `password_file`".into()))?;
+            client.set("sasl.mechanisms", sasl.mechanism.name());
+            client.set("sasl.username", &sasl.username);
+            client.set("sasl.password", password.reveal());
+        }
+        client.set(
+            "security.protocol",
+            match (tls, &self.sasl) {
+                (None, None) => "plaintext",
+                (Some(_), None) => "ssl",
+                (None, Some(_)) => "sasl_plaintext",
+                (Some(_), Some(_)) => "sasl_ssl",
+            },
+        );
+        Ok(())
+    }
+
+    fn pass_through(&self, client: &mut ClientConfig) -> Result<(), SetupError> {
+        for (name, value) in &self.librdkafka.0 {
+            let name = canonical(name);
+            if let Some(reason) = breaks_the_promise(name, value.reveal()) {
+                return Err(SetupError(format!("`librdkafka`: `{name}` cannot be set here: {reason}")));
+            }
+            client.set(name, value.reveal());
+        }
+        Ok(())
+    }
+}
+
+/// What the sink's contract rests on, and what keeps an unreachable cluster from costing memory.
+fn promise(client: &mut ClientConfig) {
+    for (property, value) in [
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        // Never: the spool is the buffer, and a message given up here might still be appended after its own successor.
+        ("message.timeout.ms", "0"),
+        // The broker knows its limit, so it decides. Ours only keeps a request below what a broker reads at all
+        // (`socket.request.max.bytes`, 104857600 by default); past that it would hang up, and we would try for ever.
+        ("message.max.bytes", "100000000"),
+        // The sink bounds what it hands over, in bytes, and waits for room without spinning; these must not strike first.
+        ("queue.buffering.max.kbytes", "2147483647"),
+        ("queue.buffering.max.messages", "0"),
+        // A mistyped topic must not come to life with one partition and a week of retention.
+        ("allow.auto.create.topics", "false"),
+        // A topic deleted under our feet fails its messages this soon, so that they return to the dispatcher.
+        ("topic.metadata.propagation.max.ms", "3000"),
+        // A cluster that comes back is found within this time.
+        ("reconnect.backoff.max.ms", "2000"),
+        ("socket.keepalive.enable", "true"),
+        ("log.connection.close", "false"),
+        ("statistics.interval.ms", "0"),
+    ] {
+        client.set(property, value);
+    }
+}
+
+/// One name for properties that have several, so that what is passed through replaces ours instead of racing it.
+fn canonical(name: &str) -> &str {
+    match name {
+        "request.required.acks" => "acks",
+        "delivery.timeout.ms" => "message.timeout.ms",
+        "queue.buffering.max.ms" => "linger.ms",
+        "compression.codec" => "compression.type",
+        "sasl.mechanism" => "sasl.mechanisms",
+        "metadata.broker.list" => "bootstrap.servers",
+        name => name,
+    }
+}
+
+/// Why `name` must not have `value`, if so.
+fn breaks_the_promise(name: &str, value: &str) -> Option<&'static str> {
+    match (name, value) {
+        ("enable.idempotence", "true" | "1" | "t") | ("acks", "all" | "-1") | ("message.timeout.ms", "0") => None,
+        ("enable.gapless.guarantee" | "delivery.report.only.error", "false" | "0" | "f") => None,
+        ("enable.idempotence", _) => Some("without idempotence a retry can duplicate and reorder messages"),
+        ("acks", _) => Some("anything but \"all\" acknowledges messages that a broker's failure can still lose"),
+        ("message.timeout.ms", _) => Some(
+            "a message must not be given up while a broker may still append it; the spool is the buffer, for as long as it takes",
+        ),
+        ("enable.gapless.guarantee", _) => Some("one message that is too large would stop all others"),
+        ("delivery.report.only.error", _) => Some("deliveries would never be confirmed"),
+        ("transactional.id", _) => Some("the sink does not use transactions"),
+        ("partitioner", _) => Some("`partition_by` chooses the partition"),
+        ("queue.buffering.max.messages" | "queue.buffering.max.kbytes", _) => {
+            Some("the sink bounds its queue itself; see `max_in_flight`")
+        }
+        ("bootstrap.servers", _) => Some("use `brokers`"),
+        _ => None,
+    }
+}
+
+/// librdkafka's complaint about a property, without the value where that may be a secret.
+pub(super) fn refused(error: &KafkaError) -> SetupError {
+    SetupError(match error {
+        KafkaError::ClientConfig(_, complaint, property, value) => {
+            let secret = ["password", "secret", "pem", "key", "config"].iter().any(|word| property.contains(word));
+            if secret && !value.is_empty() && complaint.contains(value.as_str()) {
+                format!("`{property}` is refused by librdkafka")
+            } else {
+                format!("`{property}` is refused by librdkafka: {complaint}")
+            }
+        }
+        KafkaError::ClientCreation(complaint) => format!("librdkafka cannot use these settings: {complaint}"),
+        KafkaError::Nul(_) => "a setting contains a NUL character; remove it".to_owned(),
+        other => other.to_string(),
+    })
+}
+
+impl Mechanism {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Config {
+        use figment::providers::{Format, Toml};
+        figment::Figment::from(Toml::string(text)).extract().unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        parse(text).client().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn brokers_come_as_a_text_or_a_list() {
+        assert_eq!(parse(r#"brokers = "a:1, b:2""#).brokers, ["a:1", "b:2"]);
+        assert_eq!(parse(r#"brokers = ["a:1", "b:2"]"#).client().unwrap().get("bootstrap.servers"), Some("a:1,b:2"));
+        assert!(refusal(r#"brokers = """#).contains("`brokers`"));
+        assert!(refusal("brokers = []").contains("`brokers`"));
+    }
+
+    #[test]
+    fn security_is_derived_from_tls_and_sasl() {
+        let protocol = |text: &str| parse(text).client().unwrap().get("security.protocol").unwrap().to_owned();
+        let sasl = "sasl = { mechanism = \"SCRAM-SHA-512\", username = \"u\", password = \"p\" }";
+        assert_eq!(protocol("brokers = 'a:1'"), "plaintext");
+        assert_eq!(protocol("brokers = 'a:1'\ntls = {}"), "ssl");
+        assert_eq!(protocol("brokers = 'a:1'\ntls = { enabled = false }"), "plaintext");
+        assert_eq!(protocol(&format!("brokers = 'a:1'\n{sasl}")), "sasl_plaintext");
+        assert_eq!(protocol(&format!("brokers = 'a:1'\ntls = {{}}\n{sasl}")), "sasl_ssl");
+        assert!(refusal("brokers = 'a:1'\nsasl = { mechanism = 'PLAIN', username = 'u' }").contains("`password_file`"));
+    }
+
+    #[test]
+    fn properties_pass_through_by_either_spelling_and_any_type() {
+        let client = parse("brokers = 'a:1'\n[librdkafka]\nsocket.timeout.ms = 1234\n\"socket.keepalive.enable\" = false\n\"queue.buffering.max.ms\" = 7.5").client().unwrap();
+        assert_eq!(client.get("socket.timeout.ms"), Some("1234"));
+        assert_eq!(client.get("socket.keepalive.enable"), Some("false"));
+        assert_eq!(client.get("linger.ms"), Some("7.5"));
+    }
+
+    #[test]
+    fn properties_that_break_the_promise_are_refused_with_the_reason() {
+        for (property, reason) in [
+            ("'enable.idempotence' = false", "duplicate"),
+            ("acks = 1", "lose"),
+            ("'request.required.acks' = 0", "lose"),
+            ("'delivery.timeout.ms' = 5000", "spool"),
+            ("partitioner = 'random'", "partition_by"),
+            ("'transactional.id' = 't'", "transactions"),
+            ("'bootstrap.servers' = 'b:1'", "brokers"),
+            ("'queue.buffering.max.kbytes' = 1", "max_in_flight"),
+        ] {
+            let refusal = refusal(&format!("brokers = 'a:1'\n[librdkafka]\n{property}"));
+            assert!(refusal.contains(reason), "{property}: {refusal}");
+        }
+        parse("brokers = 'a:1'\n[librdkafka]\nacks = -1\n'message.timeout.ms' = 0\n'enable.idempotence' = true")
+            .client()
+            .unwrap();
+    }
+
+    #[test]
+    fn an_unknown_property_is_named_and_a_secret_one_not_shown() {
+        assert!(refusal("brokers = 'a:1'\n[librdkafka]\n'no.such' = 1").contains("`no.such`"));
+        assert!(refusal("brokers = 'a:1'\n[librdkafka]\n'socket.timeout.ms' = 'soon'").contains("`socket.timeout.ms`"));
+        let config = parse("brokers = 'a:1'\n[librdkafka]\n'sasl.password' = 'hunter2'");
+        assert!(!format!("{config:?} {:?}", config.client()).contains("hunter2"));
+    }
+}
