@@ -179,7 +179,8 @@ impl Config {
     /// The producer's properties, every name and value checked by librdkafka. Files are read later, when the producer is made.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
         let mut client = ClientConfig::new();
-        client.set_log_level(RDKafkaLogLevel::Info);
+        // Debug lines cost nothing until the property `debug` asks for some.
+        client.set_log_level(RDKafkaLogLevel::Debug);
         promise(&mut client);
         if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
             return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));

@@ -18,8 +18,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// How long the thread sleeps in librdkafka when nothing happens: the delay of a stop and of a rebuild.
-const POLL: Duration = Duration::from_millis(200);
+/// How long the thread sleeps in librdkafka when nothing happens, and so the delay of a stop and of a rebuild. rdkafka spins through the
+/// last millisecond of every such sleep: ten a second would cost an idle process a percent of a core.
+const POLL: Duration = Duration::from_secs(1);
 /// The least time between two builds, so that an error which greets every new producer cannot keep the process busy.
 const REBUILD: Duration = Duration::from_secs(5);
 /// How often one kind of librdkafka's log lines is shown as a warning; the others are for `debug`.
@@ -132,7 +133,7 @@ impl Drop for Producer {
     /// librdkafka's threads should not run into the end of the process, but a name server that does not answer can hold them.
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + 2 * POLL;
         if let Some(thread) = lock(&self.thread).take() {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
