@@ -3,6 +3,8 @@
 #![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+pub mod spool;
 pub mod event;
+pub mod metrics;
 pub mod sink;
 pub mod setting;
