@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod spool;
+pub mod dispatch;
 pub mod route;
 pub mod event;
 pub mod metrics;
