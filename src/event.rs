@@ -10,6 +10,7 @@ use json::{Kind, Member, Reader};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// How deep an event may be nested unless configured otherwise; also the bound when it is read back from the spool.
 pub const MAX_DEPTH: usize = 128;
@@ -70,8 +71,14 @@ pub struct Event {
 }
 
 impl Event {
-    /// Takes a JSON object whose members have been read, and works out its identity and conversation.
-    pub fn new(object: &str, members: Vec<Member>, arrival: Arrival) -> Self {
+    /// Takes the JSON object that lies at `at` in `text`, where its members have been read, and works out its identity and
+    /// conversation.
+    pub fn within(text: &str, at: Range<usize>, mut members: Vec<Member>, arrival: Arrival) -> Self {
+        members.iter_mut().for_each(|member| member.move_back(at.start));
+        Self::new(text.get(at).unwrap_or_default(), members, arrival)
+    }
+
+    fn new(object: &str, members: Vec<Member>, arrival: Arrival) -> Self {
         let fields = Fields { text: object, members: &members };
         let id = identity(fields);
         let conversation = CONVERSATION

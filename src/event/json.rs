@@ -77,6 +77,15 @@ pub struct Member {
     pub value: Value,
 }
 
+impl Member {
+    /// The same member in a text that begins `by` bytes later.
+    pub fn move_back(&mut self, by: usize) {
+        for span in [&mut self.name.span, &mut self.value.span] {
+            *span = Span::new(span.range().start.saturating_sub(by), span.range().end.saturating_sub(by));
+        }
+    }
+}
+
 /// Why, and at which byte, the text is not what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
@@ -99,6 +108,11 @@ impl<'a> Reader<'a> {
     /// Reads `text`, which must be shorter than 4 GiB, and refuses values nested deeper than `max_depth`.
     pub fn new(text: &'a str, max_depth: usize) -> Self {
         Self { text, at: 0, max_depth, depth: 0 }
+    }
+
+    /// Goes on at another byte index, which has to be between two values.
+    pub fn skip_to(&mut self, at: usize) {
+        self.at = at;
     }
 
     /// The byte index of what comes next.
