@@ -12,6 +12,7 @@ use async_nats::rustls::pki_types::pem::PemObject;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server, ServerAddr, ServerError};
 use futures_util::StreamExt;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -27,8 +28,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Soon enough for a server that comes back, seldom enough for one that is down for hours.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
+const FLAPPING_PAUSE: Duration = Duration::from_secs(1);
 /// At most one line of log in this time says why there is no connection.
 const LOG_PAUSE: Duration = Duration::from_secs(30);
+/// As many as the library reports at once.
+const KEPT_COMPLAINTS: usize = 128;
 /// How long [`Link::close`] waits for the library to say good-bye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -51,8 +55,10 @@ pub(super) struct Link {
 struct Status {
     /// Why there is no connection.
     cause: Option<String>,
-    /// What the server last complained about.
-    complaint: Option<(Instant, String)>,
+    /// When the last connection was made.
+    connected: Option<Instant>,
+    /// What the server complained about, the newest last; a few, because denied publishes come in crowds.
+    complaints: VecDeque<(Instant, String)>,
     /// When a line about the cause was last logged.
     logged: Option<Instant>,
 }
@@ -98,7 +104,7 @@ impl Link {
     /// never in a reply.
     pub(super) fn complaint_about(&self, what: &str, start: Instant) -> Option<String> {
         let status = self.status();
-        let complaint = status.complaint.as_ref().filter(|(at, text)| *at >= start && text.contains(what));
+        let complaint = status.complaints.iter().rev().find(|(at, text)| *at >= start && text.contains(what));
         complaint.map(|(_, text)| format!("nats refused: {text}"))
     }
 
@@ -140,7 +146,12 @@ impl Link {
             let link = on_attempt.upgrade();
             async move {
                 match link {
-                    Some(link) if !link.closing.load(Ordering::Relaxed) => link.note_failed_attempts(&servers),
+                    Some(link) if !link.closing.load(Ordering::Relaxed) => {
+                        link.note_failed_attempts(&servers);
+                        let pause = link.flapping();
+                        drop(link);
+                        tokio::time::sleep(pause).await;
+                    }
                     // Nobody wants this connection any more, and the library has no other way to stop trying.
                     _ => std::future::pending().await,
                 }
@@ -153,18 +164,20 @@ impl Link {
     fn observe(&self, event: Event) {
         match event {
             Event::Connected => {
-                self.set_cause(None);
+                let mut status = self.status();
+                (status.cause, status.connected) = (None, Some(Instant::now()));
+                drop(status);
                 info!(sink = self.sink, servers = self.servers, "connected to nats");
                 self.stream_wanted.notify_one();
             }
             Event::Disconnected => {
-                let complaint = self.status().complaint.take();
+                let complaint = self.status().complaints.back().cloned();
                 let recent = complaint.filter(|(at, _)| at.elapsed() < Duration::from_secs(1));
                 let cause = recent.map_or_else(|| "connection lost".to_owned(), |(_, text)| text);
                 self.replies.abandon();
                 if !self.closing.load(Ordering::Relaxed) {
                     warn!(sink = self.sink, cause = without_names(&cause), "disconnected from nats");
-                    self.set_cause(Some(cause));
+                    self.status().cause = Some(cause);
                 }
             }
             Event::ServerError(error) => {
@@ -172,11 +185,15 @@ impl Link {
                 if self.may_log() {
                     warn!(sink = self.sink, complaint = without_names(&text), "the nats server complains");
                 }
-                self.status().complaint = Some((Instant::now(), text));
+                let mut status = self.status();
+                if status.complaints.len() >= KEPT_COMPLAINTS {
+                    status.complaints.pop_front();
+                }
+                status.complaints.push_back((Instant::now(), text));
             }
             // Every other failed attempt is told in more words to `note_failed_attempts`.
             Event::ClientError(ClientError::Other(kind)) if kind == "DNS error" => {
-                self.set_cause(Some("cannot resolve the host name".to_owned()));
+                self.explain_outage("cannot resolve the host name".to_owned());
             }
             Event::LameDuckMode => info!(sink = self.sink, "the nats server is about to stop, another one will be used"),
             Event::SlowConsumer(_) => warn!(sink = self.sink, "acknowledgements from nats arrive faster than they are read"),
@@ -192,16 +209,22 @@ impl Link {
             _ => errors.map(|(server, error)| format!("{}:{}: {error}", server.addr.host(), server.addr.port())).collect(),
         };
         if !text.is_empty() {
-            self.set_cause(Some(text.join("; ")));
+            self.explain_outage(text.join("; "));
         }
     }
 
-    fn set_cause(&self, cause: Option<String>) {
-        let failing = cause.is_some();
-        self.status().cause = cause;
-        if failing && self.may_log() {
+    fn explain_outage(&self, cause: String) {
+        self.status().cause = Some(cause);
+        if self.may_log() {
             warn!(sink = self.sink, cause = self.describe_outage(), "nats cannot be reached, trying for ever");
         }
+    }
+
+    /// How long to leave a server alone that has just taken a connection and dropped it again: the library counts no failed
+    /// attempt there, and would knock without pause.
+    fn flapping(&self) -> Duration {
+        let connected = self.status().connected;
+        connected.map_or(Duration::ZERO, |at| FLAPPING_PAUSE.saturating_sub(at.elapsed()))
     }
 
     fn may_log(&self) -> bool {
@@ -236,7 +259,7 @@ async fn receive(link: Weak<Link>, replies: Arc<Replies>, options: ConnectOption
     let client = match options.connect(servers).await {
         Ok(client) => client,
         // Only an unusable address gets here, and those were refused at load.
-        Err(error) => return link.upgrade().into_iter().for_each(|link| link.set_cause(Some(error.to_string()))),
+        Err(error) => return link.upgrade().into_iter().for_each(|link| link.explain_outage(error.to_string())),
     };
     let Ok(mut incoming) = client.subscribe(replies.subject()).await else { return };
     if let Some(link) = link.upgrade() {
