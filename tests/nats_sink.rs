@@ -10,8 +10,8 @@ use cdrelay::sink::nats::{Config, NatsSink};
 use cdrelay::sink::{Failure, Message, Sink};
 use figment::Figment;
 use figment::providers::{Format, Toml};
-use futures_util::future::join_all;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use rustix::process::Signal;
 use server::Server;
 use std::collections::HashSet;
@@ -45,7 +45,8 @@ async fn context(server: &Server) -> jetstream::Context {
 
 /// A stream named CDR for `telecmi.cdr.>`, with `change` applied.
 async fn stream(server: &Server, change: impl FnOnce(&mut stream::Config)) -> stream::Stream {
-    let mut config = stream::Config { name: "CDR".to_owned(), subjects: vec!["telecmi.cdr.>".to_owned()], ..Default::default() };
+    let mut config =
+        stream::Config { name: "CDR".to_owned(), subjects: vec!["telecmi.cdr.>".to_owned()], ..Default::default() };
     change(&mut config);
     context(server).await.create_stream(config).await.unwrap();
     context(server).await.get_stream("CDR").await.unwrap()
@@ -98,7 +99,11 @@ async fn headers_and_payload_arrive_byte_for_byte() {
     let stream = stream(&server, |_| {}).await;
     let sink = sink(&server, "stream = { name = 'CDR' }");
     let sent = Message {
-        headers: vec![("ce-id", "a".to_owned()), ("ce-subject", "விற்பனை%0A*>".to_owned()), ("content-type", "application/json".to_owned())],
+        headers: vec![
+            ("ce-id", "a".to_owned()),
+            ("ce-subject", "விற்பனை%0A*>".to_owned()),
+            ("content-type", "application/json".to_owned()),
+        ],
         payload: Bytes::from_static("{ \"n\": 1.10,\r\n \"team\":\"விற்பனை\", \"n\": 12345678901234567890 }".as_bytes()),
         ..message(1, "telecmi.cdr.Sales%2E%2A%3E.42")
     };
@@ -113,7 +118,11 @@ async fn headers_and_payload_arrive_byte_for_byte() {
     }
     assert_eq!(stored.headers.get("Nats-Msg-Id").unwrap().as_str(), sent.id.to_string());
     assert_eq!(stored.headers.get("Nats-Expected-Stream").unwrap().as_str(), "CDR");
-    assert_eq!(stream.get_info().await.unwrap().state.messages, 1, "the second publish was recognised as the same event");
+    assert_eq!(
+        stream.get_info().await.unwrap().state.messages,
+        1,
+        "the second publish was recognised as the same event"
+    );
     let closing = Instant::now();
     sink.close().await;
     assert!(closing.elapsed() < Duration::from_secs(1), "the library said good-bye");
@@ -226,7 +235,9 @@ async fn a_server_killed_under_load_loses_nothing_and_stores_nothing_twice() {
             tokio::spawn(async move {
                 let mut causes = HashSet::new();
                 for turn in 0..100 {
-                    causes.extend(deliver(&sink, &message(worker * 1000 + turn, &format!("telecmi.cdr.team.{worker}"))).await);
+                    causes.extend(
+                        deliver(&sink, &message(worker * 1000 + turn, &format!("telecmi.cdr.team.{worker}"))).await,
+                    );
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 causes
@@ -281,14 +292,25 @@ async fn a_client_that_may_not_look_at_streams_is_ready_and_one_that_may_not_pub
         { user: admin, password: admin }
     ] }";
     let server = Server::start(users).await;
-    let admin = async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into()).connect(server.url()).await.unwrap();
+    let admin = async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into())
+        .connect(server.url())
+        .await
+        .unwrap();
     let streams = jetstream::new(admin);
-    streams.create_stream(stream::Config { name: "CDR".into(), subjects: vec!["telecmi.cdr.>".into()], ..Default::default() }).await.unwrap();
+    streams
+        .create_stream(stream::Config {
+            name: "CDR".into(),
+            subjects: vec!["telecmi.cdr.>".into()],
+            ..Default::default()
+        })
+        .await
+        .unwrap();
 
     let restricted = sink(&server, "user = 'app'\npassword = 'app'\nack_timeout = '1s'");
     deliver(&restricted, &message(1, "telecmi.cdr.a.b")).await;
     assert_eq!(restricted.probe().await, Ok(()));
-    fails_with(&restricted, &message(2, "telecmi.cdr.b.b"), "Permissions Violation for Publish to \"telecmi.cdr.b.b\"").await;
+    fails_with(&restricted, &message(2, "telecmi.cdr.b.b"), "Permissions Violation for Publish to \"telecmi.cdr.b.b\"")
+        .await;
 
     let core = sink(&server, "user = 'core'\npassword = 'core'\nmode = 'core'");
     deliver(&core, &message(3, "telecmi.cdr.a.b")).await;

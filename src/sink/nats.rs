@@ -182,9 +182,13 @@ impl NatsSink {
             return Err(SetupError("`ack_timeout` is zero, so no message could ever be acknowledged".to_owned()));
         }
         let stream = match (config.mode, &config.stream) {
-            (Mode::Core, Some(_)) => return Err(SetupError("`stream` has no meaning with mode = \"core\"; remove one of them".to_owned())),
+            (Mode::Core, Some(_)) => {
+                return Err(SetupError("`stream` has no meaning with mode = \"core\"; remove one of them".to_owned()));
+            }
             (Mode::Core, None) => None,
-            (Mode::Jetstream, stream) => Some(Arc::new(StreamCheck::new(name, config.domain.as_deref(), stream.as_ref(), subject)?)),
+            (Mode::Jetstream, stream) => {
+                Some(Arc::new(StreamCheck::new(name, config.domain.as_deref(), stream.as_ref(), subject)?))
+            }
         };
         let link = Link::open(name, config)?;
         let keeper = stream.as_ref().filter(|stream| stream.creates()).map(|stream| {
@@ -206,7 +210,10 @@ impl NatsSink {
         if let Some(limit) = self.max_payload
             && message.payload.len() + size(&headers) > limit
         {
-            return Err(Failure::rejected(format!("message of {} bytes exceeds max_payload of {limit}", message.payload.len() + size(&headers))));
+            return Err(Failure::rejected(format!(
+                "message of {} bytes exceeds max_payload of {limit}",
+                message.payload.len() + size(&headers)
+            )));
         }
         let client = self.link.client()?;
         let start = Instant::now();
@@ -225,9 +232,20 @@ impl NatsSink {
     }
 
     /// JetStream: resolves with the stream's acknowledgement.
-    async fn store(&self, client: &Client, stream: &StreamCheck, message: &Message, headers: HeaderMap) -> Result<(), Failure> {
+    async fn store(
+        &self,
+        client: &Client,
+        stream: &StreamCheck,
+        message: &Message,
+        headers: HeaderMap,
+    ) -> Result<(), Failure> {
         let ticket = self.link.replies.ticket();
-        let sent = client.publish_with_reply_and_headers(message.topic.clone(), ticket.inbox(), headers, message.payload.clone());
+        let sent = client.publish_with_reply_and_headers(
+            message.topic.clone(),
+            ticket.inbox(),
+            headers,
+            message.payload.clone(),
+        );
         sent.await.map_err(send_failure)?;
         let reply = ticket.reply().await.map_err(|_| connection_lost())?;
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
@@ -238,8 +256,17 @@ impl NatsSink {
     }
 
     /// Core: resolves once the server has processed the message, as far as a server without acknowledgements tells.
-    async fn hand_over(&self, client: &Client, message: &Message, headers: HeaderMap, start: Instant) -> Result<(), Failure> {
-        client.publish_with_headers(message.topic.clone(), headers, message.payload.clone()).await.map_err(send_failure)?;
+    async fn hand_over(
+        &self,
+        client: &Client,
+        message: &Message,
+        headers: HeaderMap,
+        start: Instant,
+    ) -> Result<(), Failure> {
+        client
+            .publish_with_headers(message.topic.clone(), headers, message.payload.clone())
+            .await
+            .map_err(send_failure)?;
         let ticket = self.link.replies.ticket();
         client.publish(ticket.inbox(), Bytes::new()).await.map_err(send_failure)?;
         ticket.reply().await.map_err(|_| connection_lost())?;
@@ -296,9 +323,13 @@ impl Drop for NatsSink {
 /// A subject that the server would answer by dropping the connection, or never store, is this message's own fault.
 fn check_subject(subject: &str) -> Result<(), Failure> {
     if subject.len() > MAX_SUBJECT {
-        return Err(Failure::rejected(format!("subject of {} bytes exceeds the {MAX_SUBJECT} that fit a NATS protocol line", subject.len())));
+        return Err(Failure::rejected(format!(
+            "subject of {} bytes exceeds the {MAX_SUBJECT} that fit a NATS protocol line",
+            subject.len()
+        )));
     }
-    let illegal = |token: &str| matches!(token, "" | "*" | ">") || token.contains(|c: char| c.is_ascii_whitespace() || c == '\0');
+    let illegal =
+        |token: &str| matches!(token, "" | "*" | ">") || token.contains(|c: char| c.is_ascii_whitespace() || c == '\0');
     match subject.split('.').any(illegal) {
         true => Err(Failure::rejected(format!("`{}` is not a subject to publish to", subject.escape_debug()))),
         false => Ok(()),
@@ -335,7 +366,9 @@ fn acknowledged(payload: &[u8]) -> Result<(), Failure> {
             }
             _ => Err(Failure::unavailable(format!("the stream does not take messages: {error}"))),
         },
-        Err(_) => Err(Failure::unavailable("something other than JetStream answers on this subject; no stream confirmed the message")),
+        Err(_) => Err(Failure::unavailable(
+            "something other than JetStream answers on this subject; no stream confirmed the message",
+        )),
     }
 }
 
@@ -380,7 +413,9 @@ mod tests {
         let message = message("a.b");
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            let Err(Failure::Unavailable { cause, .. }) = sink.publish(&message).await else { panic!("published to nowhere") };
+            let Err(Failure::Unavailable { cause, .. }) = sink.publish(&message).await else {
+                panic!("published to nowhere")
+            };
             assert!(cause.starts_with("not connected to nats at 127.0.0.1:1: "), "{cause}");
             if cause.contains("refused") {
                 break;
@@ -414,7 +449,9 @@ mod tests {
         let ack = |text: &str| acknowledged(text.as_bytes());
         assert_eq!(ack(r#"{"stream":"A","seq":7}"#), Ok(()));
         assert_eq!(ack(r#"{"stream":"A","seq":7,"duplicate":true,"domain":"hub"}"#), Ok(()));
-        let error = |code: u64| format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"x"}},"stream":"A","seq":0}}"#);
+        let error = |code: u64| {
+            format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"x"}},"stream":"A","seq":0}}"#)
+        };
         for code in [10054, 10097] {
             assert!(matches!(ack(&error(code)), Err(Failure::Rejected { .. })), "{code}");
         }

@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_line_holds_topic_key_headers_and_the_event_as_received() {
-        let line = String::from_utf8(line(&message(r#"{ "amount": 1.10,  "n":12345678901234567890 }"#)).unwrap()).unwrap();
+        let line =
+            String::from_utf8(line(&message(r#"{ "amount": 1.10,  "n":12345678901234567890 }"#)).unwrap()).unwrap();
         assert_eq!(
             line,
             concat!(
@@ -277,7 +278,10 @@ mod tests {
     #[test]
     fn an_event_on_several_lines_loses_only_insignificant_white_space() {
         assert_eq!(one_line("{\r\n  \"a b\": [1.0 ,\t2e5],\n \"c\" : null }"), r#"{"a b":[1.0,2e5],"c":null}"#);
-        assert_eq!(one_line("{\n\"a\": \"x \\\" y \\\\\", \"b\": \"\\\\\\\" z\"}"), r#"{"a":"x \" y \\","b":"\\\" z"}"#);
+        assert_eq!(
+            one_line("{\n\"a\": \"x \\\" y \\\\\", \"b\": \"\\\\\\\" z\"}"),
+            r#"{"a":"x \" y \\","b":"\\\" z"}"#
+        );
         assert_eq!(one_line(r#"{ "a" : 1 }"#), r#"{ "a" : 1 }"#);
     }
 
@@ -311,7 +315,10 @@ mod tests {
             let (complete, torn): (Vec<_>, Vec<_>) = text.split_inclusive('\n').partition(|line| *line == whole);
             // A line that lost only its line break gets one, and is there twice.
             assert_eq!(complete.len(), if room + 1 == whole.len() { 4 } else { 3 }, "room {room}: {text}");
-            assert!(torn.len() <= 1 && torn.iter().all(|line| whole.starts_with(line.trim_end())), "room {room}: {text}");
+            assert!(
+                torn.len() <= 1 && torn.iter().all(|line| whole.starts_with(line.trim_end())),
+                "room {room}: {text}"
+            );
         }
     }
 

@@ -48,7 +48,8 @@ async fn an_nkey_is_accepted() {
 
 #[tokio::test]
 async fn a_credentials_file_is_accepted_and_its_payload_limit_can_be_set() {
-    let (operator, account, system, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_user());
+    let (operator, account, system, user) =
+        (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_user());
     let unlimited = json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
         "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1
@@ -60,7 +61,8 @@ async fn a_credentials_file_is_accepted_and_its_payload_limit_can_be_set() {
         system_limits.as_object_mut().unwrap().remove(key);
     }
     let system_jwt = jwt(&operator, &system, json!({ "type": "account", "version": 2, "limits": system_limits }));
-    let user_jwt = jwt(&account, &user, json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": 1000 }));
+    let user_jwt =
+        jwt(&account, &user, json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": 1000 }));
     let server = Server::start(&format!(
         "operator: {operator_jwt}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {account_jwt}, {}: {system_jwt} }}",
         system.public_key(),
@@ -86,7 +88,8 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
     let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = encode(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
     let (iss, sub) = (issuer.public_key(), subject.public_key());
-    let claims = encode(json!({ "jti": sub, "iat": 1_700_000_000, "iss": iss, "sub": sub, "name": "test", "nats": nats }));
+    let claims =
+        encode(json!({ "jti": sub, "iat": 1_700_000_000, "iss": iss, "sub": sub, "name": "test", "nats": nats }));
     let signed = format!("{header}.{claims}");
     let signature = URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
     format!("{signed}.{signature}")
@@ -105,7 +108,12 @@ async fn tls_trusts_the_private_authority_and_shows_the_clients_certificate() {
     ))
     .await;
     let event = message(1, SUBJECT);
-    let full = format!("tls = {{ ca_file = '{}', cert_file = '{}', key_file = '{}' }}\n{CREATE}", file("ca.pem"), file("client.pem"), file("client.key"));
+    let full = format!(
+        "tls = {{ ca_file = '{}', cert_file = '{}', key_file = '{}' }}\n{CREATE}",
+        file("ca.pem"),
+        file("client.pem"),
+        file("client.key")
+    );
     deliver(&sink(&server, &full), &event).await;
     let stranger = format!("tls = {{ ca_file = '{}' }}\n", file("other.pem"));
     fails_with(&sink(&server, &stranger), &event, "certificate").await;
@@ -122,7 +130,9 @@ fn certificates(dir: &Path) {
     };
     authority("other.pem");
     let authority = authority("ca.pem");
-    for (name, usage) in [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)] {
+    for (name, usage) in
+        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
+    {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = vec![usage];

@@ -37,7 +37,9 @@ impl Identity {
         match (config.user.clone(), password) {
             (Some(user), Some(password)) => named.push(("user", Self::User { user, password })),
             (Some(_), None) => return Err(SetupError("`user` needs `password` or `password_file`".to_owned())),
-            (None, Some(_)) => return Err(SetupError("`password` needs `user`; for a token alone use `token`".to_owned())),
+            (None, Some(_)) => {
+                return Err(SetupError("`password` needs `user`; for a token alone use `token`".to_owned()));
+            }
             (None, None) => {}
         }
         named.extend(token.map(|token| ("token", Self::Token(token))));
@@ -73,7 +75,10 @@ impl Identity {
                     SetupError(format!("`credentials_file`: cannot read {}: {error}", path.display()))
                 })?;
                 let (jwt, seed) = parse_credentials(&text).ok_or_else(|| {
-                    SetupError(format!("`credentials_file`: {} lacks a user JWT or an nkey seed between its BEGIN and END lines", path.display()))
+                    SetupError(format!(
+                        "`credentials_file`: {} lacks a user JWT or an nkey seed between its BEGIN and END lines",
+                        path.display()
+                    ))
                 })?;
                 auth.signature = Some(sign(&user_key("credentials_file", seed)?, nonce)?);
                 auth.jwt = Some(jwt.to_owned());
@@ -110,7 +115,10 @@ fn sign(key: &KeyPair, nonce: &[u8]) -> Result<Vec<u8>, SetupError> {
 /// The JWT and the seed of a `.creds` file: the lines that follow its two `-----BEGIN …` lines.
 fn parse_credentials(text: &str) -> Option<(&str, &str)> {
     let block = |title| {
-        let mut lines = text.lines().map(str::trim).skip_while(move |line| !(line.starts_with("-----BEGIN") && line.contains(title)));
+        let mut lines = text
+            .lines()
+            .map(str::trim)
+            .skip_while(move |line| !(line.starts_with("-----BEGIN") && line.contains(title)));
         lines.nth(1).filter(|line| !line.is_empty() && !line.starts_with('-'))
     };
     Some((block("JWT")?, block("SEED")?))
@@ -141,7 +149,9 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("user.creds");
-        let text = format!("-----BEGIN NATS USER JWT-----\r\neyJ.x.y\r\n------END NATS USER JWT------\r\n\r\n*** IMPORTANT ***\r\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n");
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\r\neyJ.x.y\r\n------END NATS USER JWT------\r\n\r\n*** IMPORTANT ***\r\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"
+        );
         std::fs::write(&path, text).unwrap();
         let auth = identity(&format!("credentials_file = '{}'", path.display())).unwrap().answer(b"nonce").unwrap();
         assert_eq!(auth.jwt.as_deref(), Some("eyJ.x.y"));

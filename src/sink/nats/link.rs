@@ -74,7 +74,11 @@ impl Link {
         }
         let link = Arc::new(Self {
             sink: sink.to_owned(),
-            servers: servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect::<Vec<_>>().join(", "),
+            servers: servers
+                .iter()
+                .map(|server| format!("{}:{}", server.host(), server.port()))
+                .collect::<Vec<_>>()
+                .join(", "),
             client: OnceLock::new(),
             replies: Arc::new(Replies::below(prefix)),
             status: Mutex::default(),
@@ -119,7 +123,12 @@ impl Link {
         }
     }
 
-    fn options(self: &Arc<Self>, config: &Config, identity: Identity, inbox: &str) -> Result<ConnectOptions, SetupError> {
+    fn options(
+        self: &Arc<Self>,
+        config: &Config,
+        identity: Identity,
+        inbox: &str,
+    ) -> Result<ConnectOptions, SetupError> {
         let (on_event, on_attempt) = (Arc::downgrade(self), Arc::downgrade(self));
         let options = ConnectOptions::with_auth_callback(move |nonce| {
             let answer = identity.answer(&nonce).map_err(AuthError::new);
@@ -195,8 +204,12 @@ impl Link {
             Event::ClientError(ClientError::Other(kind)) if kind == "DNS error" => {
                 self.explain_outage("cannot resolve the host name".to_owned());
             }
-            Event::LameDuckMode => info!(sink = self.sink, "the nats server is about to stop, another one will be used"),
-            Event::SlowConsumer(_) => warn!(sink = self.sink, "acknowledgements from nats arrive faster than they are read"),
+            Event::LameDuckMode => {
+                info!(sink = self.sink, "the nats server is about to stop, another one will be used")
+            }
+            Event::SlowConsumer(_) => {
+                warn!(sink = self.sink, "acknowledgements from nats arrive faster than they are read")
+            }
             Event::Closed => self.closed.notify_one(),
             Event::Draining | Event::ClientError(_) => {}
         }
@@ -206,7 +219,9 @@ impl Link {
         let errors = servers.iter().filter_map(|server| Some((server, attempt_error(server.last_error.as_deref()?))));
         let text = match servers {
             [_] => errors.map(|(_, error)| error).collect::<Vec<_>>(),
-            _ => errors.map(|(server, error)| format!("{}:{}: {error}", server.addr.host(), server.addr.port())).collect(),
+            _ => errors
+                .map(|(server, error)| format!("{}:{}: {error}", server.addr.host(), server.addr.port()))
+                .collect(),
         };
         if !text.is_empty() {
             self.explain_outage(text.join("; "));
@@ -275,9 +290,12 @@ fn parse_servers(urls: &[String]) -> Result<Vec<ServerAddr>, SetupError> {
     let refused = |url: &str, why: &str| SetupError(format!("`servers`: `{url}` {why}"));
     let parse = |url: &String| {
         if url.contains('@') {
-            return Err(SetupError("`servers`: a URL must not hold credentials; use `user` and `password`, or `token`".to_owned()));
+            return Err(SetupError(
+                "`servers`: a URL must not hold credentials; use `user` and `password`, or `token`".to_owned(),
+            ));
         }
-        let server: ServerAddr = url.trim().parse().map_err(|_| refused(url, "is not an address like nats://host:4222"))?;
+        let server: ServerAddr =
+            url.trim().parse().map_err(|_| refused(url, "is not an address like nats://host:4222"))?;
         match server.scheme() {
             _ if server.host().is_empty() => Err(refused(url, "names no host")),
             "nats" | "tls" => Ok(server),
@@ -332,7 +350,9 @@ fn reconnect_delay(attempts: usize) -> Duration {
 /// The library's error of one attempt without its layers of prefixes.
 fn attempt_error(text: &str) -> String {
     match text {
-        _ if text.contains("authorization violation") => "the server refuses the credentials (authorization violation)".to_owned(),
+        _ if text.contains("authorization violation") => {
+            "the server refuses the credentials (authorization violation)".to_owned()
+        }
         "timed out" => "connecting timed out".to_owned(),
         _ => text.trim_start_matches("IO error: ").trim_start_matches("nats: ").to_owned(),
     }

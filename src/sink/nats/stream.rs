@@ -100,7 +100,12 @@ pub(super) struct StreamCheck {
 
 impl StreamCheck {
     /// Refuses settings that the server would refuse every time.
-    pub(super) fn new(sink: &str, domain: Option<&str>, config: Option<&StreamConfig>, subject: Option<&str>) -> Result<Self, SetupError> {
+    pub(super) fn new(
+        sink: &str,
+        domain: Option<&str>,
+        config: Option<&StreamConfig>,
+        subject: Option<&str>,
+    ) -> Result<Self, SetupError> {
         let creation = match config {
             Some(config) if config.create => Some(creation(config, subject)?),
             _ => None,
@@ -108,7 +113,10 @@ impl StreamCheck {
         if let Some(config) = config {
             let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
             if config.name.is_empty() || !config.name.chars().all(legal) {
-                return Err(SetupError(format!("`stream.name`: `{}` is empty or holds a blank, `.`, `*`, `>` or a slash", config.name)));
+                return Err(SetupError(format!(
+                    "`stream.name`: `{}` is empty or holds a blank, `.`, `*`, `>` or a slash",
+                    config.name
+                )));
             }
         }
         Ok(Self {
@@ -136,7 +144,9 @@ impl StreamCheck {
             (Some(name), true, Some(error)) => {
                 format!("no JetStream stream takes subject `{subject}`, and stream `{name}` cannot be created: {error}")
             }
-            (Some(name), true, None) => format!("no JetStream stream takes subject `{subject}` yet; stream `{name}` is being created"),
+            (Some(name), true, None) => {
+                format!("no JetStream stream takes subject `{subject}` yet; stream `{name}` is being created")
+            }
             _ => format!(
                 "no JetStream stream takes subject `{subject}`; create one, or set [sinks.{}.stream] name and create = true",
                 self.sink
@@ -156,7 +166,9 @@ impl StreamCheck {
         if let Some(name) = &self.name {
             match context.request::<_, _, Response<stream::Info>>(format!("STREAM.INFO.{name}"), &()).await {
                 Ok(Response::Ok(info)) if info.config.no_ack => {
-                    return Err(Failure::unavailable(format!("stream `{name}` has no_ack set, so it never confirms a message; unset it")));
+                    return Err(Failure::unavailable(format!(
+                        "stream `{name}` has no_ack set, so it never confirms a message; unset it"
+                    )));
                 }
                 Ok(Response::Ok(_)) => {}
                 Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -194,13 +206,23 @@ impl StreamCheck {
             match &outcome {
                 Ok(differences) if !differences.is_empty() && *differences != known => {
                     known.clone_from(differences);
-                    warn!(sink = self.sink, stream = config.name, differences, "the stream exists with other settings, left as it is");
+                    warn!(
+                        sink = self.sink,
+                        stream = config.name,
+                        differences,
+                        "the stream exists with other settings, left as it is"
+                    );
                 }
                 Ok(_) => {}
                 Err(error) => {
                     wanted.notify_one();
                     if self.error().as_ref() != Some(error) {
-                        warn!(sink = self.sink, stream = config.name, error, "cannot create the stream, trying for ever");
+                        warn!(
+                            sink = self.sink,
+                            stream = config.name,
+                            error,
+                            "cannot create the stream, trying for ever"
+                        );
                     }
                 }
             }
@@ -251,7 +273,9 @@ fn takes(names: &Names, expected: Option<&str>) -> bool {
 }
 
 fn no_jetstream() -> Failure {
-    Failure::unavailable("JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"")
+    Failure::unavailable(
+        "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
+    )
 }
 
 fn creation(config: &StreamConfig, subject: Option<&str>) -> Result<stream::Config, SetupError> {
@@ -268,7 +292,9 @@ fn creation(config: &StreamConfig, subject: Option<&str>) -> Result<stream::Conf
     }
     let duplicate_window = match (config.duplicate_window, config.max_age) {
         (Some(window), Some(age)) if window > age => {
-            return Err(SetupError("`stream.duplicate_window` is longer than `stream.max_age`, which the server refuses".to_owned()));
+            return Err(SetupError(
+                "`stream.duplicate_window` is longer than `stream.max_age`, which the server refuses".to_owned(),
+            ));
         }
         (Some(window), _) => window,
         (None, age) => age.unwrap_or(Duration::MAX).min(Duration::from_secs(3600)),
@@ -340,7 +366,8 @@ mod tests {
 
     #[test]
     fn what_the_server_would_refuse_is_refused_at_load() {
-        let error = |toml: &str, subject| StreamCheck::new("n", None, Some(&config(toml)), subject).err().unwrap().to_string();
+        let error =
+            |toml: &str, subject| StreamCheck::new("n", None, Some(&config(toml)), subject).err().unwrap().to_string();
         assert!(error("name = 'CDR'\ncreate = true", None).contains("`stream.subjects`"));
         assert!(error("name = 'a.b'", None).contains("`stream.name`"));
         assert!(error("name = 'C'\ncreate = true\nreplicas = 6", Some("a")).contains("`stream.replicas`"));
