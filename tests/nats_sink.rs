@@ -12,7 +12,6 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use rustix::process::Signal;
 use server::Server;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -248,7 +247,7 @@ async fn a_server_killed_under_load_loses_nothing_and_stores_nothing_twice() {
         tokio::time::sleep(Duration::from_millis(150)).await;
         server.kill();
         tokio::time::sleep(Duration::from_millis(300)).await;
-        server.run().await;
+        server.start_again().await;
     }
     for worker in join_all(load).await {
         assert!(!worker.unwrap().is_empty(), "each conversation met a dead server");
@@ -274,12 +273,12 @@ async fn a_server_that_falls_silent_times_out_and_is_used_again() {
     let stream = stream(&server, |_| {}).await;
     let sink = sink(&server, "ack_timeout = '300ms'");
     deliver(&sink, &message(1, "telecmi.cdr.a.b")).await;
-    server.signal(Signal::STOP);
+    server.pause();
     let next = message(2, "telecmi.cdr.a.b");
     for _ in 0..3 {
         fails_with(&sink, &next, "did not acknowledge").await;
     }
-    server.signal(Signal::CONT);
+    server.resume();
     deliver(&sink, &next).await;
     assert_eq!(stream.get_info().await.unwrap().state.messages, 2);
 }
@@ -335,8 +334,8 @@ async fn core_mode_hands_messages_to_subscribers() {
     }
     assert_eq!(received, (0..500).map(|id| message(id, "").payload).collect());
     assert_eq!(sink.probe().await, Ok(()));
-    server.signal(Signal::STOP);
+    server.pause();
     let outcome = tokio::time::timeout(Duration::from_millis(300), sink.publish(&message(9, "telecmi.cdr.a.b"))).await;
-    server.signal(Signal::CONT);
+    server.resume();
     assert!(outcome.is_err(), "a message counts only once the server has processed it");
 }

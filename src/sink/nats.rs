@@ -207,13 +207,9 @@ impl NatsSink {
     async fn send(&self, message: &Message) -> Result<(), Failure> {
         check_subject(&message.topic)?;
         let headers = self.headers(message)?;
-        if let Some(limit) = self.max_payload
-            && message.payload.len() + size(&headers) > limit
-        {
-            return Err(Failure::rejected(format!(
-                "message of {} bytes exceeds max_payload of {limit}",
-                message.payload.len() + size(&headers)
-            )));
+        let bytes = message.payload.len() + size(&headers);
+        if let Some(limit) = self.max_payload.filter(|limit| bytes > *limit) {
+            return Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")));
         }
         let client = self.link.client()?;
         let start = Instant::now();

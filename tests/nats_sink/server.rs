@@ -16,10 +16,10 @@ pub struct Server {
 impl Server {
     /// A server with JetStream and `settings` on top.
     pub async fn start(settings: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut server = Self { dir: tempfile::tempdir().unwrap(), port, process: None };
         server.configure(settings);
-        server.run().await;
+        server.start_again().await;
         server
     }
 
@@ -27,12 +27,12 @@ impl Server {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    pub fn dir(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.dir.path()
     }
 
     /// Starts it, with what its disk holds, and waits until it takes connections.
-    pub async fn run(&mut self) {
+    pub async fn start_again(&mut self) {
         let program = std::env::var_os("CDRELAY_TEST_NATS_SERVER").unwrap_or_else(|| "nats-server".into());
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let mut command = Command::new(program);
@@ -53,7 +53,16 @@ impl Server {
         }
     }
 
-    pub fn signal(&self, signal: Signal) {
+    /// It answers nothing, yet its connections stay open.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let id = self.process.as_ref().unwrap().id();
         kill_process(Pid::from_raw(id.try_into().unwrap()).unwrap(), signal).unwrap();
     }
@@ -79,4 +88,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Not one the system would hand out by itself: while the server is down, a client that knocks on its port could otherwise be
+/// given that very port as its own, and talk to itself.
+fn free_port() -> u16 {
+    std::iter::repeat_with(|| fastrand::u16(20_000..32_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
 }

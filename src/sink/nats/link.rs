@@ -116,11 +116,13 @@ impl Link {
     pub(super) async fn close(&self) {
         let connected = self.client().ok();
         self.closing.store(true, Ordering::Relaxed);
-        if let Some(client) = connected
-            && client.drain().await.is_ok()
-        {
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.closed.notified()).await;
-        }
+        let Some(client) = connected else { return };
+        let good_bye = async {
+            if client.drain().await.is_ok() {
+                self.closed.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, good_bye).await;
     }
 
     fn options(
