@@ -268,8 +268,12 @@ impl NatsSink {
         ticket.reply().await.map_err(|_| connection_lost())?;
         // A denied publish is reported before our echo, but through another task of the library; let that one run first.
         tokio::task::yield_now().await;
-        let denied = self.link.complaint_about(&format!("\"{}\"", message.topic), start);
-        denied.map_or(Ok(()), |cause| Err(Failure::unavailable(cause)))
+        match self.link.denied_since(start) {
+            true => Err(Failure::unavailable(
+                "nats denies publishes to this user (Permissions Violation for Publish); allow the subject",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn headers(&self, message: &Message) -> Result<HeaderMap, Failure> {

@@ -33,6 +33,11 @@ const FLAPPING_PAUSE: Duration = Duration::from_secs(1);
 const LOG_PAUSE: Duration = Duration::from_secs(30);
 /// As many as the library reports at once.
 const KEPT_COMPLAINTS: usize = 128;
+/// How the server begins a complaint that leaves the connection up.
+const DENIED: &str = "Permissions Violation";
+const DENIED_PUBLISH: &str = "Permissions Violation for Publish";
+/// How long one denied publish puts those after it in doubt, where nothing else confirms them.
+const DENIAL_LASTS: Duration = Duration::from_secs(1);
 /// How long [`Link::close`] waits for the library to say good-bye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -59,8 +64,12 @@ struct Status {
     connected: Option<Instant>,
     /// What the server complained about, the newest last; a few, because denied publishes come in crowds.
     complaints: VecDeque<(Instant, String)>,
-    /// When a line about the cause was last logged.
-    logged: Option<Instant>,
+    /// When the last publish was denied.
+    denied: Option<Instant>,
+    /// When an outage was last explained in the log.
+    outage_logged: Option<Instant>,
+    /// When a complaint was last logged.
+    complaint_logged: Option<Instant>,
 }
 
 impl Link {
@@ -110,6 +119,13 @@ impl Link {
         let status = self.status();
         let complaint = status.complaints.iter().rev().find(|(at, text)| *at >= start && text.contains(what));
         complaint.map(|(_, text)| format!("nats refused: {text}"))
+    }
+
+    /// Whether the server has denied any publish since shortly before `start`. It does not say which one in a way that could be
+    /// relied on: the library drops such reports when they come in a crowd, and passes them on late.
+    pub(super) fn denied_since(&self, start: Instant) -> bool {
+        let denied = self.status().denied;
+        denied.is_some_and(|at| at + DENIAL_LASTS >= start)
     }
 
     /// Says good-bye. A connection that is down is simply not tried again.
@@ -183,7 +199,9 @@ impl Link {
             }
             Event::Disconnected => {
                 let complaint = self.status().complaints.back().cloned();
-                let recent = complaint.filter(|(at, _)| at.elapsed() < Duration::from_secs(1));
+                let fatal =
+                    |at: Instant, text: &str| at.elapsed() < Duration::from_secs(1) && !text.starts_with(DENIED);
+                let recent = complaint.filter(|(at, text)| fatal(*at, text));
                 let cause = recent.map_or_else(|| "connection lost".to_owned(), |(_, text)| text);
                 self.replies.abandon();
                 if !self.closing.load(Ordering::Relaxed) {
@@ -193,12 +211,15 @@ impl Link {
             }
             Event::ServerError(error) => {
                 let text = complaint_text(&error);
-                if self.may_log() {
+                if self.may_log(|status| &mut status.complaint_logged) {
                     warn!(sink = self.sink, complaint = without_names(&text), "the nats server complains");
                 }
                 let mut status = self.status();
                 if status.complaints.len() >= KEPT_COMPLAINTS {
                     status.complaints.pop_front();
+                }
+                if text.starts_with(DENIED_PUBLISH) {
+                    status.denied = Some(Instant::now());
                 }
                 status.complaints.push_back((Instant::now(), text));
             }
@@ -232,7 +253,7 @@ impl Link {
 
     fn explain_outage(&self, cause: String) {
         self.status().cause = Some(cause);
-        if self.may_log() {
+        if self.may_log(|status| &mut status.outage_logged) {
             warn!(sink = self.sink, cause = self.describe_outage(), "nats cannot be reached, trying for ever");
         }
     }
@@ -244,11 +265,13 @@ impl Link {
         connected.map_or(Duration::ZERO, |at| FLAPPING_PAUSE.saturating_sub(at.elapsed()))
     }
 
-    fn may_log(&self) -> bool {
+    /// Whether the pause since the last line of this kind is over, and if so, starts the next.
+    fn may_log(&self, last: impl Fn(&mut Status) -> &mut Option<Instant>) -> bool {
         let mut status = self.status();
-        let may = status.logged.is_none_or(|at| at.elapsed() >= LOG_PAUSE);
+        let last = last(&mut status);
+        let may = last.is_none_or(|at| at.elapsed() >= LOG_PAUSE);
         if may {
-            status.logged = Some(Instant::now());
+            *last = Some(Instant::now());
         }
         may
     }
@@ -368,8 +391,8 @@ fn complaint_text(error: &ServerError) -> String {
 }
 
 /// A complaint without the subjects it quotes: they carry names from events, which do not belong in a log.
-fn without_names(text: &str) -> &str {
-    text.split('"').next().unwrap_or_default().trim_end()
+fn without_names(text: &str) -> String {
+    text.split('"').step_by(2).collect::<Vec<_>>().join("…")
 }
 
 #[cfg(test)]
@@ -387,6 +410,12 @@ mod tests {
         assert!(parse_servers(&[]).is_err());
         let error = parse("nats://user:hunter2@a").unwrap_err();
         assert!(error.contains("credentials") && !error.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_logged_complaint_names_no_subject() {
+        let complaint = "Permissions Violation for Publish to \"telecmi.cdr.Sales.42\"";
+        assert_eq!(without_names(complaint), "Permissions Violation for Publish to …");
     }
 
     #[test]
