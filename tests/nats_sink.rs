@@ -1,8 +1,8 @@
 //! The NATS sink keeps its part of the promise against a real server.
 
 mod identity;
-mod server;
 
+use crate::support::nats::Server;
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
 use cdrelay::event::EventId;
@@ -12,7 +12,6 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use server::Server;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

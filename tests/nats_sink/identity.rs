@@ -1,7 +1,7 @@
 //! Who the sink is to the server: passwords, tokens, keys, credentials, certificates.
 
-use super::server::Server;
 use super::{deliver, fails_with, message, sink};
+use crate::support::nats::Server;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cdrelay::sink::Sink;
@@ -29,7 +29,8 @@ async fn a_wrong_password_is_told_without_the_password_and_works_once_granted() 
 #[tokio::test]
 async fn a_rotated_token_file_is_used_at_the_next_connect() {
     let server = Server::start("authorization { token: second }").await;
-    let path = server.directory().join("token");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("token");
     std::fs::write(&path, "first\n").unwrap();
     let sink = sink(&server, &format!("token_file = '{}'\n{CREATE}", path.display()));
     let event = message(1, SUBJECT);
@@ -70,7 +71,8 @@ async fn a_credentials_file_is_accepted_and_its_payload_limit_can_be_set() {
         system.public_key(),
     ))
     .await;
-    let path = server.directory().join("user.creds");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("user.creds");
     let seed = user.seed().unwrap();
     let text = format!(
         "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
