@@ -1,0 +1,5 @@
+//! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
+
+mod brokers;
+mod nats_sink;
+mod support;

@@ -1,0 +1,144 @@
+//! A Kafka of one test's own: one node in a temporary directory, on ports that it keeps.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::support::process::Process;
+use crate::support::{PATIENCE, free_port, tls};
+
+/// Whom [`Broker::start_sasl_tls`] lets in.
+pub const USER: &str = "cdrelay";
+pub const PASSWORD: &str = "correct horse";
+
+/// Killed, and its data deleted, when dropped.
+pub struct Broker {
+    process: Process,
+    port: u16,
+    secure_port: Option<u16>,
+    directory: TempDir,
+}
+
+impl Broker {
+    /// Starts a broker. The overrides are server properties, such as `("message.max.bytes", "2000")`.
+    pub async fn start(overrides: &[(&str, &str)]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), None, overrides).await
+    }
+
+    /// Starts a broker that has a second listener, [`Self::secure_address`]: TLS, and SASL by PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 for
+    /// [`USER`] with [`PASSWORD`]. The first one stays open to anyone, for topics and consumers.
+    pub async fn start_sasl_tls(overrides: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let key = tls::issue(directory.path()).key_and_certificate;
+        let plain =
+            format!("org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";");
+        let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+        let mut properties = vec![
+            ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"),
+            ("listener.name.sasl_ssl.ssl.keystore.type", "PEM"),
+            ("listener.name.sasl_ssl.ssl.keystore.location", key.to_str().unwrap()),
+            ("listener.name.sasl_ssl.plain.sasl.jaas.config", &plain),
+            ("listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config", scram),
+            ("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config", scram),
+        ];
+        properties.extend(overrides);
+        Self::start_in(directory, Some(free_port()), &properties).await
+    }
+
+    async fn start_in(directory: TempDir, secure_port: Option<u16>, overrides: &[(&str, &str)]) -> Self {
+        let (port, controller) = (free_port(), free_port());
+        let data = directory.path().join("data");
+        let mut listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}");
+        if let Some(port) = secure_port {
+            listeners += &format!(",SASL_SSL://127.0.0.1:{port}");
+        }
+        let own = [
+            ("listeners", listeners.as_str()),
+            ("controller.quorum.voters", &format!("1@127.0.0.1:{controller}")),
+            ("log.dirs", data.to_str().unwrap()),
+        ];
+        let mut properties = include_str!("../kafka.properties").to_owned();
+        for (key, value) in own.iter().chain(overrides) {
+            properties += &format!("{key}={value}\n");
+        }
+        write(directory.path().join("server.properties"), properties).unwrap();
+        format(directory.path());
+        let process = launch(directory.path(), port).await;
+        Self { process, port, secure_port, directory }
+    }
+
+    /// Where anyone may connect without TLS.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where [`USER`] may connect with TLS.
+    pub fn secure_address(&self) -> String {
+        format!("127.0.0.1:{}", self.secure_port.expect("started by start_sasl_tls"))
+    }
+
+    /// The certificate that a client of [`Self::secure_address`] has to trust, in PEM.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.path().join("authority.pem")
+    }
+
+    /// SIGKILL
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    pub async fn stop(&mut self) {
+        self.process.terminate();
+        self.process.wait(PATIENCE).await;
+    }
+
+    /// Starts a killed or stopped broker again with its port and its data.
+    pub async fn start_again(&mut self) {
+        self.process = launch(self.directory.path(), self.port).await;
+    }
+
+    /// SIGSTOP: it answers nothing, yet its connections stay open.
+    pub fn pause(&self) {
+        self.process.pause();
+    }
+
+    /// SIGCONT
+    pub fn resume(&self) {
+        self.process.resume();
+    }
+}
+
+fn format(directory: &Path) {
+    let mut format = java("kafka.tools.StorageTool");
+    format.args(["format", "--cluster-id", "cdrelay-tests-00000000"]);
+    for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        format.arg("--add-scram").arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
+    }
+    let output = format.arg("--config").arg(directory.join("server.properties")).output().unwrap();
+    assert!(output.status.success(), "cannot format: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Kafka opens its port when it is ready to serve.
+async fn launch(directory: &Path, port: u16) -> Process {
+    let log = directory.join("broker.log");
+    let mut process = Process::spawn(java("kafka.Kafka").arg(directory.join("server.properties")), &log, &log);
+    process.listening(port).await;
+    process
+}
+
+/// A command that runs a class of Kafka's.
+pub(super) fn java(class: &str) -> Command {
+    let mut class_path: OsString = env::var_os("CDRELAY_TEST_KAFKA_LIBS")
+        .expect("CDRELAY_TEST_KAFKA_LIBS names no Kafka: run tests/run, which fetches one");
+    class_path.push("/*");
+    let mut command = Command::new("java");
+    // Small, and soon there rather than fast once warm.
+    command.args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8"]);
+    command.arg("-Dorg.apache.logging.log4j.level=WARN").arg("-cp").arg(class_path).arg(class);
+    command
+}
