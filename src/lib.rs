@@ -3,6 +3,11 @@
 #![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+pub mod ingress;
+pub mod spool;
+pub mod dispatch;
+pub mod route;
 pub mod event;
+pub mod metrics;
 pub mod sink;
 pub mod setting;

@@ -109,9 +109,7 @@ impl Server {
     pub async fn start(extra_config: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let port = free_port();
-        let store = directory.path().join("store");
-        let config = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra_config}\n");
-        write(directory.path().join("server.conf"), config).unwrap();
+        configure(directory.path(), port, extra_config);
         let process = launch(directory.path(), port).await;
         Self { process, port, directory }
     }
@@ -136,6 +134,12 @@ impl Server {
         self.process = launch(self.directory.path(), self.port).await;
     }
 
+    /// Replaces the extra configuration while it runs.
+    pub fn reload(&self, extra_config: &str) {
+        configure(self.directory.path(), self.port, extra_config);
+        self.process.reload();
+    }
+
     /// SIGSTOP: it answers nothing, yet its connections stay open.
     pub fn pause(&self) {
         self.process.pause();
@@ -145,6 +149,12 @@ impl Server {
     pub fn resume(&self) {
         self.process.resume();
     }
+}
+
+fn configure(directory: &Path, port: u16, extra_config: &str) {
+    let store = directory.join("store");
+    let config = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra_config}\n");
+    write(directory.join("server.conf"), config).unwrap();
 }
 
 async fn launch(directory: &Path, port: u16) -> Process {

@@ -44,6 +44,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// SIGHUP: the process reads its configuration again.
+    pub fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// SIGSTOP: the process answers nothing, yet its connections stay open.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

@@ -1,0 +1,273 @@
+//! One sink's loop: read → route → publish → settle, independent of every other sink.
+//!
+//! Order is kept by the gate: a conversation has at most one message under way, so a retry cannot overtake and any number
+//! of conversations run in parallel. Memory is bounded by the look-ahead: the loop reads no further while that many bytes
+//! are under way or wait behind a busy conversation.
+
+mod backoff;
+mod dead_letter;
+mod health;
+mod in_flight;
+
+pub use dead_letter::DeadLetters;
+pub use health::Health;
+
+use crate::metrics::SinkMetrics;
+use crate::route::{Route, Routed};
+use crate::sink::{Failure, Message, Sink};
+use crate::spool::{Cursor, Reader, Record, Spool};
+use backoff::Backoff;
+use bytesize::ByteSize;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use in_flight::{Gate, Window};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{watch, Semaphore};
+
+/// The part of `[sinks.NAME]` that says how messages are sent.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Whether readiness and the space of the spool depend on this sink.
+    pub required: bool,
+    /// How many messages may be handed to the destination at once.
+    pub max_in_flight: usize,
+    /// How many bytes of records may be under way or wait behind a busy conversation.
+    pub look_ahead: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { required: true, max_in_flight: 512, look_ahead: ByteSize::mib(4) }
+    }
+}
+
+/// Everything one sink's loop works with.
+pub struct Dispatcher {
+    spool: Arc<Spool>,
+    reader: Reader,
+    cursor: Arc<Cursor>,
+    look_ahead: usize,
+    lane: Arc<Lane>,
+    stop: watch::Receiver<bool>,
+}
+
+/// What every message under way needs.
+struct Lane {
+    name: String,
+    route: Route,
+    sink: Arc<dyn Sink>,
+    dead_letters: DeadLetters,
+    places: Semaphore,
+    metrics: SinkMetrics,
+    health: Arc<Health>,
+    stop: watch::Receiver<bool>,
+}
+
+/// The parts that a [`Dispatcher`] is put together from.
+pub struct Parts {
+    /// The sink's name.
+    pub name: String,
+    /// How messages are sent.
+    pub config: Config,
+    /// What is sent where.
+    pub route: Route,
+    /// The destination.
+    pub sink: Arc<dyn Sink>,
+    /// Where refused messages go.
+    pub dead_letters: DeadLetters,
+    /// What it counts.
+    pub metrics: SinkMetrics,
+    /// What readiness is told.
+    pub health: Arc<Health>,
+}
+
+/// What became of a record.
+enum Outcome {
+    /// Acknowledged, filtered out or dead-lettered.
+    Settled,
+    /// Given up because the bridge stops; it stays in the spool.
+    Kept,
+}
+
+/// How long to wait when the spool could not be read.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
+type Attempt = BoxFuture<'static, (Arc<Record>, Outcome)>;
+
+impl Dispatcher {
+    /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
+    pub fn new(spool: Arc<Spool>, parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
+        let cursor = spool.cursor(&parts.name)?;
+        let reader = spool.reader(&parts.name)?;
+        let lane = Lane {
+            name: parts.name,
+            route: parts.route,
+            sink: parts.sink,
+            dead_letters: parts.dead_letters,
+            places: Semaphore::new(parts.config.max_in_flight.max(1)),
+            metrics: parts.metrics,
+            health: parts.health,
+            stop: stop.clone(),
+        };
+        let look_ahead = parts.config.look_ahead.as_u64() as usize;
+        Some(Self { spool, reader, cursor, look_ahead, lane: Arc::new(lane), stop })
+    }
+
+    /// Delivers until told to stop, then waits for the messages that are with the destination. The caller bounds that wait
+    /// by dropping the future; what is not settled stays in the spool.
+    pub async fn run(self) {
+        let Self { spool, mut reader, cursor, look_ahead, lane, mut stop } = self;
+        let mut under_way: FuturesUnordered<Attempt> = FuturesUnordered::new();
+        let mut gate = Gate::default();
+        let mut window = Window::default();
+        loop {
+            let room = look_ahead.saturating_sub(window.bytes());
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(done) = under_way.next(), if !under_way.is_empty() => {
+                    // What has finished meanwhile is settled along with it.
+                    let mut next = Some(done);
+                    while let Some((record, outcome)) = next {
+                        finish(record, outcome, &mut window);
+                        next = under_way.next().now_or_never().flatten();
+                    }
+                    under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
+                }
+                () = reader.ready(), if room > 0 => match reader.read(room).await {
+                    Ok(records) => for record in records {
+                        window.push(&record);
+                        under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
+                    },
+                    Err(error) => {
+                        tracing::error!(%error, sink = lane.name, "the spool cannot be read; trying again");
+                        tokio::time::sleep(READ_PAUSE).await;
+                    }
+                },
+            }
+            settle(&spool, &cursor, &reader, &lane, &window);
+        }
+        while let Some((record, outcome)) = under_way.next().await {
+            finish(record, outcome, &mut window);
+            settle(&spool, &cursor, &reader, &lane, &window);
+        }
+    }
+}
+
+fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> Attempt {
+    let lane = lane.clone();
+    Box::pin(async move {
+        let outcome = lane.deliver(&record).await;
+        (record, outcome)
+    })
+}
+
+fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window) {
+    if let Outcome::Settled = outcome {
+        window.settle(&record);
+    }
+}
+
+fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: &Window) {
+    let (position, oldest) = window.watermark().unwrap_or((reader.position(), None));
+    lane.health.set_oldest(oldest);
+    if position > cursor.position() {
+        spool.settle(cursor, position);
+    }
+}
+
+impl Lane {
+    async fn deliver(&self, record: &Record) -> Outcome {
+        let routed = self.route.render(record, |error| {
+            if self.metrics.filter_failures.inc() == 0 {
+                tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");
+            }
+        });
+        match routed {
+            Routed::Filtered => {
+                self.metrics.filtered.inc();
+                Outcome::Settled
+            }
+            Routed::Message(message) => self.publish(record, &message).await,
+            Routed::Refused { cause, message } => self.refuse(record, &message, &cause).await,
+        }
+    }
+
+    async fn publish(&self, record: &Record, message: &Message) -> Outcome {
+        let mut backoff = Backoff::default();
+        let mut retry = None;
+        loop {
+            let Ok(place) = self.places.acquire().await else { return Outcome::Kept };
+            if *self.stop.borrow() {
+                return Outcome::Kept;
+            }
+            let in_flight = Held::new(&self.metrics.in_flight);
+            let result = self.sink.publish(message).await;
+            drop(in_flight);
+            drop(place);
+            match result {
+                Ok(()) => {
+                    self.metrics.published.inc();
+                    return Outcome::Settled;
+                }
+                Err(Failure::Rejected { cause }) => {
+                    drop(retry);
+                    return self.refuse(record, message, &cause).await;
+                }
+                Err(Failure::Unavailable { cause, retry_after }) => {
+                    retry.get_or_insert_with(|| self.health.retrying());
+                    if !self.pause(&cause, backoff.next(retry_after)).await {
+                        return Outcome::Kept;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the message as a dead letter, however long the disk refuses that.
+    async fn refuse(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
+        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id, "message refused; kept as a dead letter");
+        let mut backoff = Backoff::default();
+        let mut retry = None;
+        while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {
+            retry.get_or_insert_with(|| self.health.retrying());
+            let cause = format!("a dead letter cannot be written: {error}");
+            if !self.pause(&cause, backoff.next(None)).await {
+                return Outcome::Kept;
+            }
+        }
+        self.metrics.dead_lettered.inc();
+        Outcome::Settled
+    }
+
+    /// Waits before the next attempt, or until the destination is back; `false` if the bridge stops.
+    async fn pause(&self, cause: &str, delay: Duration) -> bool {
+        self.metrics.retried.inc();
+        self.health.failed(cause);
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => false,
+            () = tokio::time::sleep(delay) => true,
+            () = self.health.back() => true,
+        }
+    }
+}
+
+/// Counts a message as in flight for as long as it lives.
+struct Held<'a>(&'a prometheus_client::metrics::gauge::Gauge);
+
+impl<'a> Held<'a> {
+    fn new(gauge: &'a prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,142 @@
+//! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled.
+
+use crate::event::{json, Arrival};
+use crate::sink::Message;
+use crate::spool::Record;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One sink's file of dead letters.
+#[derive(Clone, Debug)]
+pub struct DeadLetters {
+    path: PathBuf,
+    file: Arc<Mutex<Option<File>>>,
+}
+
+impl DeadLetters {
+    /// Dead letters of `sink` beside the spool in `spool`; the file is made when the first one comes.
+    pub fn new(spool: &Path, sink: &str) -> Self {
+        Self { path: spool.join("dead-letters").join(format!("{sink}.ndjson")), file: Arc::default() }
+    }
+
+    /// Adds one line and syncs it: `time`, `sink`, `reason`, `topic`, `key`, `id`, `conversation`, `offset`, `arrival`,
+    /// `headers`, and the event's exact text as the string `payload`.
+    pub async fn append(&self, sink: &str, record: &Record, message: &Message, reason: &str) -> io::Result<()> {
+        let line = line(sink, record, message, reason);
+        let (path, file) = (self.path.clone(), self.file.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = match file.take() {
+                Some(open) => open,
+                None => open(&path)?,
+            };
+            write(&open, &line)?;
+            // Only a file whose last write was whole is written to again.
+            *file = Some(open);
+            Ok(())
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let fresh = !path.exists();
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    if file.metadata()?.len() > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            // A crash cut the last line off. It was not acknowledged; the next one begins on a line of its own.
+            file.write_all(b"\n")?;
+        }
+    }
+    if fresh {
+        for dir in path.ancestors().skip(1).take(2) {
+            File::open(dir)?.sync_all()?;
+        }
+    }
+    Ok(file)
+}
+
+fn write(mut file: &File, line: &str) -> io::Result<()> {
+    file.write_all(line.as_bytes())?;
+    file.sync_data()
+}
+
+fn line(sink: &str, record: &Record, message: &Message, reason: &str) -> String {
+    let event = &record.event;
+    let mut line = String::with_capacity(event.payload().len() + 1024);
+    let text = |name: &str, value: &str, line: &mut String| {
+        line.push(if line.is_empty() { '{' } else { ',' });
+        json::write_string(name, line);
+        line.push(':');
+        json::write_string(value, line);
+    };
+    text("time", &Arrival::now().to_string(), &mut line);
+    text("sink", sink, &mut line);
+    text("reason", reason, &mut line);
+    text("topic", &message.topic, &mut line);
+    text("key", &message.key, &mut line);
+    text("id", &event.id().to_string(), &mut line);
+    text("conversation", event.conversation(), &mut line);
+    text("arrival", &event.arrival().to_string(), &mut line);
+    line.push_str(&format!(",\"offset\":{},\"headers\":{{", record.offset));
+    for (index, (name, value)) in message.headers.iter().enumerate() {
+        if index > 0 {
+            line.push(',');
+        }
+        json::write_string(name, &mut line);
+        line.push(':');
+        json::write_string(value, &mut line);
+    }
+    line.push('}');
+    text("payload", &String::from_utf8_lossy(event.payload()), &mut line);
+    line.push_str("}\n");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    #[tokio::test]
+    async fn a_dead_letter_is_one_line_that_holds_everything_and_a_torn_one_stays_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let payload = "{\"team\":\"a\\nb\",\n\"conversation_uuid\":\"c\"}";
+        let event = Event::parse(payload, 9, Arrival(1_634_721_099_442)).unwrap();
+        let message = Message {
+            id: event.id(),
+            topic: "t".into(),
+            key: "a\nb/c".into(),
+            partition_by: "c".into(),
+            headers: vec![("ce_id", "x".into())],
+            payload: event.payload().clone(),
+        };
+        let record = Record { offset: 17, event };
+        let path = dir.path().join("dead-letters/kafka.ndjson");
+        DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "too \"large\"").await.unwrap();
+        std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat()).unwrap();
+        DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "again").await.unwrap();
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!((lines.len(), lines[1]), (3, "{\"torn"));
+        let first: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+        assert_eq!(first["reason"], "too \"large\"");
+        assert_eq!(first["payload"], payload);
+        assert_eq!(first["offset"], 17);
+        assert_eq!(first["key"], "a\nb/c");
+        assert_eq!(first["arrival"], "2021-10-20T09:11:39.442Z");
+        assert_eq!(first["headers"]["ce_id"], "x");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(lines[2]).unwrap()["reason"], "again");
+    }
+}

@@ -1,0 +1,135 @@
+//! What readiness and the metrics learn of one sink.
+
+use crate::event::Arrival;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// A sink that stays down is logged this often.
+const REMINDER: Duration = Duration::from_secs(30);
+
+/// Whether one sink's destination takes messages.
+#[derive(Debug)]
+pub struct Health {
+    sink: String,
+    required: bool,
+    state: Mutex<State>,
+    retrying: AtomicUsize,
+    /// Arrival of the oldest record that is not settled, plus one; 0 for none.
+    oldest: AtomicU64,
+    back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    probed: Option<Result<(), String>>,
+    failure: Option<String>,
+    logged: Option<Instant>,
+}
+
+/// A record that waits to be tried again, for as long as this lives.
+#[derive(Debug)]
+pub struct Retrying(Arc<Health>);
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.0.retrying.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Health {
+    /// The health of a sink that nothing is known of yet.
+    pub fn new(sink: &str, required: bool) -> Arc<Self> {
+        Arc::new(Self {
+            sink: sink.to_owned(),
+            required,
+            state: Mutex::default(),
+            retrying: AtomicUsize::new(0),
+            oldest: AtomicU64::new(0),
+            back: Notify::new(),
+        })
+    }
+
+    /// The sink's name.
+    pub fn sink(&self) -> &str {
+        &self.sink
+    }
+
+    /// Whether readiness depends on it.
+    pub fn required(&self) -> bool {
+        self.required
+    }
+
+    /// `Err` says why the sink does not take messages now.
+    pub fn check(&self) -> Result<(), String> {
+        let state = self.state();
+        match &state.probed {
+            None => Err("not reached yet".into()),
+            Some(Err(cause)) => Err(cause.clone()),
+            Some(Ok(())) if self.count_retrying() > 0 => {
+                Err(state.failure.clone().unwrap_or_else(|| "messages wait to be tried again".into()))
+            }
+            Some(Ok(())) => Ok(()),
+        }
+    }
+
+    /// Takes the result of a probe. When the destination is back, whoever waits to try again does so now.
+    pub fn probed(&self, result: Result<(), String>) {
+        let mut state = self.state();
+        match (&state.probed, &result) {
+            (Some(Ok(())) | None, Err(cause)) => tracing::warn!(sink = self.sink, cause, "sink cannot be reached"),
+            (Some(Err(_)), Ok(())) => {
+                tracing::info!(sink = self.sink, "sink is back");
+                self.back.notify_waiters();
+            }
+            _ => {}
+        }
+        state.probed = Some(result);
+    }
+
+    /// Resolves when the destination has come back.
+    pub async fn back(&self) {
+        self.back.notified().await;
+    }
+
+    /// A record begins to be tried again.
+    pub fn retrying(self: &Arc<Self>) -> Retrying {
+        self.retrying.fetch_add(1, Ordering::Relaxed);
+        Retrying(self.clone())
+    }
+
+    /// How many records wait to be tried again.
+    pub fn count_retrying(&self) -> usize {
+        self.retrying.load(Ordering::Relaxed)
+    }
+
+    /// An attempt failed.
+    pub fn failed(&self, cause: &str) {
+        let mut state = self.state();
+        if state.failure.as_deref() != Some(cause) {
+            state.failure = Some(cause.to_owned());
+        }
+        if state.logged.is_none_or(|at| at.elapsed() >= REMINDER) {
+            state.logged = Some(Instant::now());
+            tracing::warn!(sink = self.sink, cause, waiting = self.count_retrying(), "publishing failed; trying again");
+        }
+    }
+
+    /// Notes the oldest record that is not settled.
+    pub fn set_oldest(&self, arrival: Option<Arrival>) {
+        self.oldest.store(arrival.map_or(0, |arrival| arrival.0 + 1), Ordering::Relaxed);
+    }
+
+    /// How old the oldest record is that is not settled.
+    pub fn lag(&self) -> Duration {
+        match self.oldest.load(Ordering::Relaxed).checked_sub(1) {
+            Some(arrival) => Duration::from_millis(Arrival::now().0.saturating_sub(arrival)),
+            None => Duration::ZERO,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,162 @@
+//! What is under way: one record at a time per conversation, and how far everything is settled.
+
+use crate::event::Arrival;
+use crate::spool::Record;
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+/// Lets one record of each conversation through at a time. Conversations are told apart by a keyed 64-bit hash: should two
+/// ever collide, they wait for each other, which costs time and never order.
+#[derive(Debug, Default)]
+pub struct Gate {
+    hasher: RandomState,
+    busy: HashMap<u64, VecDeque<Arc<Record>>>,
+}
+
+impl Gate {
+    /// Gives the record back if it may start now, or keeps it until those before it in its conversation are settled.
+    pub fn enter(&mut self, record: Arc<Record>) -> Option<Arc<Record>> {
+        match self.busy.entry(self.hasher.hash_one(record.event.conversation())) {
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().push_back(record);
+                None
+            }
+            Entry::Vacant(free) => {
+                free.insert(VecDeque::new());
+                Some(record)
+            }
+        }
+    }
+
+    /// The records that may start now that `window` has settled those before them.
+    pub fn released(&mut self, window: &mut Window) -> Vec<Arc<Record>> {
+        let mut released = Vec::new();
+        for settled in window.take_settled() {
+            if let Entry::Occupied(mut waiting) = self.busy.entry(self.hasher.hash_one(settled.event.conversation())) {
+                match waiting.get_mut().pop_front() {
+                    Some(next) => released.push(next),
+                    None => drop(waiting.remove()),
+                }
+            }
+        }
+        released
+    }
+}
+
+/// The records that were read and are not all settled, in the order of their offsets.
+#[derive(Debug, Default)]
+pub struct Window {
+    slots: VecDeque<Slot>,
+    settled: Vec<Arc<Record>>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    offset: u64,
+    arrival: Arrival,
+    settled: bool,
+}
+
+impl Window {
+    /// How many bytes of records are not settled.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds the next record.
+    pub fn push(&mut self, record: &Record) {
+        self.bytes += size(record);
+        self.slots.push_back(Slot { offset: record.offset, arrival: record.event.arrival(), settled: false });
+    }
+
+    /// Marks a record as settled.
+    pub fn settle(&mut self, record: &Arc<Record>) {
+        // Offsets ascend, but damage in the spool may have left gaps between them.
+        let Ok(index) = self.slots.binary_search_by_key(&record.offset, |slot| slot.offset) else { return };
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.settled) {
+            slot.settled = true;
+            self.bytes = self.bytes.saturating_sub(size(record));
+            self.settled.push(record.clone());
+        }
+        while self.slots.front().is_some_and(|slot| slot.settled) {
+            self.slots.pop_front();
+        }
+    }
+
+    /// The offset below which everything is settled and the arrival of the record there; `None` if all is settled.
+    pub fn watermark(&self) -> Option<(u64, Option<Arrival>)> {
+        self.slots.front().map(|slot| (slot.offset, Some(slot.arrival)))
+    }
+
+    fn take_settled(&mut self) -> Vec<Arc<Record>> {
+        std::mem::take(&mut self.settled)
+    }
+}
+
+/// A record counts with its memory and what is held for it on its way.
+fn size(record: &Record) -> usize {
+    record.event.memory() + 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    fn record(offset: u64, conversation: &str) -> Arc<Record> {
+        let text = format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{offset}}}");
+        Arc::new(Record { offset, event: Event::parse(&text, 9, Arrival(offset)).unwrap() })
+    }
+
+    #[test]
+    fn a_conversation_goes_one_by_one_and_others_pass() {
+        let (mut gate, mut window) = (Gate::default(), Window::default());
+        let records: Vec<_> = [(0, "a"), (1, "a"), (2, "b"), (3, "a")].map(|(offset, conversation)| record(offset, conversation)).into();
+        records.iter().for_each(|record| window.push(record));
+        let started: Vec<_> = records.iter().filter_map(|record| gate.enter(record.clone())).map(|record| record.offset).collect();
+        assert_eq!(started, [0, 2]);
+
+        window.settle(&records[2]);
+        assert!(gate.released(&mut window).is_empty());
+        assert_eq!(window.watermark(), Some((0, Some(Arrival(0)))));
+
+        window.settle(&records[0]);
+        assert_eq!(gate.released(&mut window), [records[1].clone()]);
+        assert_eq!(window.watermark(), Some((1, Some(Arrival(1)))));
+
+        window.settle(&records[1]);
+        assert_eq!(gate.released(&mut window), [records[3].clone()]);
+        window.settle(&records[3]);
+        assert!(gate.released(&mut window).is_empty());
+        assert_eq!((window.watermark(), window.bytes()), (None, 0));
+        assert!(gate.busy.is_empty());
+    }
+
+    #[test]
+    fn the_watermark_never_passes_an_unsettled_record() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..200 {
+            let mut window = Window::default();
+            let mut open = Vec::new();
+            let mut offset = 0;
+            for _ in 0..100 {
+                if open.is_empty() || random.bool() {
+                    offset += random.u64(1..4);
+                    let record = record(offset, "a");
+                    window.push(&record);
+                    open.push(record);
+                } else {
+                    let settled = open.swap_remove(random.usize(0..open.len()));
+                    window.settle(&settled);
+                    window.settle(&settled);
+                }
+                let oldest = open.iter().map(|record| record.offset).min();
+                assert_eq!(window.watermark().map(|(offset, _)| offset), oldest);
+                assert_eq!(window.bytes(), open.iter().map(|record| size(record)).sum::<usize>());
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! From the bytes of a request to events. The Content-Type only guides: what the body looks like decides.
+
+use crate::event::json::{self, Kind, Reader};
+use crate::event::{Arrival, Event};
+use serde::Deserialize;
+
+/// `[ingress.decode]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Form fields that may hold the whole event as JSON text, if they are the only field.
+    pub json_fields: Vec<String>,
+    /// How deep an event may be nested, 128 at the most.
+    pub max_depth: usize,
+    /// How many events one request may bring.
+    pub max_events: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { json_fields: ["data", "payload", "myoperator"].map(String::from).into(), max_depth: 64, max_events: 1000 }
+    }
+}
+
+/// Why a request holds no events.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// It is not what it should be.
+    #[error("{detail}")]
+    Malformed {
+        /// What is wrong, for whoever runs the sender.
+        detail: String,
+        /// Line and column, counted from 1 in characters, where the text stops making sense.
+        place: Option<(usize, usize)>,
+    },
+    /// It holds more events than allowed.
+    #[error("more than {limit} events in one request; send them in several")]
+    TooMany {
+        /// The configured bound.
+        limit: usize,
+    },
+}
+
+/// The events in a request's body, in their order.
+pub fn body(bytes: &[u8], content_type: Option<&str>, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let valid = bytes.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default();
+        malformed(valid, valid.len(), "not valid UTF-8")
+    })?;
+    let form = content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
+    match text.trim_start().as_bytes().first() {
+        None => Err(DecodeError::Malformed { detail: "the body is empty; expected a JSON object".into(), place: None }),
+        Some(b'{' | b'[') => json_text(text, config, arrival),
+        Some(_) if text.contains('=') && (form || looks_like_form(text)) => fields(text.trim(), config, arrival),
+        Some(_) => Err(malformed(
+            text,
+            text.len() - text.trim_start().len(),
+            "expected a JSON object, an array of objects, or form fields",
+        )),
+    }
+}
+
+/// The event in a query string or a form; none if there is no field.
+pub fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+    let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).collect();
+    if let [(name, value)] = fields.as_slice() {
+        if config.json_fields.iter().any(|field| field == name) && value.trim_start().starts_with(['{', '[']) {
+            return json_text(value, config, arrival).map_err(|error| match error {
+                DecodeError::Malformed { detail, place } => {
+                    DecodeError::Malformed { detail: format!("in the form field `{name}`: {detail}"), place }
+                }
+                other => other,
+            });
+        }
+    }
+    if fields.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut object = String::with_capacity(text.len() + 8 * fields.len());
+    for (name, value) in fields {
+        object.push(if object.is_empty() { '{' } else { ',' });
+        json::write_string(&name, &mut object);
+        object.push(':');
+        json::write_string(&value, &mut object);
+    }
+    object.push('}');
+    let event = Event::parse(&object, config.max_depth, arrival).map_err(|error| malformed(&object, error.at, &error.problem))?;
+    Ok(vec![event])
+}
+
+/// Without a Content-Type that says so, only what cannot be anything else is a form.
+fn looks_like_form(text: &str) -> bool {
+    let text = text.trim();
+    text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_' || first == '%')
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"<>{}\"'".contains(&byte))
+}
+
+/// One object, an array of objects, an envelope around such an array, or one object a line.
+fn json_text(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+    let mut events = Events { text, config, arrival, events: Vec::new(), too_many: false };
+    let result = events.read();
+    match result {
+        _ if events.too_many => Err(DecodeError::TooMany { limit: config.max_events }),
+        Ok(()) => Ok(events.events),
+        Err(error) => Err(malformed(text, error.at, &error.problem)),
+    }
+}
+
+struct Events<'a> {
+    text: &'a str,
+    config: &'a Config,
+    arrival: Arrival,
+    events: Vec<Event>,
+    too_many: bool,
+}
+
+impl Events<'_> {
+    fn read(&mut self) -> Result<(), json::Error> {
+        let mut reader = Reader::new(self.text, self.config.max_depth);
+        if reader.peek() == Some(b'[') {
+            self.array(&mut reader)?;
+            return end(&mut reader, "expected nothing after the array");
+        }
+        let start = reader.position();
+        let members = reader.object()?;
+        let stop = reader.position();
+        if let Some(inner) = self.envelope(&members) {
+            end(&mut reader, "expected nothing after the envelope")?;
+            let mut inside = Reader::new(self.text.get(..inner.end).unwrap_or_default(), self.config.max_depth);
+            inside.skip_to(inner.start);
+            return self.array(&mut inside);
+        }
+        self.push(start..stop, members)?;
+        let mut behind = stop;
+        while reader.peek().is_some() {
+            let start = reader.position();
+            if !self.text.get(behind..start).unwrap_or_default().contains('\n') {
+                return Err(reader.error("expected the end, or the next object on a line of its own"));
+            }
+            let members = reader.object()?;
+            behind = reader.position();
+            self.push(start..behind, members)?;
+        }
+        Ok(())
+    }
+
+    fn array(&mut self, reader: &mut Reader<'_>) -> Result<(), json::Error> {
+        reader.array(|reader| {
+            if reader.peek() != Some(b'{') {
+                return Err(reader.error(format!("element {} of the array is not an object", self.events.len() + 1)));
+            }
+            let start = reader.position();
+            let members = reader.object()?;
+            self.push(start..reader.position(), members)
+        })
+    }
+
+    /// Where the array lies in an envelope `{"count":n,"cdr":[…]}`. A record of a call that merely has such fields has
+    /// identifiers too.
+    fn envelope(&self, members: &[json::Member]) -> Option<std::ops::Range<usize>> {
+        let find = |name: &str| members.iter().find(|member| member.name.text(self.text) == name);
+        let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
+        find("count").filter(|member| member.value.kind == Kind::Number)?;
+        let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"].iter().any(|name| find(name).is_some());
+        (!is_event).then(|| cdr.value.span.range())
+    }
+
+    fn push(&mut self, at: std::ops::Range<usize>, members: Vec<json::Member>) -> Result<(), json::Error> {
+        if self.events.len() == self.config.max_events {
+            self.too_many = true;
+            return Err(json::Error { at: at.start, problem: "too many events".into() });
+        }
+        self.events.push(Event::within(self.text, at, members, self.arrival));
+        Ok(())
+    }
+}
+
+fn end(reader: &mut Reader<'_>, problem: &'static str) -> Result<(), json::Error> {
+    match reader.peek() {
+        None => Ok(()),
+        Some(_) => Err(reader.error(problem)),
+    }
+}
+
+fn malformed(text: &str, at: usize, problem: &str) -> DecodeError {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    DecodeError::Malformed { detail: format!("line {line}, column {column}: {problem}"), place: Some((line, column)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLES: &str = include_str!("../../tests/support/payloads.ndjson");
+    const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
+    const JSON: Option<&str> = Some("application/json");
+
+    fn decode(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Vec<Event>, DecodeError> {
+        body(text.as_ref(), content_type, &Config::default(), Arrival(1))
+    }
+
+    fn payloads(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Vec<String> {
+        let events = decode(text, content_type).unwrap();
+        events.iter().map(|event| String::from_utf8(event.payload().to_vec()).unwrap()).collect()
+    }
+
+    fn detail(text: impl AsRef<[u8]>) -> String {
+        decode(text, JSON).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn objects_arrays_lines_and_envelopes_keep_the_exact_bytes() {
+        let lines: Vec<_> = SAMPLES.lines().collect();
+        for line in &lines {
+            for content_type in [JSON, FORM, None, Some("text/plain")] {
+                assert_eq!(payloads(format!("\u{feff} {line}\r\n"), content_type), [*line]);
+            }
+        }
+        assert_eq!(payloads(format!("[{}]", lines.join(" ,\n")), JSON), lines);
+        assert_eq!(payloads(SAMPLES, JSON), lines);
+        assert_eq!(payloads(lines.join("\r\n\n"), None), lines);
+        assert_eq!(payloads(format!("{{\"count\":11,\"cdr\":[{}],\"code\":200}}", lines.join(",")), JSON), lines);
+        assert_eq!(payloads("[]", JSON), [""; 0]);
+        let event = r#"{"count":1,"cdr":[{"x":1}],"cmiuuid":"m"}"#;
+        assert_eq!(payloads(event, JSON), [event]);
+    }
+
+    #[test]
+    fn fields_become_an_object_of_texts() {
+        let expected = [r#"{"team":"Sales \"1\"","custom":"{\"crm\":\"true\"}","a":"","a":"é\n"}"#];
+        let form = "team=Sales+%221%22&custom=%7B%22crm%22:%22true%22%7D&a=&a=%C3%A9%0A";
+        assert_eq!(payloads(form, FORM), expected);
+        assert_eq!(payloads(form, JSON), expected);
+        assert_eq!(payloads(form, None), expected);
+        assert!(fields("", &Config::default(), Arrival(1)).unwrap().is_empty());
+        assert!(fields("&&", &Config::default(), Arrival(1)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_field_may_hold_the_whole_json() {
+        for field in ["data", "payload", "myoperator"] {
+            let encoded: String = form_urlencoded::Serializer::new(String::new()).append_pair(field, SAMPLES).finish();
+            assert_eq!(payloads(encoded, FORM), SAMPLES.lines().collect::<Vec<_>>());
+        }
+        assert_eq!(payloads("data=%7B%7D&x=1", FORM), [r#"{"data":"{}","x":"1"}"#]);
+        assert_eq!(payloads("data=text", FORM), [r#"{"data":"text"}"#]);
+        let error = decode("data=%7B'a':1%7D", FORM).unwrap_err().to_string();
+        assert!(error.contains("`data`") && error.contains("column 2"), "{error}");
+    }
+
+    #[test]
+    fn get_and_post_of_one_event_have_one_identity() {
+        let post = decode(r#"{"type":"cdr","appid":2222223,"voicemail":true,"team":null,"x":{"deep":[1,{"y":null}]}}"#, JSON).unwrap();
+        let get = "x=%7B%22deep%22%3A%20%5B1%2C%20%7B%22y%22%3A%20null%7D%5D%7D&appid=2222223&type=cdr&voicemail=true&team=null";
+        let get = fields(get, &Config::default(), Arrival(2)).unwrap();
+        assert_eq!(get[0].id(), post[0].id());
+    }
+
+    #[test]
+    fn errors_say_where_it_goes_wrong() {
+        let documented = "{ virtual_number: 440000000000, custom: '{\"crm\":\"true\"}', appid: 2222223, type: 'cdr', direction: 'inbound', status: 'missed' }";
+        assert!(detail(documented).starts_with("line 1, column 3: expected a member name in double quotes"));
+        assert!(detail("{\"a\":1}\n{\"b\":}\n").starts_with("line 2, column 6: expected a value"));
+        assert!(detail("[{\"a\":1},\n 7]").starts_with("line 2, column 2: element 2 of the array is not an object"));
+        assert!(detail("{\"a\":1} {\"b\":2}").contains("line of its own"));
+        assert!(detail(b"{\"a\":\"\xc3\xa9\xff\"}").starts_with("line 1, column 8: not valid UTF-8"));
+        for text in ["", " \n", "null", "42", "\"text\"", "hello", "<xml a='b'/>", "--boundary\r\nname=x", "{\"count\":1,\"cdr\":[1]}"] {
+            assert!(decode(text, JSON).is_err(), "{text:?}");
+        }
+        assert!(detail("[".repeat(50_000)).contains("not an object"));
+        assert!(detail("{\"a\":".repeat(50_000)).contains("64 levels"));
+    }
+
+    #[test]
+    fn the_number_of_events_is_bounded() {
+        assert_eq!(decode(format!("[{}{{}}]", "{},".repeat(999)), JSON).unwrap().len(), 1000);
+        let error = decode(format!("[{}{{}}]", "{},".repeat(1000)), JSON).unwrap_err();
+        assert_eq!(error, DecodeError::TooMany { limit: 1000 });
+    }
+}

@@ -1,0 +1,176 @@
+//! The catalogue of metrics: every family with its unit and help, one struct per stage, handed in.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+
+/// All metrics of a bridge.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Of the ingress.
+    pub ingress: IngressMetrics,
+    /// Of the spool.
+    pub spool: SpoolMetrics,
+    sinks: SinkFamilies,
+}
+
+/// Counts requests and events at the ingress.
+#[derive(Clone, Debug, Default)]
+pub struct IngressMetrics {
+    /// Requests by HTTP status.
+    pub requests: Family<StatusLabel, Counter>,
+    /// Requests being read, stored or answered.
+    pub in_flight: Gauge,
+    /// Events stored durably.
+    pub accepted: Counter,
+    /// Events that had been stored before.
+    pub duplicates: Counter,
+}
+
+/// Counts what the spool does.
+#[derive(Clone, Debug, Default)]
+pub struct SpoolMetrics {
+    /// Records written and synced.
+    pub appended_records: Counter,
+    /// Bytes written and synced.
+    pub written_bytes: Counter,
+    /// Group commits, one fdatasync each.
+    pub syncs: Counter,
+    /// Writes, syncs or new segments that failed.
+    pub failures: Counter,
+    /// Acknowledged records that could not be read back.
+    pub damaged_records: Counter,
+    /// Bytes on disk.
+    pub bytes: Gauge,
+    /// Bytes that the segments may take.
+    pub max_bytes: Gauge,
+    /// Records on disk.
+    pub records: Gauge,
+    /// Segment files.
+    pub segments: Gauge,
+}
+
+/// Counts what one sink does.
+#[derive(Clone, Debug, Default)]
+pub struct SinkMetrics {
+    /// Messages that the destination acknowledged.
+    pub published: Counter,
+    /// Publishes that failed and were tried again.
+    pub retried: Counter,
+    /// Messages refused for good and kept as dead letters.
+    pub dead_lettered: Counter,
+    /// Records that `when` kept from this sink.
+    pub filtered: Counter,
+    /// Evaluations of `when` that failed; the record was published.
+    pub filter_failures: Counter,
+    /// Messages handed to the destination and not answered yet.
+    pub in_flight: Gauge,
+    /// Records that wait behind a failed publish.
+    pub retrying: Gauge,
+    /// Records stored and not settled.
+    pub lag_records: Gauge,
+    /// Age of the oldest record that is not settled.
+    pub lag_seconds: Gauge<f64, AtomicU64>,
+    /// 1 if the destination could be reached lately.
+    pub up: Gauge,
+}
+
+/// `status="200"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabel {
+    /// The HTTP status code.
+    pub status: u16,
+}
+
+/// `sink="name"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkLabel {
+    sink: String,
+}
+
+#[derive(Clone, Debug, Default)]
+struct SinkFamilies {
+    published: Family<SinkLabel, Counter>,
+    retried: Family<SinkLabel, Counter>,
+    dead_lettered: Family<SinkLabel, Counter>,
+    filtered: Family<SinkLabel, Counter>,
+    filter_failures: Family<SinkLabel, Counter>,
+    in_flight: Family<SinkLabel, Gauge>,
+    retrying: Family<SinkLabel, Gauge>,
+    lag_records: Family<SinkLabel, Gauge>,
+    lag_seconds: Family<SinkLabel, Gauge<f64, AtomicU64>>,
+    up: Family<SinkLabel, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("cdrelay");
+        let build = Family::<[(&str, &str); 1], Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("build_info", "The running version", build);
+
+        let ingress = IngressMetrics::default();
+        let at = registry.sub_registry_with_prefix("ingress");
+        at.register("requests", "Requests by HTTP status", ingress.requests.clone());
+        at.register("requests_in_flight", "Requests being read, stored or answered", ingress.in_flight.clone());
+        at.register("events_accepted", "Events stored durably", ingress.accepted.clone());
+        at.register("events_duplicate", "Events that had been stored before", ingress.duplicates.clone());
+
+        let spool = SpoolMetrics::default();
+        let at = registry.sub_registry_with_prefix("spool");
+        at.register("appended_records", "Records written and synced", spool.appended_records.clone());
+        at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());
+        at.register("syncs", "Group commits, one fdatasync each", spool.syncs.clone());
+        at.register("failures", "Writes, syncs or new segments that failed", spool.failures.clone());
+        at.register("damaged_records", "Acknowledged records that could not be read back", spool.damaged_records.clone());
+        at.register("bytes", "Bytes on disk", spool.bytes.clone());
+        at.register("max_bytes", "Bytes that the segments may take on disk", spool.max_bytes.clone());
+        at.register("records", "Records on disk", spool.records.clone());
+        at.register("segments", "Segment files", spool.segments.clone());
+
+        let sinks = SinkFamilies::default();
+        let at = registry.sub_registry_with_prefix("sink");
+        at.register("published", "Messages that the destination acknowledged", sinks.published.clone());
+        at.register("retried", "Publishes that failed and were tried again", sinks.retried.clone());
+        at.register("dead_lettered", "Messages refused for good and kept as dead letters", sinks.dead_lettered.clone());
+        at.register("filtered", "Records that `when` kept from this sink", sinks.filtered.clone());
+        at.register("filter_failures", "Evaluations of `when` that failed, record published", sinks.filter_failures.clone());
+        at.register("in_flight", "Messages handed to the destination and not answered yet", sinks.in_flight.clone());
+        at.register("retrying", "Records that wait to be tried again", sinks.retrying.clone());
+        at.register("lag_records", "Records stored and not settled", sinks.lag_records.clone());
+        at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
+        at.register("up", "1 if the destination could be reached lately", sinks.up.clone());
+        Self { registry, ingress, spool, sinks }
+    }
+}
+
+impl Metrics {
+    /// The metrics of the sink called `name`.
+    pub fn sink(&self, name: &str) -> SinkMetrics {
+        let label = SinkLabel { sink: name.to_owned() };
+        SinkMetrics {
+            published: self.sinks.published.get_or_create_owned(&label),
+            retried: self.sinks.retried.get_or_create_owned(&label),
+            dead_lettered: self.sinks.dead_lettered.get_or_create_owned(&label),
+            filtered: self.sinks.filtered.get_or_create_owned(&label),
+            filter_failures: self.sinks.filter_failures.get_or_create_owned(&label),
+            in_flight: self.sinks.in_flight.get_or_create_owned(&label),
+            retrying: self.sinks.retrying.get_or_create_owned(&label),
+            lag_records: self.sinks.lag_records.get_or_create_owned(&label),
+            lag_seconds: self.sinks.lag_seconds.get_or_create_owned(&label),
+            up: self.sinks.up.get_or_create_owned(&label),
+        }
+    }
+
+    /// The OpenMetrics text exposition.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}

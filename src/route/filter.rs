@@ -1,0 +1,119 @@
+//! `when`: a CEL expression on `event` that decides whether a sink wants a record.
+
+use crate::event::Event;
+use cel::objects::Key;
+use cel::{Context, ExecutionError, Program, Value};
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+
+/// A compiled expression.
+pub struct Filter {
+    program: Program,
+    source: String,
+}
+
+/// Why an expression could not be compiled or evaluated. Never holds values of the event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FilterError(String);
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Filter").field(&self.source).finish()
+    }
+}
+
+impl Filter {
+    /// Compiles `source`, which may speak of `event` alone.
+    pub fn compile(source: &str) -> Result<Self, FilterError> {
+        let compiled = catch_unwind(|| Program::compile(source));
+        let program = match compiled {
+            Ok(Ok(program)) => program,
+            Ok(Err(error)) => return Err(FilterError(format!("not a CEL expression: {error}"))),
+            Err(_) => return Err(FilterError("not a CEL expression".into())),
+        };
+        let references = program.references();
+        if let Some(unknown) = references.variables().into_iter().find(|name| *name != "event") {
+            return Err(FilterError(format!("`{unknown}` is unknown; fields are written event.{unknown}")));
+        }
+        Ok(Self { program, source: source.to_owned() })
+    }
+
+    /// Whether the expression holds for `event`.
+    pub fn passes(&self, event: &Event) -> Result<bool, FilterError> {
+        let parsed: serde_json::Value = serde_json::from_slice(event.payload()).map_err(|error| FilterError(error.to_string()))?;
+        // A panic in the library must not stop a sink.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let mut context = Context::default();
+            context.add_variable_from_value("event", convert(parsed));
+            self.program.execute(&context)
+        }));
+        match result {
+            Ok(Ok(Value::Bool(passes))) => Ok(passes),
+            Ok(Ok(_)) => Err(FilterError("the result is neither true nor false".into())),
+            Ok(Err(ExecutionError::NoSuchKey(name))) => Err(FilterError(format!("the event has no field `{name}`; ask has(event.{name}) first"))),
+            Ok(Err(ExecutionError::UndeclaredReference(name))) => Err(FilterError(format!("`{name}` is not defined"))),
+            Ok(Err(_)) => Err(FilterError("an operator or function does not fit the type of the event's field".into())),
+            Err(_) => Err(FilterError("the evaluation failed".into())),
+        }
+    }
+}
+
+/// Whole numbers become `int`, so that they compare with the literals of an expression.
+fn convert(json: serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(truth) => Value::Bool(truth),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(whole) => Value::Int(whole),
+            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::String(Arc::new(text)),
+        serde_json::Value::Array(items) => Value::List(Arc::new(items.into_iter().map(convert).collect::<Vec<_>>().into())),
+        serde_json::Value::Object(members) => {
+            let map: HashMap<Key, Value> = members.into_iter().map(|(name, value)| (name.into(), convert(value))).collect();
+            Value::Map(map.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Arrival;
+
+    fn passes(when: &str, event: &str) -> Result<bool, FilterError> {
+        Filter::compile(when).unwrap().passes(&Event::parse(event, 64, Arrival(0)).unwrap())
+    }
+
+    #[test]
+    fn expressions_see_the_event() {
+        let event = r#"{"type":"cdr","waitedsec":127,"rate":0.5,"big":18446744073709551615,"record":true,"x":{"a":[1,"b"]},"team":null}"#;
+        for when in [
+            "event.type == 'cdr'", "event.waitedsec > 30", "event.rate < 1.0", "event.record", "event.x.a[1] == 'b'",
+            "event.team == null", "has(event.team) && !has(event.nobody)", "event.type.startsWith('c')",
+            "event.type.matches('^c.r$')", "event.type in ['cdr', 'event']", "true", "size(event.x.a) == 2",
+        ] {
+            assert_eq!(passes(when, event), Ok(true), "{when}");
+        }
+        assert_eq!(passes("event.type == 'event'", event), Ok(false));
+    }
+
+    #[test]
+    fn failures_name_the_field_but_not_its_value() {
+        let error = passes("event.team == 'x'", "{}").unwrap_err();
+        assert!(error.to_string().contains("`team`"), "{error}");
+        let error = passes("event.from + 1 > 2", r#"{"from":"440000000001"}"#).unwrap_err();
+        assert!(!error.to_string().contains("44"), "{error}");
+        assert!(passes("event.from", r#"{"from":"440000000001"}"#).is_err());
+    }
+
+    #[test]
+    fn mistakes_are_found_at_load() {
+        for when in ["", "event.type ==", "type == 'cdr'", "evnt.type == 'cdr'", "event.type = 'x'", "((("] {
+            assert!(Filter::compile(when).is_err(), "{when}");
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The durable log on local disk: the only queue in the process.
+//!
+//! # Invariants
+//! - [`Spool::append`] returns only after `fdatasync`: what it has counted as stored survives `kill -9` and a power cut.
+//! - Offsets are given in order of arrival, without gaps, and never twice.
+//! - Acknowledged bytes are never written to again. A file whose write or sync failed is left alone and a new one is begun.
+//! - A segment is removed only once the durable cursor of every sink has passed its last record.
+//! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside.
+//!
+//! # On disk, format version 1
+//! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
+//! - `lock`: held with `flock` by the process that uses the spool; holds its process id.
+//! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
+//!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32). Records follow without padding; a segment
+//!   that is being written to is preallocated with zeros.
+//! - A record: CRC-32C of all that follows (u32), length of conversation and payload together (u32), offset (u64), first
+//!   offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
+//!   conversation (u32), number of further records of the same request (u32), conversation, payload.
+//! - `cursor-<sink>`: see [`cursor`].
+//! - `damaged-<base>`: a segment that could not be read whole, kept for inspection; may be removed by hand.
+
+pub mod cursor;
+pub mod disk;
+mod janitor;
+mod reader;
+mod recent;
+mod recovery;
+pub mod segment;
+mod writer;
+
+pub use cursor::Cursor;
+pub use reader::Reader;
+pub use writer::{AppendError, Appended};
+
+use crate::event::{Arrival, Event};
+use crate::metrics::SpoolMetrics;
+use bytesize::ByteSize;
+use disk::{Directory, Disk, LockError};
+use janitor::Janitor;
+use recent::Recent;
+use recovery::{Recovered, Segment};
+use segment::{Found, Scan};
+use serde::Deserialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use writer::Queue;
+
+/// `[spool]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The directory; made if it is not there. It has to be on a local disk that keeps what it was told to sync.
+    pub path: PathBuf,
+    /// How many bytes the segments may take on disk.
+    pub max_size: ByteSize,
+    /// How large one segment is; space comes free in units of this. An eighth of `max_size`, at most 16 MiB, if not set.
+    pub segment_size: Option<ByteSize>,
+    /// For how long a resent event is recognised; zero turns this off.
+    #[serde(with = "crate::setting::period")]
+    pub duplicate_window: Duration,
+    /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
+    pub duplicate_capacity: usize,
+    /// How many bytes of the latest events are kept in memory for sinks that keep up.
+    pub memory: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: "spool".into(),
+            max_size: ByteSize::gib(1),
+            segment_size: None,
+            duplicate_window: Duration::from_secs(45 * 60),
+            duplicate_capacity: 1 << 17,
+            memory: ByteSize::mib(4),
+        }
+    }
+}
+
+impl Config {
+    fn segment_size(&self) -> u64 {
+        self.segment_size.map_or((self.max_size.as_u64() / 8).min(16 << 20), |size| size.as_u64()).max(4096)
+    }
+}
+
+/// An event at its place in the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its place.
+    pub offset: u64,
+    /// The event.
+    pub event: Event,
+}
+
+/// Why the spool cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It belongs to another process, or is no usable directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Its files cannot be read or put in order.
+    #[error("spool: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the spool holds at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Segment files.
+    pub segments: usize,
+    /// Offset of the first record that is still there.
+    pub start: u64,
+    /// Offset that the next record will get.
+    pub end: u64,
+}
+
+/// The log. Appends go through one writer thread; every sink reads with a [`Reader`] of its own.
+#[derive(Debug)]
+pub struct Spool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What writer, readers and janitor have in common.
+#[derive(Debug)]
+struct Shared {
+    disk: Box<dyn Disk>,
+    log: Mutex<Log>,
+    /// The offset after the last durable record.
+    end: watch::Sender<u64>,
+    queue: Queue,
+    janitor: Janitor,
+    cursors: Vec<Arc<Cursor>>,
+    metrics: SpoolMetrics,
+    max_size: u64,
+    segment_size: u64,
+    memory: usize,
+}
+
+#[derive(Debug)]
+struct Log {
+    segments: BTreeMap<u64, Segment>,
+    /// The base of the segment that is being written to.
+    active: Option<u64>,
+    /// The latest records, without gaps up to the end.
+    tail: VecDeque<Arc<Record>>,
+    tail_bytes: usize,
+}
+
+impl Log {
+    fn bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.bytes).sum()
+    }
+}
+
+impl Spool {
+    /// Opens the spool in its directory with a cursor for each of `sinks`, recovering whatever a crash left.
+    pub fn open(config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> Result<Self, OpenError> {
+        let directory = Directory::lock(&config.path)?;
+        Ok(Self::on(Box::new(directory), config, sinks, metrics)?)
+    }
+
+    /// Opens a spool on any disk.
+    pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
+        let Recovered { segments, end, torn, damaged } = recovery::recover(&*disk)?;
+        if torn > 0 {
+            tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
+        }
+        for gone in damaged {
+            report_damage(&metrics, &gone);
+        }
+        let mut cursors = Vec::new();
+        let mut written = Vec::new();
+        for sink in sinks {
+            let (cursor, state) = Cursor::open(&*disk, sink)?;
+            cursors.push(Arc::new(cursor));
+            written.push(state);
+        }
+        for file in disk.list()? {
+            if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
+                tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
+            }
+        }
+        // Should the disk have lost records that it had promised to keep, their offsets are not given out again.
+        let end = cursors.iter().map(|cursor| cursor.position()).fold(end, u64::max);
+        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
+        for cursor in &cursors {
+            cursor.set(start);
+        }
+        let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
+        remember(&*disk, &segments, end, &mut recent)?;
+
+        let shared = Arc::new(Shared {
+            disk,
+            log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0 }),
+            end: watch::Sender::new(end),
+            queue: Queue::default(),
+            janitor: Janitor::default(),
+            cursors,
+            metrics,
+            max_size: config.max_size.as_u64(),
+            segment_size: config.segment_size(),
+            memory: config.memory.as_u64() as usize,
+        });
+        let writer = writer::start(shared.clone(), recent)?;
+        let janitor = janitor::start(shared.clone(), written)?;
+        Ok(Self { shared, threads: vec![writer, janitor] })
+    }
+
+    /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
+    /// before within the window count as duplicates.
+    pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
+        let (done, stored) = oneshot::channel();
+        self.shared.queue.push(writer::Append { events, done });
+        stored.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// A reader for `sink` that begins at its cursor; `None` if the spool was opened without that sink.
+    pub fn reader(&self, sink: &str) -> Option<Reader> {
+        let cursor = self.cursor(sink)?;
+        Some(Reader::new(self.shared.clone(), cursor.position()))
+    }
+
+    /// The cursor of `sink`; `None` if the spool was opened without it.
+    pub fn cursor(&self, sink: &str) -> Option<Arc<Cursor>> {
+        self.shared.cursors.iter().find(|cursor| cursor.sink() == sink).cloned()
+    }
+
+    /// Declares everything below `position` settled for the cursor's sink.
+    pub fn settle(&self, cursor: &Cursor, position: u64) {
+        cursor.set(position);
+        self.shared.janitor.wake();
+    }
+
+    /// What the spool holds.
+    pub fn status(&self) -> Status {
+        let end = *self.shared.end.borrow();
+        let log = self.shared.log();
+        let start = log.segments.first_key_value().map_or(end, |(base, _)| *base);
+        Status { bytes: log.bytes(), segments: log.segments.len(), start, end }
+    }
+
+    /// How many bytes the segments may take.
+    pub fn max_size(&self) -> u64 {
+        self.shared.max_size
+    }
+
+    /// Whether the next append has a chance: `Err` tells why not.
+    pub fn health(&self) -> Result<(), String> {
+        self.shared.queue.trouble().map_or(Ok(()), Err)
+    }
+
+    /// Finishes the appends that wait, writes the cursors, and gives the directory free.
+    pub fn close(mut self) {
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        self.shared.queue.close();
+        self.shared.janitor.close();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the spool panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Shared {
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The base and the end of the segment that holds `offset`, or of the next one behind it.
+    fn segment_of(&self, offset: u64) -> Option<std::ops::Range<u64>> {
+        let end = *self.end.borrow();
+        let log = self.log();
+        let base = *log.segments.range(..=offset).next_back().or_else(|| log.segments.range(offset..).next())?.0;
+        let limit = log.segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
+        Some(base..limit)
+    }
+}
+
+fn report_damage(metrics: &SpoolMetrics, gone: &std::ops::Range<u64>) {
+    let count = gone.end - gone.start;
+    metrics.damaged_records.inc_by(count);
+    tracing::error!(from = gone.start, until = gone.end, "records of the spool are unreadable and will not be delivered");
+}
+
+/// Fills the window of recent events from what is on disk, going back no further than it reaches.
+fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
+    if recent.capacity() == 0 {
+        return Ok(());
+    }
+    let since = recent.since(Arrival::now());
+    let mut limit = end;
+    let mut newest_first = Vec::new();
+    for &base in segments.keys().rev() {
+        let mut ids = Vec::new();
+        let mut scan = Scan::new(disk.open(&segment::name(base))?)?;
+        let mut expected = base;
+        loop {
+            match scan.next(expected, limit)? {
+                Found::Record(frame, _) => {
+                    expected = frame.offset + 1;
+                    ids.push((frame.id(), frame.arrival()));
+                }
+                Found::Damage(frame) => expected = frame.offset,
+                Found::End => break,
+            }
+        }
+        limit = base;
+        let oldest = ids.first().map(|(_, arrival)| *arrival);
+        newest_first.extend(ids.into_iter().rev());
+        if newest_first.len() >= recent.capacity() || oldest.is_some_and(|oldest| oldest < since) {
+            break;
+        }
+    }
+    for (id, arrival) in newest_first.into_iter().rev() {
+        recent.insert(id, arrival);
+    }
+    recent.expire(Arrival::now());
+    Ok(())
+}

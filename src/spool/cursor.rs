@@ -1,0 +1,120 @@
+//! The durable position of one sink.
+//!
+//! A cursor file has three slots in sectors of their own; the intact slot with the highest sequence number counts. Slot 0
+//! is overwritten often and never waited for, which survives the end of the process; slots 1 and 2 are written in turn and
+//! synced, which survives the end of the machine. Losing all of it means delivering again what the spool still holds.
+
+use super::disk::{Disk, DiskFile};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const SECTOR: u64 = 4096;
+const SLOT: usize = 20;
+
+/// Everything below its position is settled.
+#[derive(Debug)]
+pub struct Cursor {
+    sink: String,
+    file: Box<dyn DiskFile>,
+    position: AtomicU64,
+}
+
+/// What has been written of a cursor; belongs to the thread that writes.
+#[derive(Debug, Default)]
+pub struct Written {
+    sequence: u64,
+    turn: u64,
+    noted: u64,
+    /// The position that is durable.
+    pub synced: u64,
+}
+
+/// The name of a sink's cursor file.
+pub fn name(sink: &str) -> String {
+    format!("cursor-{sink}")
+}
+
+/// The sink that a cursor file belongs to; `None` for other files.
+pub fn sink(name: &str) -> Option<&str> {
+    name.strip_prefix("cursor-")
+}
+
+impl Cursor {
+    /// Opens or makes the cursor of `sink`, which is at 0 if it is new or unreadable.
+    pub fn open(disk: &dyn Disk, sink: &str) -> io::Result<(Self, Written)> {
+        let name = name(sink);
+        let file = match disk.open(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = disk.create(&name, 3 * SECTOR)?;
+                disk.sync()?;
+                file
+            }
+            other => other?,
+        };
+        let mut newest = (0, 0);
+        for slot in 0..3 {
+            let mut bytes = [0; SLOT];
+            if file.read_at(&mut bytes, slot * SECTOR)? == SLOT {
+                newest = newest.max(read_slot(&bytes).unwrap_or_default());
+            }
+        }
+        let (sequence, position) = newest;
+        // What slot 0 says may not have reached the disk: it is written anew before anything is removed on its account.
+        let written = Written { sequence, noted: position, ..Written::default() };
+        Ok((Self { sink: sink.to_owned(), file, position: AtomicU64::new(position) }, written))
+    }
+
+    /// The sink's name.
+    pub fn sink(&self) -> &str {
+        &self.sink
+    }
+
+    /// Everything below this offset is settled.
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// Moves the position; what is on disk follows when [`Cursor::note`] or [`Cursor::sync`] is called.
+    pub(super) fn set(&self, position: u64) {
+        self.position.fetch_max(position, Ordering::AcqRel);
+    }
+
+    /// Writes the position without waiting for the disk.
+    pub(super) fn note(&self, written: &mut Written) -> io::Result<()> {
+        let position = self.position();
+        if position == written.noted {
+            return Ok(());
+        }
+        self.write(0, position, written)?;
+        written.noted = position;
+        Ok(())
+    }
+
+    /// Makes the position durable.
+    pub(super) fn sync(&self, written: &mut Written) -> io::Result<()> {
+        let position = self.position();
+        if position == written.synced {
+            return Ok(());
+        }
+        self.write(1 + written.turn, position, written)?;
+        self.file.sync()?;
+        written.turn ^= 1;
+        (written.noted, written.synced) = (position, position);
+        Ok(())
+    }
+
+    fn write(&self, slot: u64, position: u64, written: &mut Written) -> io::Result<()> {
+        written.sequence += 1;
+        let mut bytes = Vec::with_capacity(SLOT);
+        bytes.extend_from_slice(&written.sequence.to_le_bytes());
+        bytes.extend_from_slice(&position.to_le_bytes());
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        self.file.write_at(&bytes, slot * SECTOR)
+    }
+}
+
+fn read_slot(bytes: &[u8; SLOT]) -> Option<(u64, u64)> {
+    let (covered, sum) = bytes.split_last_chunk()?;
+    (u32::from_le_bytes(*sum) == crc32c::crc32c(covered)).then_some(())?;
+    Some((u64::from_le_bytes(*covered.first_chunk()?), u64::from_le_bytes(*covered.last_chunk()?)))
+}

@@ -1,0 +1,147 @@
+//! One sink's way through the log: the tail from memory, the rest from disk.
+
+use super::segment::{self, Found, Scan};
+use super::{report_damage, Record, Shared};
+use std::io;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Reads records in the order of their offsets.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    end: watch::Receiver<u64>,
+    next: u64,
+    /// The segment being read from disk and its base.
+    scan: Option<(u64, Scan)>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, next: u64) -> Self {
+        let end = shared.end.subscribe();
+        Self { shared, end, next, scan: None }
+    }
+
+    /// The offset of the record to be read next.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Waits until there is something to read.
+    pub async fn ready(&mut self) {
+        let next = self.next;
+        // The sender lives as long as the spool that this reader holds on to.
+        let _ = self.end.wait_for(|end| *end > next).await;
+    }
+
+    /// The next records, about `bytes` of them and at least one if there is any; blocks the thread only for a record that
+    /// has left the memory.
+    pub async fn read(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+        let records = self.from_tail(bytes);
+        if !records.is_empty() || self.next >= *self.end.borrow() {
+            return Ok(records);
+        }
+        let mut moved = Self { shared: self.shared.clone(), end: self.end.clone(), next: self.next, scan: self.scan.take() };
+        let (moved, records) = tokio::task::spawn_blocking(move || {
+            let records = moved.from_disk(bytes);
+            (moved, records)
+        })
+        .await
+        .map_err(io::Error::other)?;
+        *self = moved;
+        records
+    }
+
+    fn from_tail(&mut self, bytes: usize) -> Vec<Arc<Record>> {
+        let mut records = Vec::new();
+        let log = self.shared.log();
+        let Some(first) = log.tail.front().map(|record| record.offset) else { return records };
+        let Some(skip) = self.next.checked_sub(first) else { return records };
+        let mut held = 0;
+        for record in log.tail.iter().skip(skip as usize) {
+            held += record.event.memory();
+            if held > bytes && !records.is_empty() {
+                break;
+            }
+            records.push(record.clone());
+        }
+        drop(log);
+        if let Some(last) = records.last() {
+            self.next = last.offset + 1;
+            self.scan = None;
+        }
+        records
+    }
+
+    fn from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+        let mut records = Vec::new();
+        let mut held = 0;
+        while held < bytes {
+            let end = *self.end.borrow();
+            let Some(segment) = self.shared.segment_of(self.next).filter(|_| self.next < end) else { break };
+            if segment.start > self.next {
+                self.skip(segment.start);
+            }
+            let result = self.from_segment(segment, bytes, &mut held, &mut records);
+            if let Err(error) = result {
+                self.scan = None;
+                return if records.is_empty() { Err(error) } else { Ok(records) };
+            }
+        }
+        Ok(records)
+    }
+
+    /// Reads on in one segment, up to its end or until there are `bytes` of records.
+    fn from_segment(
+        &mut self,
+        segment: std::ops::Range<u64>,
+        bytes: usize,
+        held: &mut usize,
+        records: &mut Vec<Arc<Record>>,
+    ) -> io::Result<()> {
+        let (base, mut scan) = match self.scan.take() {
+            Some((base, scan)) if base == segment.start => (base, scan),
+            _ => (segment.start, self.open(segment.start)?),
+        };
+        while *held < bytes && self.next < segment.end {
+            let gone_until = match scan.next(self.next, segment.end)? {
+                Found::Record(frame, stored) => match frame.event(stored) {
+                    Some(event) => {
+                        *held += event.memory();
+                        records.push(Arc::new(Record { offset: frame.offset, event }));
+                        self.next += 1;
+                        continue;
+                    }
+                    None => frame.offset + 1,
+                },
+                Found::Damage(frame) => frame.offset,
+                Found::End => segment.end,
+            };
+            if let Some(damaged) = self.shared.log().segments.get_mut(&base) {
+                damaged.damaged = true;
+            }
+            self.skip(gone_until);
+        }
+        self.scan = (self.next < segment.end).then_some((base, scan));
+        Ok(())
+    }
+
+    /// Opens a segment and passes over the records before the position.
+    fn open(&self, base: u64) -> io::Result<Scan> {
+        let mut scan = Scan::new(self.shared.disk.open(&segment::name(base))?)?;
+        let mut expected = base;
+        while expected < self.next {
+            expected = match scan.next(expected, self.next)? {
+                Found::Record(frame, _) => frame.offset + 1,
+                Found::Damage(frame) => frame.offset,
+                Found::End => break,
+            };
+        }
+        Ok(scan)
+    }
+
+    fn skip(&mut self, until: u64) {
+        report_damage(&self.shared.metrics, &(self.next..until));
+        self.next = until;
+    }
+}

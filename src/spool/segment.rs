@@ -1,0 +1,252 @@
+//! The framing of records in a segment file, and finding them again, damaged or not.
+
+use super::disk::DiskFile;
+use super::Record;
+use crate::event::{Arrival, Event, EventId};
+use bytes::Bytes;
+use std::io;
+use std::ops::Range;
+
+/// Bytes before the first record.
+pub const HEADER: usize = 32;
+/// Bytes before a record's conversation and payload.
+pub const FRAME: usize = 56;
+const MAGIC: &[u8; 8] = b"CDRSPOOL";
+const VERSION: u32 = 1;
+const CHUNK: usize = 256 << 10;
+
+/// The name of the segment file whose first record has offset `base`.
+pub fn name(base: u64) -> String {
+    format!("segment-{base:020}")
+}
+
+/// The base offset in a segment file's name; `None` for other files.
+pub fn base(name: &str) -> Option<u64> {
+    name.strip_prefix("segment-").filter(|digits| digits.len() == 20)?.parse().ok()
+}
+
+/// The first bytes of a segment file.
+pub fn header(base: u64) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    let fields = MAGIC.iter().copied().chain(VERSION.to_le_bytes()).chain([0; 4]).chain(base.to_le_bytes());
+    bytes.iter_mut().zip(fields).for_each(|(slot, byte)| *slot = byte);
+    let sum = crc32c::crc32c(bytes.first_chunk::<24>().map_or(&[], |covered| covered.as_slice()));
+    bytes.iter_mut().skip(24).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
+    bytes
+}
+
+/// Whether `bytes` are the header of this segment; an unknown version is an error, for it must not be touched.
+pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
+    let version = bytes.get(8..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
+    match version {
+        Some(version) if bytes.starts_with(MAGIC) && version > VERSION => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("{} has format version {version}, this cdrelay reads {VERSION}: start the newer one", name(base)),
+        )),
+        _ => Ok(bytes.get(..HEADER) == Some(&header(base))),
+    }
+}
+
+/// The fixed part of a stored record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The record's place in the log.
+    pub offset: u64,
+    /// The first offset of the group commit that wrote the record: all below had been durable by then.
+    pub batch: u64,
+    /// How many records of the same request come after this one.
+    pub follows: u32,
+    arrival: Arrival,
+    id: EventId,
+    conversation: u32,
+    body: u32,
+}
+
+impl Frame {
+    /// Bytes on disk, frame included.
+    pub fn size(&self) -> usize {
+        FRAME + self.body as usize
+    }
+
+    /// The event's identity.
+    pub fn id(&self) -> EventId {
+        self.id
+    }
+
+    /// When the event arrived.
+    pub fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+
+    /// Reads the fixed part; the checksum is not looked at.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            body: u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?),
+            offset: u64::from_le_bytes(*bytes.get(8..)?.first_chunk()?),
+            batch: u64::from_le_bytes(*bytes.get(16..)?.first_chunk()?),
+            arrival: Arrival(u64::from_le_bytes(*bytes.get(24..)?.first_chunk()?)),
+            id: EventId(*bytes.get(32..)?.first_chunk()?),
+            conversation: u32::from_le_bytes(*bytes.get(48..)?.first_chunk()?),
+            follows: u32::from_le_bytes(*bytes.get(52..)?.first_chunk()?),
+        })
+    }
+
+    fn plausible(&self, room: u64) -> bool {
+        self.body > 0 && self.conversation <= self.body && self.batch <= self.offset && self.size() as u64 <= room
+    }
+
+    /// The event in `bytes`, which begin with this frame.
+    pub fn event(&self, bytes: &[u8]) -> Option<Event> {
+        let body = bytes.get(FRAME..self.size())?;
+        let (conversation, payload) = body.split_at_checked(self.conversation as usize)?;
+        let conversation = std::str::from_utf8(conversation).ok()?;
+        Some(Event::restore(Bytes::copy_from_slice(payload), self.id, conversation, self.arrival))
+    }
+}
+
+/// How many bytes `event` will take.
+pub fn size_of_record(event: &Event) -> usize {
+    FRAME + event.conversation().len() + event.payload().len()
+}
+
+/// Appends the stored form of a record to `out`.
+pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
+    let event = &record.event;
+    let start = out.len();
+    let (conversation, payload) = (event.conversation().as_bytes(), event.payload());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&((conversation.len() + payload.len()) as u32).to_le_bytes());
+    out.extend_from_slice(&record.offset.to_le_bytes());
+    out.extend_from_slice(&batch.to_le_bytes());
+    out.extend_from_slice(&event.arrival().0.to_le_bytes());
+    out.extend_from_slice(&event.id().0);
+    out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
+    out.extend_from_slice(&follows.to_le_bytes());
+    out.extend_from_slice(conversation);
+    out.extend_from_slice(payload);
+    let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
+    out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
+}
+
+/// What a [`Scan`] finds next.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// An intact record, with its bytes on disk.
+    Record(Frame, &'a [u8]),
+    /// Bytes that are no record, followed by the record with this frame, which comes next.
+    Damage(Frame),
+    /// No further record.
+    End,
+}
+
+/// Reads the records of one segment file in order, a chunk at a time.
+#[derive(Debug)]
+pub struct Scan {
+    file: Box<dyn DiskFile>,
+    size: u64,
+    buffer: Vec<u8>,
+    /// Where in the file the buffer begins.
+    start: u64,
+    /// The next unread byte in the buffer.
+    at: usize,
+}
+
+impl Scan {
+    /// Reads `file` from its first record on.
+    pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
+        Ok(Self { size: file.size()?, file, buffer: Vec::new(), start: HEADER as u64, at: 0 })
+    }
+
+    /// No segment of this size can hold more records than this.
+    pub fn most_records(&self) -> u64 {
+        self.size / FRAME as u64
+    }
+
+    /// Where in the file the next record begins.
+    pub fn position(&self) -> u64 {
+        self.start + self.at as u64
+    }
+
+    /// The next record, which has to have the offset `expected`; records with offsets of `limit` and above are none.
+    pub fn next(&mut self, expected: u64, limit: u64) -> io::Result<Found<'_>> {
+        if expected >= limit {
+            return Ok(Found::End);
+        }
+        if let Some(frame) = self.record_at(0, expected..expected + 1)? {
+            let from = self.at;
+            self.at += frame.size();
+            return Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()));
+        }
+        Ok(match self.seek(expected, limit)? {
+            Some(frame) => Found::Damage(frame),
+            None => Found::End,
+        })
+    }
+
+    /// Moves on to the next intact record with an offset above `expected` and below `limit`, if there is any.
+    fn seek(&mut self, expected: u64, limit: u64) -> io::Result<Option<Frame>> {
+        let from = self.position();
+        let mut ahead = 1;
+        loop {
+            // Passing over the zeros of a preallocated file has to be fast.
+            if self.fill(ahead + FRAME)? < ahead + FRAME {
+                (self.start, self.at) = (from, 0);
+                self.buffer.clear();
+                return Ok(None);
+            }
+            let window = self.buffer.get(self.at + ahead..).unwrap_or_default();
+            let zeros = window.iter().position(|byte| *byte != 0).unwrap_or(window.len());
+            if zeros > FRAME {
+                ahead += zeros - FRAME;
+                self.at += ahead;
+                ahead = 0;
+                continue;
+            }
+            if let Some(frame) = self.record_at(ahead, expected + 1..limit)? {
+                self.at += ahead;
+                return Ok(Some(frame));
+            }
+            ahead += 1;
+            if ahead >= CHUNK {
+                self.at += ahead;
+                ahead = 0;
+            }
+        }
+    }
+
+    /// The frame of the intact record that begins `ahead` bytes after the position, if its offset is one of these.
+    fn record_at(&mut self, ahead: usize, offsets: Range<u64>) -> io::Result<Option<Frame>> {
+        if self.fill(ahead + FRAME)? < ahead + FRAME {
+            return Ok(None);
+        }
+        let room = self.size.saturating_sub(self.position() + ahead as u64);
+        let frame = self.ahead(ahead).and_then(Frame::read);
+        let Some(frame) = frame.filter(|frame| offsets.contains(&frame.offset) && frame.plausible(room)) else {
+            return Ok(None);
+        };
+        if self.fill(ahead + frame.size())? < ahead + frame.size() {
+            return Ok(None);
+        }
+        let Some(bytes) = self.ahead(ahead).and_then(|bytes| bytes.get(..frame.size())) else { return Ok(None) };
+        let Some((sum, covered)) = bytes.split_first_chunk() else { return Ok(None) };
+        Ok((u32::from_le_bytes(*sum) == crc32c::crc32c(covered)).then_some(frame))
+    }
+
+    fn ahead(&self, ahead: usize) -> Option<&[u8]> {
+        self.buffer.get(self.at + ahead..)
+    }
+
+    /// Sees to it that `wanted` bytes after the position are in the buffer; returns how many there are.
+    fn fill(&mut self, wanted: usize) -> io::Result<usize> {
+        let held = self.buffer.len().saturating_sub(self.at);
+        if held >= wanted {
+            return Ok(held);
+        }
+        let mut buffer = vec![0; wanted.max(CHUNK)];
+        let count = self.file.read_at(&mut buffer, self.position())?;
+        buffer.truncate(count);
+        (self.start, self.at) = (self.position(), 0);
+        self.buffer = buffer;
+        Ok(count)
+    }
+}

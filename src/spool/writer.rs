@@ -1,0 +1,349 @@
+//! The one thread that writes: takes everything that waits, one write, one sync, then releases all who wait.
+
+use super::disk::DiskFile;
+use super::recent::Recent;
+use super::recovery::Segment;
+use super::{segment, Log, Record, Shared};
+use crate::event::{Event, EventId};
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A group commit takes no more requests once it has this many bytes.
+const COMMIT_BYTES: usize = 4 << 20;
+/// After a failure, how long until another segment is tried.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How many events of a request were stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Stored and durable.
+    pub stored: usize,
+    /// Durable already.
+    pub duplicates: usize,
+}
+
+/// Why nothing of a request was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// No room until sinks have caught up.
+    #[error("the spool is full")]
+    Full {
+        /// When there should be room again, from how fast the slowest sink drains it.
+        retry_after: Duration,
+    },
+    /// The disk refused a write or a sync.
+    #[error("the spool cannot write: {cause}")]
+    Failed {
+        /// What the system said.
+        cause: String,
+    },
+    /// The bridge is stopping.
+    #[error("the spool is closed")]
+    Closed,
+}
+
+/// The events of one request and whom to tell.
+#[derive(Debug)]
+pub struct Append {
+    pub events: Vec<Event>,
+    pub done: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// Requests that wait for the next group commit.
+#[derive(Debug, Default)]
+pub struct Queue {
+    state: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: VecDeque<Append>,
+    closed: bool,
+    trouble: Option<String>,
+}
+
+impl Queue {
+    /// Adds a request; it learns at once if the queue is closed.
+    pub fn push(&self, append: Append) {
+        let mut state = self.state();
+        if state.closed {
+            let _ = append.done.send(Err(AppendError::Closed));
+            return;
+        }
+        state.requests.push_back(append);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// No more requests; those that wait are still written.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.arrived.notify_all();
+    }
+
+    /// Why the last append failed, if it did.
+    pub fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        self.state().trouble = trouble;
+    }
+
+    fn take(&self) -> Option<VecDeque<Append>> {
+        let mut state = self.state();
+        while state.requests.is_empty() && !state.closed {
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.requests.is_empty() { None } else { Some(std::mem::take(&mut state.requests)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the thread, which ends when the queue is closed and empty.
+pub fn start(shared: Arc<Shared>, recent: Recent) -> io::Result<JoinHandle<()>> {
+    let next = *shared.end.borrow();
+    let mut writer = Writer { shared, recent, active: None, next, buffer: Vec::new(), paused: None };
+    std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    recent: Recent,
+    active: Option<Active>,
+    /// The offset of the next record.
+    next: u64,
+    buffer: Vec<u8>,
+    /// Set after a failure: nothing is tried before this moment.
+    paused: Option<(Instant, AppendError)>,
+}
+
+/// The segment that is being written to.
+struct Active {
+    base: u64,
+    file: Box<dyn DiskFile>,
+    size: u64,
+    /// Where the durable records end.
+    position: u64,
+}
+
+/// One group commit.
+#[derive(Default)]
+struct Commit {
+    records: Vec<Arc<Record>>,
+    ids: HashSet<EventId>,
+    waiting: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Appended)>,
+}
+
+impl Writer {
+    fn run(&mut self) {
+        while let Some(mut requests) = self.shared.queue.take() {
+            while !requests.is_empty() {
+                self.commit(&mut requests);
+            }
+        }
+        self.seal();
+    }
+
+    /// Stores as many requests from the front as fit the active segment, with one write and one sync.
+    fn commit(&mut self, requests: &mut VecDeque<Append>) {
+        let needed = requests.front().map_or(0, |first| self.needed(&first.events));
+        if let Err(error) = self.make_room(needed as u64) {
+            self.shared.queue.set_trouble(Some(error.to_string()));
+            // The first one does not fit; a later, smaller one might, and is tried in its turn.
+            if let Some(append) = requests.pop_front() {
+                let _ = append.done.send(Err(error));
+            }
+            return;
+        }
+        let batch = self.next;
+        let commit = self.encode(requests);
+        match self.write() {
+            Ok(()) => {
+                self.publish(batch, commit);
+                self.shared.queue.set_trouble(None);
+            }
+            Err(cause) => {
+                self.next = batch;
+                self.fail(&cause, commit);
+            }
+        }
+    }
+
+    /// How many bytes these events take, those left out that are stored already.
+    fn needed(&self, events: &[Event]) -> usize {
+        events.iter().filter(|event| !self.recent.contains(&event.id())).map(segment::size_of_record).sum()
+    }
+
+    /// Frames requests into the buffer for as long as they fit.
+    fn encode(&mut self, requests: &mut VecDeque<Append>) -> Commit {
+        let mut commit = Commit::default();
+        self.buffer.clear();
+        let batch = self.next;
+        let room = self.active.as_ref().map_or(0, |active| active.size - active.position) as usize;
+        while let Some(request) = requests.front() {
+            let size = self.needed(&request.events);
+            if self.buffer.len() + size > room || self.buffer.len() > COMMIT_BYTES {
+                break;
+            }
+            let Some(Append { events, done }) = requests.pop_front() else { break };
+            let total = events.len();
+            let mut fresh: VecDeque<Event> = events
+                .into_iter()
+                .filter(|event| !self.recent.contains(&event.id()) && (self.recent.capacity() == 0 || commit.ids.insert(event.id())))
+                .collect();
+            let appended = Appended { stored: fresh.len(), duplicates: total - fresh.len() };
+            while let Some(event) = fresh.pop_front() {
+                let record = Record { offset: self.next, event };
+                segment::write_record(&record, batch, fresh.len() as u32, &mut self.buffer);
+                self.next += 1;
+                commit.records.push(Arc::new(record));
+            }
+            commit.waiting.push((done, appended));
+        }
+        commit
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(active) = self.active.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
+        active.file.write_at(&self.buffer, active.position)?;
+        active.file.sync()?;
+        active.position += self.buffer.len() as u64;
+        self.shared.metrics.syncs.inc();
+        self.shared.metrics.written_bytes.inc_by(self.buffer.len() as u64);
+        if self.buffer.capacity() > 2 * COMMIT_BYTES {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Shows the durable records to the readers and releases those who wait for them.
+    fn publish(&mut self, batch: u64, commit: Commit) {
+        for record in &commit.records {
+            self.recent.insert(record.event.id(), record.event.arrival());
+        }
+        if self.next > batch {
+            self.shared.metrics.appended_records.inc_by(self.next - batch);
+            let mut log = self.shared.log();
+            for record in commit.records {
+                log.tail_bytes += record.event.memory();
+                log.tail.push_back(record);
+            }
+            trim(&mut log, self.shared.memory);
+            drop(log);
+            self.shared.end.send_replace(self.next);
+        }
+        for (done, appended) in commit.waiting {
+            let _ = done.send(Ok(appended));
+        }
+    }
+
+    /// Nothing of this commit counts, and its segment is not written to again: after a failed sync nobody knows what the
+    /// disk holds beyond the last durable record.
+    fn fail(&mut self, cause: &io::Error, commit: Commit) {
+        tracing::error!(error = %cause, "the spool cannot write; webhooks are refused until it can");
+        self.shared.metrics.failures.inc();
+        let error = AppendError::Failed { cause: cause.to_string() };
+        self.pause(error.clone());
+        self.seal();
+        for (done, _) in commit.waiting {
+            let _ = done.send(Err(error.clone()));
+        }
+    }
+
+    fn pause(&mut self, error: AppendError) {
+        self.shared.queue.set_trouble(Some(error.to_string()));
+        self.paused = Some((Instant::now() + PAUSE, error));
+    }
+
+    /// Sees to it that the active segment has room for `needed` bytes.
+    fn make_room(&mut self, needed: u64) -> Result<(), AppendError> {
+        if let Some((until, error)) = self.paused.as_ref().filter(|_| needed > 0) {
+            if Instant::now() < *until {
+                return Err(error.clone());
+            }
+            self.paused = None;
+        }
+        if needed == 0 || self.active.as_ref().is_some_and(|active| active.position + needed <= active.size) {
+            return Ok(());
+        }
+        self.seal();
+        let size = self.shared.segment_size.max(needed + segment::HEADER as u64);
+        let held = self.shared.log().bytes();
+        if held + size > self.shared.max_size {
+            self.shared.janitor.hurry();
+            return Err(AppendError::Full { retry_after: self.shared.janitor.until_free(size) });
+        }
+        match self.begin(size) {
+            Ok(active) => {
+                let mut log = self.shared.log();
+                log.segments.insert(active.base, Segment { bytes: size, damaged: false });
+                log.active = Some(active.base);
+                drop(log);
+                self.active = Some(active);
+                Ok(())
+            }
+            Err(cause) => {
+                let error = AppendError::Failed { cause: cause.to_string() };
+                if self.shared.queue.trouble().is_none() {
+                    tracing::error!(error = %cause, "the spool cannot begin a new segment; webhooks are refused until it can");
+                }
+                self.shared.metrics.failures.inc();
+                self.pause(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(&self, size: u64) -> io::Result<Active> {
+        let name = segment::name(self.next);
+        let file = self.shared.disk.create(&name, size)?;
+        let begun = file.write_at(&segment::header(self.next), 0).and_then(|()| self.shared.disk.sync());
+        if let Err(error) = begun {
+            let _ = self.shared.disk.remove(&name);
+            return Err(error);
+        }
+        Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 })
+    }
+
+    /// Ends the active segment behind its last durable record. If that fails nothing is lost but disk space: readers stop
+    /// at the base of the next segment.
+    fn seal(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let empty = active.position == segment::HEADER as u64;
+        let ended = if empty {
+            self.shared.disk.remove(&segment::name(active.base)).and_then(|()| self.shared.disk.sync())
+        } else {
+            active.file.resize(active.position).and_then(|()| active.file.sync())
+        };
+        let mut log = self.shared.log();
+        log.active = None;
+        match ended {
+            Ok(()) if empty => drop(log.segments.remove(&active.base)),
+            Ok(()) => {
+                if let Some(sealed) = log.segments.get_mut(&active.base) {
+                    sealed.bytes = active.position;
+                }
+            }
+            Err(error) => tracing::warn!(%error, segment = active.base, "a segment of the spool could not be trimmed"),
+        }
+        drop(log);
+        self.shared.janitor.wake();
+    }
+}
+
+fn trim(log: &mut Log, memory: usize) {
+    while log.tail_bytes > memory && log.tail.len() > 1 {
+        if let Some(record) = log.tail.pop_front() {
+            log.tail_bytes -= record.event.memory();
+        }
+    }
+}
