@@ -7,6 +7,7 @@ pub mod ingress;
 pub mod spool;
 pub mod dispatch;
 pub mod route;
+pub mod config;
 pub mod event;
 pub mod metrics;
 pub mod sink;

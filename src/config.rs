@@ -1,0 +1,385 @@
+//! Composes each module's own settings: defaults → files → `CDRELAY_` environment → `--set`.
+//!
+//! Every error names where the value came from, its key, what was found and what is allowed.
+
+mod environment;
+mod keys;
+
+use crate::dispatch;
+use crate::ingress;
+use crate::route::{self, Dialect, Route};
+use crate::setting::period;
+use crate::sink::{kafka, nats, stdout};
+use crate::spool;
+use figment::providers::{Data, Format as _, Toml};
+use figment::value::{Dict, Value};
+use figment::{Figment, Metadata, Source};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What runs without `--config`.
+pub const EMBEDDED: &str = include_str!("../config/cdrelay.toml");
+
+/// All settings of a bridge.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[ingress]`
+    pub ingress: ingress::Config,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[spool]`
+    pub spool: spool::Config,
+    /// `[shutdown]`
+    pub shutdown: Shutdown,
+    /// `[log]`
+    pub log: Log,
+    /// `[sinks.NAME]`
+    pub sinks: BTreeMap<String, Sink>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where to listen.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// How long to go on serving after readiness has turned false, so that load balancers notice.
+    #[serde(with = "period")]
+    pub delay: Duration,
+    /// How long requests and publishes in flight may take to finish.
+    #[serde(with = "period")]
+    pub grace: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, grace: Duration::from_secs(10) }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level, or directives such as `info,cdrelay::spool=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[sinks.NAME]`
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// What is sent where.
+    pub route: route::Config,
+    /// How it is sent.
+    pub dispatch: dispatch::Config,
+    /// The destination.
+    pub destination: Destination,
+}
+
+/// A destination by its `type`.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// `type = "stdout"`
+    Stdout(stdout::Config),
+    /// `type = "kafka"`
+    Kafka(Box<kafka::Config>),
+    /// `type = "nats"`
+    Nats(Box<nats::Config>),
+}
+
+impl Destination {
+    /// Which names and headers are legal there.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::Stdout(_) | Self::Kafka(_) => Dialect::Kafka,
+            Self::Nats(_) => Dialect::Nats,
+        }
+    }
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    /// One problem, in words for the operator.
+    pub fn new(problem: impl Into<String>) -> Self {
+        Self { problems: vec![problem.into()] }
+    }
+}
+
+impl From<figment::Error> for ConfigError {
+    fn from(error: figment::Error) -> Self {
+        Self { problems: error.into_iter().map(|error| describe(&error)).collect() }
+    }
+}
+
+/// The top level as it stands in the files; sinks are looked at one by one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct Document {
+    ingress: ingress::Config,
+    admin: Admin,
+    spool: spool::Config,
+    shutdown: Shutdown,
+    log: Log,
+    sinks: BTreeMap<String, Value>,
+}
+
+/// What every sink has, whatever its type.
+#[derive(Deserialize)]
+struct Typed {
+    r#type: Type,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Type {
+    Stdout,
+    Kafka,
+    Nats,
+}
+
+impl Config {
+    /// Reads `files`, the environment and `--set key=value` settings, in this order; without any file the embedded default
+    /// is the base.
+    pub fn load(files: &[PathBuf], settings: &[String]) -> Result<Self, ConfigError> {
+        let mut figment = Figment::new();
+        if files.is_empty() {
+            figment = figment.merge(Named { name: "the embedded default", data: Toml::string(EMBEDDED) });
+        }
+        for file in files {
+            figment = merge_file(figment, file)?;
+        }
+        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        figment = figment.merge(environment::Variables::new(variables)).merge(environment::Settings::parse(settings)?);
+        Self::extract(&figment)
+    }
+
+    /// Reads one TOML text, without environment.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Self::extract(&Figment::from(Toml::string(text)))
+    }
+
+    fn extract(figment: &Figment) -> Result<Self, ConfigError> {
+        let document: Document = figment.extract()?;
+        let mut sinks = BTreeMap::new();
+        let mut problems = Vec::new();
+        for name in document.sinks.keys() {
+            match sink(figment, name) {
+                Ok(sink) => drop(sinks.insert(name.clone(), sink)),
+                Err(error) => problems.extend(error.problems),
+            }
+        }
+        let config = Self {
+            ingress: document.ingress,
+            admin: document.admin,
+            spool: document.spool,
+            shutdown: document.shutdown,
+            log: document.log,
+            sinks,
+        };
+        problems.extend(config.contradictions(figment));
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// What each setting allows by itself and together they do not.
+    fn contradictions(&self, figment: &Figment) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, key: &str, problem: String| {
+            if !holds {
+                problems.push(format!("{}`{key}`: {problem}", origin(figment.find_metadata(key), &[key])));
+            }
+        };
+        let (ingress, spool) = (&self.ingress, &self.spool);
+        check(ingress.path.starts_with('/'), "ingress.path", format!("found {:?}; a path begins with `/`", ingress.path));
+        check(ingress.decode.max_depth <= crate::event::MAX_DEPTH, "ingress.decode.max_depth", format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH));
+        check(ingress.max_bodies >= ingress.max_body, "ingress.max_bodies", format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body));
+        check(ingress.max_body.as_u64() <= 64 << 20, "ingress.max_body", format!("found {}; 64 MiB at the most", ingress.max_body));
+        check(
+            spool.max_size.as_u64() >= ingress.max_body.as_u64().saturating_mul(4),
+            "spool.max_size",
+            format!("found {}; it has to hold four bodies of `ingress.max_body`, {}", spool.max_size, ingress.max_body),
+        );
+        check(
+            spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
+            "spool.segment_size",
+            format!("found {}; half of `spool.max_size`, {}, at the most", spool.segment_size.unwrap_or_default(), spool.max_size),
+        );
+        check(
+            self.admin.listen != ingress.listen || ingress.listen.port() == 0,
+            "admin.listen",
+            format!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
+        );
+        check(
+            tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
+            "log.level",
+            format!("found {:?}; allowed are error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`", self.log.level),
+        );
+        if self.sinks.is_empty() {
+            problems.push("no sink is configured; add for example:\n  [sinks.stdout]\n  type = \"stdout\"".into());
+        }
+        problems
+    }
+}
+
+fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
+    if let Err(error) = std::fs::read_to_string(path) {
+        return Err(ConfigError::new(format!("{}: cannot be read: {error}", path.display())));
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => Ok(figment.merge(Data::<Toml>::file_exact(path))),
+        Some("yaml" | "yml") => Ok(figment.merge(Data::<serde_saphyr::figment::Yaml>::file_exact(path))),
+        _ => Err(ConfigError::new(format!("{}: a configuration file ends in .toml, .yaml or .yml", path.display()))),
+    }
+}
+
+fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
+    let at = format!("sinks.{name}");
+    let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+        let place = origin(figment.find_metadata(&at), &[&at]);
+        return Err(ConfigError::new(format!("{place}`{at}`: a sink's name has 1 to 64 characters of a-z 0-9 _ -")));
+    }
+    let table = figment.find_value(&at)?.into_dict().unwrap_or_default();
+    if !table.contains_key("type") {
+        let place = origin(figment.find_metadata(&at), &[&at]);
+        return Err(ConfigError::new(format!("{place}`{at}.type`: is missing; allowed are stdout, kafka, nats")));
+    }
+    let destination = match section::<Typed>(figment, &at)?.r#type {
+        Type::Stdout => {
+            refuse_unknown(figment, &at, &table, keys::of::<stdout::Config>())?;
+            Destination::Stdout(section(figment, &at)?)
+        }
+        Type::Kafka => {
+            refuse_unknown(figment, &at, &table, keys::of::<kafka::Config>())?;
+            Destination::Kafka(Box::new(section(figment, &at)?))
+        }
+        Type::Nats => {
+            refuse_unknown(figment, &at, &table, keys::of::<nats::Config>())?;
+            Destination::Nats(Box::new(section(figment, &at)?))
+        }
+    };
+    let sink = Sink { route: section(figment, &at)?, dispatch: section(figment, &at)?, destination };
+    if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
+        let key = format!("{at}.{}", error.key);
+        let place = origin(figment.find_metadata(&key), &[&key]);
+        return Err(ConfigError::new(format!("{place}`{key}`: {}", error.problem)));
+    }
+    Ok(sink)
+}
+
+fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
+    figment.extract_inner(at).map_err(ConfigError::from)
+}
+
+/// A sink's table is read by several structs, none of which knows all keys.
+fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Result<(), ConfigError> {
+    let known: Vec<&str> =
+        [&["type"], own, keys::of::<route::Config>(), keys::of::<dispatch::Config>()].into_iter().flatten().copied().collect();
+    let problems: Vec<String> = table
+        .keys()
+        .filter(|key| !known.contains(&key.as_str()))
+        .map(|key| {
+            let path = format!("{at}.{key}");
+            let place = origin(figment.find_metadata(&path), &[&path]);
+            format!("{place}`{path}`: is unknown; allowed are {}", known.join(", "))
+        })
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+}
+
+/// `file: `, or whatever else a value came from; nothing for a default.
+fn origin(metadata: Option<&Metadata>, path: &[&str]) -> String {
+    let Some(metadata) = metadata else { return String::new() };
+    match &metadata.source {
+        Some(Source::File(file)) => format!("{}: ", file.display()),
+        _ if metadata.name == environment::NAME => format!("environment variable {}: ", environment::variable(&path.join("."))),
+        _ => format!("{}: ", metadata.name),
+    }
+}
+
+fn describe(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
+    let place = origin(error.metadata.as_ref(), &path);
+    let key = path.join(".");
+    let join = |key: &str, field: &str| if key.is_empty() { field.to_owned() } else { format!("{key}.{field}") };
+    match &error.kind {
+        Kind::UnknownField(field, allowed) => {
+            format!("{place}`{}`: is unknown; allowed are {}", join(&key, field), allowed.join(", "))
+        }
+        Kind::MissingField(field) => format!("{place}`{}`: is missing", join(&key, field)),
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            format!("{place}`{key}`: found {found}; allowed is {expected}")
+        }
+        Kind::UnknownVariant(found, allowed) => format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", ")),
+        other if key.is_empty() => format!("{place}{other}"),
+        other => format!("{place}`{key}`: {other}"),
+    }
+}
+
+/// A provider under a name of ours.
+struct Named<P> {
+    name: &'static str,
+    data: P,
+}
+
+impl<P: figment::Provider> figment::Provider for Named<P> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name)
+    }
+
+    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, Dict>> {
+        self.data.data()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Settings from the environment and from `--set`.
+
+use super::ConfigError;
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider};
+
+const PREFIX: &str = "CDRELAY_";
+/// Of the provider's metadata.
+pub const NAME: &str = "environment";
+
+/// The variable that sets `key`.
+pub fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+/// `CDRELAY_SINKS__NAME__PASSWORD_FILE` sets `sinks.name.password_file`. A variable without `__` is none of ours:
+/// Kubernetes sets `CDRELAY_PORT` and the like in every pod beside a service called cdrelay.
+pub struct Variables(Vec<(String, String)>);
+
+impl Variables {
+    /// Picks ours from all variables.
+    pub fn new(variables: impl Iterator<Item = (String, String)>) -> Self {
+        let ours = variables.filter_map(|(name, value)| {
+            let key = name.strip_prefix(PREFIX).filter(|key| key.contains("__"))?;
+            Some((key.to_lowercase().replace("__", "."), value))
+        });
+        Self(ours.collect())
+    }
+}
+
+impl Provider for Variables {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(NAME)
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(nested(&self.0))
+    }
+}
+
+/// `--set spool.path=/var/spool/cdrelay`
+pub struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// Splits each setting at its first `=`.
+    pub fn parse(settings: &[String]) -> Result<Self, ConfigError> {
+        let split = settings.iter().map(|setting| match setting.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+            _ => Err(ConfigError::new(format!("--set {setting:?}: expected KEY=VALUE, for example spool.path=/var/spool/cdrelay"))),
+        });
+        split.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Provider for Settings {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("--set")
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(nested(&self.0))
+    }
+}
+
+fn nested(pairs: &[(String, String)]) -> Map<Profile, Dict> {
+    let mut all = Dict::new();
+    for (key, text) in pairs {
+        let mut tables: Vec<&str> = key.split('.').collect();
+        let Some(name) = tables.pop() else { continue };
+        let mut table = &mut all;
+        for step in tables {
+            let inner = table.entry(step.to_owned()).or_insert_with(|| Value::from(Dict::new()));
+            if !matches!(inner, Value::Dict(..)) {
+                *inner = Value::from(Dict::new());
+            }
+            let Value::Dict(_, next) = inner else { break };
+            table = next;
+        }
+        table.insert(name.to_owned(), value(text));
+    }
+    Profile::Default.collect(all)
+}
+
+/// A number or a truth value where the text is exactly how one is written, a list in brackets, else the text: a password
+/// such as `007` stays what it is.
+fn value(text: &str) -> Value {
+    match text.parse::<Value>() {
+        Ok(Value::Num(tag, number)) => {
+            let written = number.to_u128().map(|n| n.to_string()).or_else(|| number.to_i128().map(|n| n.to_string()));
+            if written.as_deref() == Some(text) { Value::Num(tag, number) } else { Value::from(text) }
+        }
+        Ok(parsed @ (Value::Bool(..) | Value::Array(..))) => parsed,
+        _ => Value::from(text),
+    }
+}

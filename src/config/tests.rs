@@ -1,0 +1,99 @@
+use super::*;
+
+fn problems(toml: &str) -> String {
+    Config::from_toml(toml).unwrap_err().to_string()
+}
+
+fn layered(toml: &str, variables: &[(&str, &str)], settings: &[&str]) -> Result<Config, ConfigError> {
+    let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    let settings: Vec<String> = settings.iter().map(|setting| setting.to_string()).collect();
+    let figment = Figment::from(Toml::string(toml)).merge(environment::Variables::new(variables));
+    Config::extract(&figment.merge(environment::Settings::parse(&settings)?))
+}
+
+const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
+
+#[test]
+fn the_embedded_default_is_what_the_code_defaults_to() {
+    let config = Config::from_toml(EMBEDDED).unwrap();
+    assert_eq!(config.ingress.listen, ingress::Config::default().listen);
+    assert_eq!(config.spool.max_size, spool::Config::default().max_size);
+    assert!(matches!(config.sinks["stdout"].destination, Destination::Stdout(_)));
+}
+
+#[test]
+fn layers_go_on_top_of_each_other() {
+    let toml = format!("{STDOUT}[spool]\npath = 'a'\nmax_size = '64MiB'\n[sinks.kafka]\ntype = 'kafka'\nbrokers = 'a:1'\n");
+    let variables = [
+        ("CDRELAY_SPOOL__PATH", "b"),
+        ("CDRELAY_SPOOL__MAX_SIZE", "128MiB"),
+        ("CDRELAY_SINKS__KAFKA__BROKERS", "[\"b:1\",\"c:1\"]"),
+        ("CDRELAY_SINKS__KAFKA__REQUIRED", "false"),
+        ("CDRELAY_SINKS__KAFKA__SASL__MECHANISM", "PLAIN"),
+        ("CDRELAY_SINKS__KAFKA__SASL__USERNAME", "u"),
+        ("CDRELAY_SINKS__KAFKA__SASL__PASSWORD", "007"),
+        ("CDRELAY_PORT", "tcp://10.0.0.1:8080"),
+        ("CDRELAY_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let config = layered(&toml, &variables, &["spool.path=c", "sinks.kafka.max_in_flight=7"]).unwrap();
+    assert_eq!((config.spool.path.to_str(), config.spool.max_size), (Some("c"), bytesize::ByteSize::mib(128)));
+    let kafka = &config.sinks["kafka"];
+    assert_eq!((kafka.dispatch.required, kafka.dispatch.max_in_flight), (false, 7));
+    let Destination::Kafka(settings) = &kafka.destination else { panic!() };
+    assert_eq!(settings.brokers, ["b:1", "c:1"]);
+    assert_eq!(settings.sasl.as_ref().unwrap().password.as_ref().unwrap().reveal(), "007");
+}
+
+#[test]
+fn errors_name_origin_key_finding_and_remedy() {
+    let unknown = problems(&format!("{STDOUT}[spool]\npaht = 'x'"));
+    assert!(unknown.contains("`spool.paht`: is unknown; allowed are path, max_size"), "{unknown}");
+    let unknown = problems("[sinks.out]\ntype = 'stdout'\nbrokers = 'x'");
+    assert!(unknown.contains("`sinks.out.brokers`: is unknown; allowed are type, "), "{unknown}");
+    let missing = problems("[sinks.k]\ntype = 'kafka'");
+    assert!(missing.contains("`sinks.k.brokers`: is missing"), "{missing}");
+    let wrong = problems("[sinks.k]\ntype = 'kafak'");
+    assert!(wrong.contains("`sinks.k.type`") && wrong.contains("kafak") && wrong.contains("stdout"), "{wrong}");
+    let untyped = problems("[sinks.k]\nbrokers = 'x'");
+    assert!(untyped.contains("`sinks.k.type`: is missing"), "{untyped}");
+    let period = problems(&format!("{STDOUT}[shutdown]\ngrace = 5"));
+    assert!(period.contains("`shutdown.grace`"), "{period}");
+    let size = problems(&format!("{STDOUT}[spool]\nmax_size = 'big'"));
+    assert!(size.contains("`spool.max_size`"), "{size}");
+    let template = problems("[sinks.out]\ntype = 'stdout'\nkey = '{team'");
+    assert!(template.contains("`sinks.out.key`") && template.contains("character 1"), "{template}");
+    let subject = problems("[sinks.n]\ntype = 'nats'\nsubject = 'a..b'");
+    assert!(subject.contains("`sinks.n.subject`"), "{subject}");
+    let name = problems("[sinks.'A b']\ntype = 'stdout'");
+    assert!(name.contains("a sink's name"), "{name}");
+    assert!(problems("").contains("no sink is configured"));
+    assert!(problems("[sinks.").contains("TOML"), "{}", problems("[sinks."));
+    let both = problems("[sinks.a]\ntype = 'x'\n[sinks.b]\ntype = 'y'");
+    assert_eq!(both.lines().count(), 2, "{both}");
+}
+
+#[test]
+fn the_environment_is_named_as_the_origin() {
+    let error = layered(STDOUT, &[("CDRELAY_SPOOL__MAX_SIZE", "1KiB")], &[]).unwrap_err().to_string();
+    assert!(error.starts_with("environment variable CDRELAY_SPOOL__MAX_SIZE: `spool.max_size`: found 1.0 KiB"), "{error}");
+    let error = layered(STDOUT, &[("CDRELAY_SPOL__PATH", "x")], &[]).unwrap_err().to_string();
+    assert!(error.contains("`spol`: is unknown"), "{error}");
+    let error = layered(STDOUT, &[], &["ingress.listen=8080"]).unwrap_err().to_string();
+    assert!(error.starts_with("--set: `ingress.listen`"), "{error}");
+    assert!(layered(STDOUT, &[], &["nothing"]).unwrap_err().to_string().contains("KEY=VALUE"));
+}
+
+#[test]
+fn contradictions_are_found() {
+    for (toml, key) in [
+        ("[ingress]\npath = 'cdr'", "ingress.path"),
+        ("[ingress]\nmax_bodies = '1KiB'", "ingress.max_bodies"),
+        ("[ingress]\nlisten = '127.0.0.1:9090'", "admin.listen"),
+        ("[ingress.decode]\nmax_depth = 1000", "ingress.decode.max_depth"),
+        ("[spool]\nsegment_size = '1GiB'", "spool.segment_size"),
+        ("[log]\nlevel = 'a=b=c'", "log.level"),
+    ] {
+        let error = problems(&format!("{STDOUT}{toml}"));
+        assert!(error.contains(&format!("`{key}`")), "{toml}: {error}");
+    }
+}
