@@ -14,8 +14,8 @@ use crate::spool;
 use figment::providers::{Data, Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Source};
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -197,7 +197,8 @@ impl Config {
         for file in files {
             figment = merge_file(figment, file)?;
         }
-        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let variables =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         figment = figment.merge(environment::Variables::new(variables)).merge(environment::Settings::parse(settings)?);
         Self::extract(&figment)
     }
@@ -238,10 +239,26 @@ impl Config {
             }
         };
         let (ingress, spool) = (&self.ingress, &self.spool);
-        check(ingress.path.starts_with('/'), "ingress.path", format!("found {:?}; a path begins with `/`", ingress.path));
-        check(ingress.decode.max_depth <= crate::event::MAX_DEPTH, "ingress.decode.max_depth", format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH));
-        check(ingress.max_bodies >= ingress.max_body, "ingress.max_bodies", format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body));
-        check(ingress.max_body.as_u64() <= 64 << 20, "ingress.max_body", format!("found {}; 64 MiB at the most", ingress.max_body));
+        check(
+            ingress.path.starts_with('/'),
+            "ingress.path",
+            format!("found {:?}; a path begins with `/`", ingress.path),
+        );
+        check(
+            ingress.decode.max_depth <= crate::event::MAX_DEPTH,
+            "ingress.decode.max_depth",
+            format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),
+        );
+        check(
+            ingress.max_bodies >= ingress.max_body,
+            "ingress.max_bodies",
+            format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body),
+        );
+        check(
+            ingress.max_body.as_u64() <= 64 << 20,
+            "ingress.max_body",
+            format!("found {}; 64 MiB at the most", ingress.max_body),
+        );
         check(
             spool.max_size.as_u64() >= ingress.max_body.as_u64().saturating_mul(4),
             "spool.max_size",
@@ -250,7 +267,11 @@ impl Config {
         check(
             spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
             "spool.segment_size",
-            format!("found {}; half of `spool.max_size`, {}, at the most", spool.segment_size.unwrap_or_default(), spool.max_size),
+            format!(
+                "found {}; half of `spool.max_size`, {}, at the most",
+                spool.segment_size.unwrap_or_default(),
+                spool.max_size
+            ),
         );
         check(
             self.admin.listen != ingress.listen || ingress.listen.port() == 0,
@@ -260,7 +281,10 @@ impl Config {
         check(
             tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
             "log.level",
-            format!("found {:?}; allowed are error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`", self.log.level),
+            format!(
+                "found {:?}; allowed are error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`",
+                self.log.level
+            ),
         );
         if self.sinks.is_empty() {
             problems.push("no sink is configured; add for example:\n  [sinks.stdout]\n  type = \"stdout\"".into());
@@ -321,8 +345,11 @@ fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, Config
 
 /// A sink's table is read by several structs, none of which knows all keys.
 fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Result<(), ConfigError> {
-    let known: Vec<&str> =
-        [&["type"], own, keys::of::<route::Config>(), keys::of::<dispatch::Config>()].into_iter().flatten().copied().collect();
+    let known: Vec<&str> = [&["type"], own, keys::of::<route::Config>(), keys::of::<dispatch::Config>()]
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect();
     let problems: Vec<String> = table
         .keys()
         .filter(|key| !known.contains(&key.as_str()))
@@ -340,7 +367,9 @@ fn origin(metadata: Option<&Metadata>, path: &[&str]) -> String {
     let Some(metadata) = metadata else { return String::new() };
     match &metadata.source {
         Some(Source::File(file)) => format!("{}: ", file.display()),
-        _ if metadata.name == environment::NAME => format!("environment variable {}: ", environment::variable(&path.join("."))),
+        _ if metadata.name == environment::NAME => {
+            format!("environment variable {}: ", environment::variable(&path.join(".")))
+        }
         _ => format!("{}: ", metadata.name),
     }
 }
@@ -350,16 +379,19 @@ fn describe(error: &figment::Error) -> String {
     let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
     let place = origin(error.metadata.as_ref(), &path);
     let key = path.join(".");
-    let join = |key: &str, field: &str| if key.is_empty() { field.to_owned() } else { format!("{key}.{field}") };
     match &error.kind {
         Kind::UnknownField(field, allowed) => {
-            format!("{place}`{}`: is unknown; allowed are {}", join(&key, field), allowed.join(", "))
+            // The path ends in the unknown field already, except at the very top.
+            let key = if path.last() == Some(&field.as_str()) { key } else { [&path[..], &[field]].concat().join(".") };
+            format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", "))
         }
-        Kind::MissingField(field) => format!("{place}`{}`: is missing", join(&key, field)),
+        Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
             format!("{place}`{key}`: found {found}; allowed is {expected}")
         }
-        Kind::UnknownVariant(found, allowed) => format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", ")),
+        Kind::UnknownVariant(found, allowed) => {
+            format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", "))
+        }
         other if key.is_empty() => format!("{place}{other}"),
         other => format!("{place}`{key}`: {other}"),
     }

@@ -24,7 +24,7 @@ use in_flight::{Gate, Window};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{watch, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
 #[derive(Clone, Debug, Deserialize)]
@@ -127,7 +127,7 @@ impl Dispatcher {
             let room = look_ahead.saturating_sub(window.bytes());
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = told_to_stop(&mut stop) => break,
                 Some(done) = under_way.next(), if !under_way.is_empty() => {
                     // What has finished meanwhile is settled along with it.
                     let mut next = Some(done);
@@ -155,6 +155,11 @@ impl Dispatcher {
             settle(&spool, &cursor, &reader, &lane, &window);
         }
     }
+}
+
+/// Resolves when the bridge stops, and when whoever could say so is gone.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> Attempt {
@@ -249,7 +254,7 @@ impl Lane {
         self.health.failed(cause);
         let mut stop = self.stop.clone();
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => false,
+            () = told_to_stop(&mut stop) => false,
             () = tokio::time::sleep(delay) => true,
             () = self.health.back() => true,
         }

@@ -272,7 +272,8 @@ mod tests {
     fn reordered_members_and_values_as_text_are_the_same_event() {
         for line in SAMPLES.lines() {
             let original: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
-            let reversed: Vec<String> = original.iter().rev().map(|(name, value)| format!("{name:?} : {value}")).collect();
+            let reversed: Vec<String> =
+                original.iter().rev().map(|(name, value)| format!("{name:?} : {value}")).collect();
             let as_text: Vec<String> = original
                 .iter()
                 .map(|(name, value)| match value {
@@ -296,13 +297,27 @@ mod tests {
     fn added_or_changed_content_is_another_event() {
         let mut ids: Vec<EventId> = SAMPLES
             .lines()
-            .flat_map(|line| [line.to_owned(), line.replacen('{', r#"{"filename":"late.mp3","#, 1), line.replacen("44", "45", 1)])
+            .flat_map(|line| {
+                [line.to_owned(), line.replacen('{', r#"{"filename":"late.mp3","#, 1), line.replacen("44", "45", 1)]
+            })
             .map(|text| event(&text).id())
             .collect();
         let pairs = [
-            r#"{"a":"bc"}"#, r#"{"ab":"c"}"#, r#"{"a":"b","c":"d"}"#, r#"{"a":"b,c:d"}"#, r#"{"x":{"a":1}}"#, r#"{"x":["a",1]}"#,
-            r#"{"x":[["a"],1]}"#, r#"{"x":[["a",1]]}"#, r#"{"x":"a"}"#, r#"{"x":["a"]}"#, r#"{"x":{"a":{"b":1},"c":2}}"#,
-            r#"{"x":{"a":{"b":1,"c":2}}}"#, r#"{"a":1,"a":2}"#, r#"{"a":2,"a":1}"#, r#"{}"#,
+            r#"{"a":"bc"}"#,
+            r#"{"ab":"c"}"#,
+            r#"{"a":"b","c":"d"}"#,
+            r#"{"a":"b,c:d"}"#,
+            r#"{"x":{"a":1}}"#,
+            r#"{"x":["a",1]}"#,
+            r#"{"x":[["a"],1]}"#,
+            r#"{"x":[["a",1]]}"#,
+            r#"{"x":"a"}"#,
+            r#"{"x":["a"]}"#,
+            r#"{"x":{"a":{"b":1},"c":2}}"#,
+            r#"{"x":{"a":{"b":1,"c":2}}}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":2,"a":1}"#,
+            r#"{}"#,
         ];
         ids.extend(pairs.map(|text| event(text).id()));
         let count = ids.len();

@@ -119,7 +119,10 @@ impl Ingress {
         if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
             return Err(Refusal {
                 header: Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
-                ..refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("bodies encoded as {encoding:?} are not taken; send them plain"))
+                ..refusal(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    format!("bodies encoded as {encoding:?} are not taken; send them plain"),
+                )
             });
         }
         let (bytes, _memory) = self.read(&parts.headers, body).await?;
@@ -157,14 +160,22 @@ impl Ingress {
                 ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many bytes of other requests are waiting")
             }),
             Err(_) => {
-                let what = if headers.contains_key(header::EXPECT) { "the body did not follow" } else { "the body was not complete" };
+                let what = if headers.contains_key(header::EXPECT) {
+                    "the body did not follow"
+                } else {
+                    "the body was not complete"
+                };
                 let seconds = self.config.body_timeout.as_secs_f64();
                 Err(refusal(StatusCode::REQUEST_TIMEOUT, format!("{what} within {seconds} s")))
             }
         }
     }
 
-    async fn read_on(&self, declared: Option<u64>, mut body: Incoming) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Refusal> {
+    async fn read_on(
+        &self,
+        declared: Option<u64>,
+        mut body: Incoming,
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Refusal> {
         let closed = |_| refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting down");
         let mut permit = self.memory.acquire_many(declared.unwrap_or_default() as u32).await.map_err(closed)?;
         let mut first = Bytes::new();

@@ -1,1 +1,28 @@
-fn main() {}
+//! The command-line program.
+#![forbid(unsafe_code)]
+
+use cdrelay::cli::Cli;
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::process::ExitCode;
+
+/// `EX_USAGE` of `sysexits.h`.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
+    };
+    match cli.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cdrelay: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

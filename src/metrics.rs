@@ -126,7 +126,11 @@ impl Default for Metrics {
         at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());
         at.register("syncs", "Group commits, one fdatasync each", spool.syncs.clone());
         at.register("failures", "Writes, syncs or new segments that failed", spool.failures.clone());
-        at.register("damaged_records", "Acknowledged records that could not be read back", spool.damaged_records.clone());
+        at.register(
+            "damaged_records",
+            "Acknowledged records that could not be read back",
+            spool.damaged_records.clone(),
+        );
         at.register("bytes", "Bytes on disk", spool.bytes.clone());
         at.register("max_bytes", "Bytes that the segments may take on disk", spool.max_bytes.clone());
         at.register("records", "Records on disk", spool.records.clone());
@@ -138,7 +142,11 @@ impl Default for Metrics {
         at.register("retried", "Publishes that failed and were tried again", sinks.retried.clone());
         at.register("dead_lettered", "Messages refused for good and kept as dead letters", sinks.dead_lettered.clone());
         at.register("filtered", "Records that `when` kept from this sink", sinks.filtered.clone());
-        at.register("filter_failures", "Evaluations of `when` that failed, record published", sinks.filter_failures.clone());
+        at.register(
+            "filter_failures",
+            "Evaluations of `when` that failed, record published",
+            sinks.filter_failures.clone(),
+        );
         at.register("in_flight", "Messages handed to the destination and not answered yet", sinks.in_flight.clone());
         at.register("retrying", "Records that wait to be tried again", sinks.retrying.clone());
         at.register("lag_records", "Records stored and not settled", sinks.lag_records.clone());

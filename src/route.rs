@@ -6,11 +6,11 @@ mod template;
 pub use filter::{Filter, FilterError};
 pub use template::{Template, TemplateError};
 
-use crate::event::{json, Event};
+use crate::event::{Event, json};
 use crate::sink::Message;
 use crate::spool::Record;
 use bytes::Bytes;
-use percent_encoding::{utf8_percent_encode, AsciiSet, CONTROLS, NON_ALPHANUMERIC};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 /// The part of `[sinks.NAME]` that says what is sent where.
@@ -110,9 +110,8 @@ impl Route {
             Dialect::Nats => "telecmi.cdr.{team}.{conversation_uuid}",
         };
         let topic_key = if dialect == Dialect::Nats { "subject" } else { "topic" };
-        let template = |key, text: &str| {
-            Template::parse(text).map_err(|error| RouteError { key, problem: error.to_string() })
-        };
+        let template =
+            |key, text: &str| Template::parse(text).map_err(|error| RouteError { key, problem: error.to_string() });
         let topic = template(topic_key, config.topic.as_deref().unwrap_or(default))?;
         let checked = match dialect {
             Dialect::Kafka => check_topic(&topic),
@@ -174,7 +173,10 @@ impl Route {
             }
         }
         if self.dialect == Dialect::Kafka && (message.topic.len() > 249 || matches!(&*message.topic, "" | "." | "..")) {
-            let cause = format!("a Kafka topic has 1 to 249 characters and is not `.` or `..`; this one would have {}", message.topic.len());
+            let cause = format!(
+                "a Kafka topic has 1 to 249 characters and is not `.` or `..`; this one would have {}",
+                message.topic.len()
+            );
             return Routed::Refused { cause, message };
         }
         Routed::Message(message)
@@ -349,7 +351,10 @@ mod tests {
     fn defaults_are_as_documented() {
         let event = r#"{"type":"cdr","direction":"inbound","status":"missed","appid":2222223,"team":"Sales_1","conversation_uuid":"c-1"}"#;
         let kafka = message(&route(Config::default(), Dialect::Kafka), event);
-        assert_eq!((kafka.topic.as_str(), kafka.key.as_str(), kafka.partition_by.as_str()), ("telecmi.cdr", "Sales_1/c-1", "c-1"));
+        assert_eq!(
+            (kafka.topic.as_str(), kafka.key.as_str(), kafka.partition_by.as_str()),
+            ("telecmi.cdr", "Sales_1/c-1", "c-1")
+        );
         assert_eq!(kafka.payload, event);
         let names: Vec<_> = kafka.headers.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["content-type", "ce_specversion", "ce_id", "ce_source", "ce_type", "ce_subject", "ce_time"]);
@@ -361,7 +366,10 @@ mod tests {
         let nats = message(&route(Config::default(), Dialect::Nats), event);
         assert_eq!(nats.topic, "telecmi.cdr.Sales_1.c-1");
         assert_eq!(header(&nats, "ce-type"), "com.telecmi.cdr.inbound.missed");
-        assert_eq!(message(&route(Config::default(), Dialect::Kafka), r#"{"team":null,"request_id":"r"}"#).key, "unassigned/r");
+        assert_eq!(
+            message(&route(Config::default(), Dialect::Kafka), r#"{"team":null,"request_id":"r"}"#).key,
+            "unassigned/r"
+        );
     }
 
     #[test]
@@ -382,7 +390,8 @@ mod tests {
 
     #[test]
     fn header_values_stay_within_their_header() {
-        let event = "{\"conversation_uuid\":\"a\\r\\nce-id: x \\u0000\\u0b95\\\"%\",\"type\":\"a\\nb.c\",\"appid\":\"../x y\"}";
+        let event =
+            "{\"conversation_uuid\":\"a\\r\\nce-id: x \\u0000\\u0b95\\\"%\",\"type\":\"a\\nb.c\",\"appid\":\"../x y\"}";
         let nats = message(&route(Config::default(), Dialect::Nats), event);
         assert_eq!(header(&nats, "ce-subject"), "a%0D%0Ace-id:%20x%20%00%E0%AE%95%22%25");
         assert_eq!(header(&nats, "ce-type"), "com.telecmi.a_b_c");
@@ -416,9 +425,17 @@ mod tests {
     #[test]
     fn mistakes_are_found_at_load() {
         let mistakes = [
-            ("tele cmi", Dialect::Kafka), ("", Dialect::Kafka), ("..", Dialect::Kafka), ("a.{team", Dialect::Kafka),
-            ("a..b", Dialect::Nats), ("a.*", Dialect::Nats), ("a.>", Dialect::Nats), ("a b", Dialect::Nats),
-            ("$JS.{team}", Dialect::Nats), ("ü", Dialect::Nats), ("a.", Dialect::Nats),
+            ("tele cmi", Dialect::Kafka),
+            ("", Dialect::Kafka),
+            ("..", Dialect::Kafka),
+            ("a.{team", Dialect::Kafka),
+            ("a..b", Dialect::Nats),
+            ("a.*", Dialect::Nats),
+            ("a.>", Dialect::Nats),
+            ("a b", Dialect::Nats),
+            ("$JS.{team}", Dialect::Nats),
+            ("ü", Dialect::Nats),
+            ("a.", Dialect::Nats),
         ];
         for (topic, dialect) in mistakes {
             let config = Config { topic: Some(topic.into()), ..Config::default() };
@@ -431,7 +448,9 @@ mod tests {
 
     #[test]
     fn the_wildcard_takes_all_subjects_of_the_route() {
-        let wildcard = |topic: &str| route(Config { topic: Some(topic.into()), ..Config::default() }, Dialect::Nats).subject_wildcard();
+        let wildcard = |topic: &str| {
+            route(Config { topic: Some(topic.into()), ..Config::default() }, Dialect::Nats).subject_wildcard()
+        };
         assert_eq!(wildcard("a.{team}.x{leg}y.b"), "a.*.*.b");
         assert_eq!(wildcard("a.b"), "a.b");
     }

@@ -3,15 +3,15 @@
 //! Periods are written `"100ms"`, `"30s"`, `"45m"`, `"1h 30m"` and sizes `"512KiB"`, `"1GiB"`; both have ready types
 //! ([`std::time::Duration`] with [`period`], [`bytesize::ByteSize`]). What is left for us are texts that may be secret.
 
-use serde::de::{self, Deserializer, Visitor};
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// `#[serde(with = "period")]` for a [`std::time::Duration`] written as `"30s"`.
-pub use jiff::fmt::serde::unsigned_duration::friendly::compact::required as period;
 /// `#[serde(default, with = "optional_period")]` for an `Option<Duration>`.
 pub use jiff::fmt::serde::unsigned_duration::friendly::compact::optional as optional_period;
+/// `#[serde(with = "period")]` for a [`std::time::Duration`] written as `"30s"`.
+pub use jiff::fmt::serde::unsigned_duration::friendly::compact::required as period;
 
 /// A text that must not appear in logs, metrics or errors. `Debug` and `Display` show a placeholder.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,7 +50,11 @@ impl Secret {
     }
 
     /// The secret called `name`, given as a value or in a file (whose last line break does not count); `None` if neither is set.
-    pub fn resolve(name: &'static str, value: Option<&Secret>, file: Option<&Path>) -> Result<Option<Secret>, SecretError> {
+    pub fn resolve(
+        name: &'static str,
+        value: Option<&Secret>,
+        file: Option<&Path>,
+    ) -> Result<Option<Secret>, SecretError> {
         match (value, file) {
             (Some(_), Some(_)) => Err(SecretError::Both { name }),
             (Some(value), None) => Ok(Some(value.clone())),

@@ -125,7 +125,7 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Spool {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What writer, readers and janitor have in common.
@@ -211,7 +211,7 @@ impl Spool {
         });
         let writer = writer::start(shared.clone(), recent)?;
         let janitor = janitor::start(shared.clone(), written)?;
-        Ok(Self { shared, threads: vec![writer, janitor] })
+        Ok(Self { shared, threads: Mutex::new(vec![writer, janitor]) })
     }
 
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
@@ -257,15 +257,11 @@ impl Spool {
         self.shared.queue.trouble().map_or(Ok(()), Err)
     }
 
-    /// Finishes the appends that wait, writes the cursors, and gives the directory free.
-    pub fn close(mut self) {
-        self.finish();
-    }
-
-    fn finish(&mut self) {
+    /// Finishes the appends that wait, writes the cursors, and takes nothing more.
+    pub fn close(&self) {
         self.shared.queue.close();
         self.shared.janitor.close();
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the spool panicked");
             }
@@ -275,7 +271,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.finish();
+        self.close();
     }
 }
 
@@ -297,7 +293,11 @@ impl Shared {
 fn report_damage(metrics: &SpoolMetrics, gone: &std::ops::Range<u64>) {
     let count = gone.end - gone.start;
     metrics.damaged_records.inc_by(count);
-    tracing::error!(from = gone.start, until = gone.end, "records of the spool are unreadable and will not be delivered");
+    tracing::error!(
+        from = gone.start,
+        until = gone.end,
+        "records of the spool are unreadable and will not be delivered"
+    );
 }
 
 /// Fills the window of recent events from what is on disk, going back no further than it reaches.

@@ -46,7 +46,9 @@ impl Settings {
     pub fn parse(settings: &[String]) -> Result<Self, ConfigError> {
         let split = settings.iter().map(|setting| match setting.split_once('=') {
             Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-            _ => Err(ConfigError::new(format!("--set {setting:?}: expected KEY=VALUE, for example spool.path=/var/spool/cdrelay"))),
+            _ => Err(ConfigError::new(format!(
+                "--set {setting:?}: expected KEY=VALUE, for example spool.path=/var/spool/cdrelay"
+            ))),
         });
         split.collect::<Result<_, _>>().map(Self)
     }
@@ -65,20 +67,22 @@ impl Provider for Settings {
 fn nested(pairs: &[(String, String)]) -> Map<Profile, Dict> {
     let mut all = Dict::new();
     for (key, text) in pairs {
-        let mut tables: Vec<&str> = key.split('.').collect();
-        let Some(name) = tables.pop() else { continue };
-        let mut table = &mut all;
-        for step in tables {
-            let inner = table.entry(step.to_owned()).or_insert_with(|| Value::from(Dict::new()));
-            if !matches!(inner, Value::Dict(..)) {
-                *inner = Value::from(Dict::new());
-            }
-            let Value::Dict(_, next) = inner else { break };
-            table = next;
-        }
-        table.insert(name.to_owned(), value(text));
+        let steps: Vec<&str> = key.split('.').collect();
+        insert(&mut all, &steps, value(text));
     }
     Profile::Default.collect(all)
+}
+
+fn insert(table: &mut Dict, steps: &[&str], value: Value) {
+    match steps {
+        [] => {}
+        [name] => drop(table.insert((*name).to_owned(), value)),
+        [name, rest @ ..] => {
+            let mut inner = table.remove(*name).and_then(Value::into_dict).unwrap_or_default();
+            insert(&mut inner, rest, value);
+            table.insert((*name).to_owned(), inner.into());
+        }
+    }
 }
 
 /// A number or a truth value where the text is exactly how one is written, a list in brackets, else the text: a password

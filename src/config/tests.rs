@@ -23,7 +23,8 @@ fn the_embedded_default_is_what_the_code_defaults_to() {
 
 #[test]
 fn layers_go_on_top_of_each_other() {
-    let toml = format!("{STDOUT}[spool]\npath = 'a'\nmax_size = '64MiB'\n[sinks.kafka]\ntype = 'kafka'\nbrokers = 'a:1'\n");
+    let toml =
+        format!("{STDOUT}[spool]\npath = 'a'\nmax_size = '64MiB'\n[sinks.kafka]\ntype = 'kafka'\nbrokers = 'a:1'\n");
     let variables = [
         ("CDRELAY_SPOOL__PATH", "b"),
         ("CDRELAY_SPOOL__MAX_SIZE", "128MiB"),
@@ -75,7 +76,10 @@ fn errors_name_origin_key_finding_and_remedy() {
 #[test]
 fn the_environment_is_named_as_the_origin() {
     let error = layered(STDOUT, &[("CDRELAY_SPOOL__MAX_SIZE", "1KiB")], &[]).unwrap_err().to_string();
-    assert!(error.starts_with("environment variable CDRELAY_SPOOL__MAX_SIZE: `spool.max_size`: found 1.0 KiB"), "{error}");
+    assert!(
+        error.starts_with("environment variable CDRELAY_SPOOL__MAX_SIZE: `spool.max_size`: found 1.0 KiB"),
+        "{error}"
+    );
     let error = layered(STDOUT, &[("CDRELAY_SPOL__PATH", "x")], &[]).unwrap_err().to_string();
     assert!(error.contains("`spol`: is unknown"), "{error}");
     let error = layered(STDOUT, &[], &["ingress.listen=8080"]).unwrap_err().to_string();

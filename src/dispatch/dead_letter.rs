@@ -1,6 +1,6 @@
 //! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled.
 
-use crate::event::{json, Arrival};
+use crate::event::{Arrival, json};
 use crate::sink::Message;
 use crate::spool::Record;
 use std::fs::{DirBuilder, File, OpenOptions};

@@ -114,9 +114,11 @@ mod tests {
     #[test]
     fn a_conversation_goes_one_by_one_and_others_pass() {
         let (mut gate, mut window) = (Gate::default(), Window::default());
-        let records: Vec<_> = [(0, "a"), (1, "a"), (2, "b"), (3, "a")].map(|(offset, conversation)| record(offset, conversation)).into();
+        let records: Vec<_> =
+            [(0, "a"), (1, "a"), (2, "b"), (3, "a")].map(|(offset, conversation)| record(offset, conversation)).into();
         records.iter().for_each(|record| window.push(record));
-        let started: Vec<_> = records.iter().filter_map(|record| gate.enter(record.clone())).map(|record| record.offset).collect();
+        let started: Vec<_> =
+            records.iter().filter_map(|record| gate.enter(record.clone())).map(|record| record.offset).collect();
         assert_eq!(started, [0, 2]);
 
         window.settle(&records[2]);

@@ -18,7 +18,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { json_fields: ["data", "payload", "myoperator"].map(String::from).into(), max_depth: 64, max_events: 1000 }
+        Self {
+            json_fields: ["data", "payload", "myoperator"].map(String::from).into(),
+            max_depth: 64,
+            max_events: 1000,
+        }
     }
 }
 
@@ -42,13 +46,20 @@ pub enum DecodeError {
 }
 
 /// The events in a request's body, in their order.
-pub fn body(bytes: &[u8], content_type: Option<&str>, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+pub fn body(
+    bytes: &[u8],
+    content_type: Option<&str>,
+    config: &Config,
+    arrival: Arrival,
+) -> Result<Vec<Event>, DecodeError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        let valid = bytes.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default();
+        let valid =
+            bytes.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default();
         malformed(valid, valid.len(), "not valid UTF-8")
     })?;
-    let form = content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
+    let form = content_type
+        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
     match text.trim_start().as_bytes().first() {
         None => Err(DecodeError::Malformed { detail: "the body is empty; expected a JSON object".into(), place: None }),
         Some(b'{' | b'[') => json_text(text, config, arrival),
@@ -64,15 +75,16 @@ pub fn body(bytes: &[u8], content_type: Option<&str>, config: &Config, arrival: 
 /// The event in a query string or a form; none if there is no field.
 pub fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
     let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).collect();
-    if let [(name, value)] = fields.as_slice() {
-        if config.json_fields.iter().any(|field| field == name) && value.trim_start().starts_with(['{', '[']) {
-            return json_text(value, config, arrival).map_err(|error| match error {
-                DecodeError::Malformed { detail, place } => {
-                    DecodeError::Malformed { detail: format!("in the form field `{name}`: {detail}"), place }
-                }
-                other => other,
-            });
-        }
+    if let [(name, value)] = fields.as_slice()
+        && config.json_fields.iter().any(|field| field == name)
+        && value.trim_start().starts_with(['{', '['])
+    {
+        return json_text(value, config, arrival).map_err(|error| match error {
+            DecodeError::Malformed { detail, place } => {
+                DecodeError::Malformed { detail: format!("in the form field `{name}`: {detail}"), place }
+            }
+            other => other,
+        });
     }
     if fields.is_empty() {
         return Ok(Vec::new());
@@ -85,7 +97,8 @@ pub fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event
         json::write_string(&value, &mut object);
     }
     object.push('}');
-    let event = Event::parse(&object, config.max_depth, arrival).map_err(|error| malformed(&object, error.at, &error.problem))?;
+    let event = Event::parse(&object, config.max_depth, arrival)
+        .map_err(|error| malformed(&object, error.at, &error.problem))?;
     Ok(vec![event])
 }
 
@@ -162,7 +175,9 @@ impl Events<'_> {
         let find = |name: &str| members.iter().find(|member| member.name.text(self.text) == name);
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
-        let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"].iter().any(|name| find(name).is_some());
+        let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"]
+            .iter()
+            .any(|name| find(name).is_some());
         (!is_event).then(|| cdr.value.span.range())
     }
 
@@ -253,7 +268,9 @@ mod tests {
 
     #[test]
     fn get_and_post_of_one_event_have_one_identity() {
-        let post = decode(r#"{"type":"cdr","appid":2222223,"voicemail":true,"team":null,"x":{"deep":[1,{"y":null}]}}"#, JSON).unwrap();
+        let post =
+            decode(r#"{"type":"cdr","appid":2222223,"voicemail":true,"team":null,"x":{"deep":[1,{"y":null}]}}"#, JSON)
+                .unwrap();
         let get = "x=%7B%22deep%22%3A%20%5B1%2C%20%7B%22y%22%3A%20null%7D%5D%7D&appid=2222223&type=cdr&voicemail=true&team=null";
         let get = fields(get, &Config::default(), Arrival(2)).unwrap();
         assert_eq!(get[0].id(), post[0].id());
@@ -267,7 +284,17 @@ mod tests {
         assert!(detail("[{\"a\":1},\n 7]").starts_with("line 2, column 2: element 2 of the array is not an object"));
         assert!(detail("{\"a\":1} {\"b\":2}").contains("line of its own"));
         assert!(detail(b"{\"a\":\"\xc3\xa9\xff\"}").starts_with("line 1, column 8: not valid UTF-8"));
-        for text in ["", " \n", "null", "42", "\"text\"", "hello", "<xml a='b'/>", "--boundary\r\nname=x", "{\"count\":1,\"cdr\":[1]}"] {
+        for text in [
+            "",
+            " \n",
+            "null",
+            "42",
+            "\"text\"",
+            "hello",
+            "<xml a='b'/>",
+            "--boundary\r\nname=x",
+            "{\"count\":1,\"cdr\":[1]}",
+        ] {
             assert!(decode(text, JSON).is_err(), "{text:?}");
         }
         assert!(detail("[".repeat(50_000)).contains("not an object"));

@@ -5,7 +5,7 @@ use cel::objects::Key;
 use cel::{Context, ExecutionError, Program, Value};
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// A compiled expression.
@@ -43,7 +43,8 @@ impl Filter {
 
     /// Whether the expression holds for `event`.
     pub fn passes(&self, event: &Event) -> Result<bool, FilterError> {
-        let parsed: serde_json::Value = serde_json::from_slice(event.payload()).map_err(|error| FilterError(error.to_string()))?;
+        let parsed: serde_json::Value =
+            serde_json::from_slice(event.payload()).map_err(|error| FilterError(error.to_string()))?;
         // A panic in the library must not stop a sink.
         let result = catch_unwind(AssertUnwindSafe(|| {
             let mut context = Context::default();
@@ -53,7 +54,9 @@ impl Filter {
         match result {
             Ok(Ok(Value::Bool(passes))) => Ok(passes),
             Ok(Ok(_)) => Err(FilterError("the result is neither true nor false".into())),
-            Ok(Err(ExecutionError::NoSuchKey(name))) => Err(FilterError(format!("the event has no field `{name}`; ask has(event.{name}) first"))),
+            Ok(Err(ExecutionError::NoSuchKey(name))) => {
+                Err(FilterError(format!("the event has no field `{name}`; ask has(event.{name}) first")))
+            }
             Ok(Err(ExecutionError::UndeclaredReference(name))) => Err(FilterError(format!("`{name}` is not defined"))),
             Ok(Err(_)) => Err(FilterError("an operator or function does not fit the type of the event's field".into())),
             Err(_) => Err(FilterError("the evaluation failed".into())),
@@ -71,9 +74,10 @@ fn convert(json: serde_json::Value) -> Value {
             None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
         },
         serde_json::Value::String(text) => Value::String(Arc::new(text)),
-        serde_json::Value::Array(items) => Value::List(Arc::new(items.into_iter().map(convert).collect::<Vec<_>>().into())),
+        serde_json::Value::Array(items) => Value::List(Arc::new(items.into_iter().map(convert).collect::<Vec<_>>())),
         serde_json::Value::Object(members) => {
-            let map: HashMap<Key, Value> = members.into_iter().map(|(name, value)| (name.into(), convert(value))).collect();
+            let map: HashMap<Key, Value> =
+                members.into_iter().map(|(name, value)| (name.into(), convert(value))).collect();
             Value::Map(map.into())
         }
     }
@@ -92,9 +96,18 @@ mod tests {
     fn expressions_see_the_event() {
         let event = r#"{"type":"cdr","waitedsec":127,"rate":0.5,"big":18446744073709551615,"record":true,"x":{"a":[1,"b"]},"team":null}"#;
         for when in [
-            "event.type == 'cdr'", "event.waitedsec > 30", "event.rate < 1.0", "event.record", "event.x.a[1] == 'b'",
-            "event.team == null", "has(event.team) && !has(event.nobody)", "event.type.startsWith('c')",
-            "event.type.matches('^c.r$')", "event.type in ['cdr', 'event']", "true", "size(event.x.a) == 2",
+            "event.type == 'cdr'",
+            "event.waitedsec > 30",
+            "event.rate < 1.0",
+            "event.record",
+            "event.x.a[1] == 'b'",
+            "event.team == null",
+            "has(event.team) && !has(event.nobody)",
+            "event.type.startsWith('c')",
+            "event.type.matches('^c.r$')",
+            "event.type in ['cdr', 'event']",
+            "true",
+            "size(event.x.a) == 2",
         ] {
             assert_eq!(passes(when, event), Ok(true), "{when}");
         }

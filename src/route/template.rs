@@ -21,7 +21,9 @@ enum Part {
 
 /// Why a text is no template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem} at character {column} of `{template}`; fields are written {{name}} or {{name|fallback}}, braces {{{{ and }}}}")]
+#[error(
+    "{problem} at character {column} of `{template}`; fields are written {{name}} or {{name|fallback}}, braces {{{{ and }}}}"
+)]
 pub struct TemplateError {
     template: String,
     column: usize,
@@ -51,7 +53,8 @@ impl Template {
                 rest = behind;
             } else if let Some(inside) = after.strip_prefix('{') {
                 let (field, behind) = inside.split_once('}').ok_or_else(|| error(position, "a brace is not closed"))?;
-                let (name, fallback) = field.split_once('|').unwrap_or((field, if field == "team" { NO_TEAM } else { "" }));
+                let (name, fallback) =
+                    field.split_once('|').unwrap_or((field, if field == "team" { NO_TEAM } else { "" }));
                 if name.is_empty() || field.contains('{') || name.trim() != name {
                     return Err(error(position, "a field has no proper name"));
                 }

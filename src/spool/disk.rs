@@ -111,7 +111,8 @@ fn private() -> OpenOptions {
 
 impl Disk for Directory {
     fn list(&self) -> io::Result<Vec<String>> {
-        let names = std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+        let names =
+            std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
         names.filter(|name| name.as_ref().map_or(true, |name| !name.is_empty())).collect()
     }
 

@@ -1,7 +1,7 @@
 //! The thread that writes cursors down and removes what every sink has passed. It sleeps while nothing changes.
 
 use super::cursor::Written;
-use super::{segment, Shared};
+use super::{Shared, segment};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -111,7 +111,8 @@ impl Keeper {
             if last {
                 return;
             }
-            if self.written.iter().zip(&self.shared.cursors).any(|(written, cursor)| written.synced < cursor.position()) {
+            if self.written.iter().zip(&self.shared.cursors).any(|(written, cursor)| written.synced < cursor.position())
+            {
                 self.shared.janitor.wake();
             }
         }
@@ -170,17 +171,17 @@ impl Keeper {
             } else {
                 self.shared.disk.remove(&name)
             };
-            if let Err(error) = gone.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }) {
+            if let Err(error) =
+                gone.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            {
                 tracing::warn!(%error, file = name, "a segment of the spool could not be removed");
                 break;
             }
             self.shared.log().segments.remove(&base);
             removed = true;
         }
-        if removed {
-            if let Err(error) = self.shared.disk.sync() {
-                tracing::warn!(%error, "the removal of segments could not be made durable");
-            }
+        if removed && let Err(error) = self.shared.disk.sync() {
+            tracing::warn!(%error, "the removal of segments could not be made durable");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One sink's way through the log: the tail from memory, the rest from disk.
 
 use super::segment::{self, Found, Scan};
-use super::{report_damage, Record, Shared};
+use super::{Record, Shared, report_damage};
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -37,13 +37,14 @@ impl Reader {
     /// The next records, about `bytes` of them and at least one if there is any; blocks the thread only for a record that
     /// has left the memory.
     pub async fn read(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
-        let records = self.from_tail(bytes);
+        let records = self.take_from_memory(bytes);
         if !records.is_empty() || self.next >= *self.end.borrow() {
             return Ok(records);
         }
-        let mut moved = Self { shared: self.shared.clone(), end: self.end.clone(), next: self.next, scan: self.scan.take() };
+        let mut moved =
+            Self { shared: self.shared.clone(), end: self.end.clone(), next: self.next, scan: self.scan.take() };
         let (moved, records) = tokio::task::spawn_blocking(move || {
-            let records = moved.from_disk(bytes);
+            let records = moved.read_from_disk(bytes);
             (moved, records)
         })
         .await
@@ -52,7 +53,7 @@ impl Reader {
         records
     }
 
-    fn from_tail(&mut self, bytes: usize) -> Vec<Arc<Record>> {
+    fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
         let mut records = Vec::new();
         let log = self.shared.log();
         let Some(first) = log.tail.front().map(|record| record.offset) else { return records };
@@ -73,7 +74,7 @@ impl Reader {
         records
     }
 
-    fn from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+    fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
         let mut records = Vec::new();
         let mut held = 0;
         while held < bytes {
@@ -82,7 +83,7 @@ impl Reader {
             if segment.start > self.next {
                 self.skip(segment.start);
             }
-            let result = self.from_segment(segment, bytes, &mut held, &mut records);
+            let result = self.read_segment(segment, bytes, &mut held, &mut records);
             if let Err(error) = result {
                 self.scan = None;
                 return if records.is_empty() { Err(error) } else { Ok(records) };
@@ -92,7 +93,7 @@ impl Reader {
     }
 
     /// Reads on in one segment, up to its end or until there are `bytes` of records.
-    fn from_segment(
+    fn read_segment(
         &mut self,
         segment: std::ops::Range<u64>,
         bytes: usize,

@@ -1,7 +1,7 @@
 //! The framing of records in a segment file, and finding them again, damaged or not.
 
-use super::disk::DiskFile;
 use super::Record;
+use super::disk::DiskFile;
 use crate::event::{Arrival, Event, EventId};
 use bytes::Bytes;
 use std::io;

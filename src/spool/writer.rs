@@ -3,7 +3,7 @@
 use super::disk::DiskFile;
 use super::recent::Recent;
 use super::recovery::Segment;
-use super::{segment, Log, Record, Shared};
+use super::{Log, Record, Shared, segment};
 use crate::event::{Event, EventId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -198,7 +198,9 @@ impl Writer {
             let total = events.len();
             let mut fresh: VecDeque<Event> = events
                 .into_iter()
-                .filter(|event| !self.recent.contains(&event.id()) && (self.recent.capacity() == 0 || commit.ids.insert(event.id())))
+                .filter(|event| {
+                    !self.recent.contains(&event.id()) && (self.recent.capacity() == 0 || commit.ids.insert(event.id()))
+                })
                 .collect();
             let appended = Appended { stored: fresh.len(), duplicates: total - fresh.len() };
             while let Some(event) = fresh.pop_front() {

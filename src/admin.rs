@@ -1,0 +1,116 @@
+//! The port for Kubernetes and Prometheus: `/livez`, `/readyz`, `/readyz/ingress`, `/metrics`.
+
+use crate::dispatch::Health;
+use crate::http::Answer;
+use crate::metrics::Metrics;
+use crate::spool::Spool;
+use http_body_util::Full;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The service behind the admin listener.
+#[derive(Debug)]
+pub struct AdminService {
+    metrics: Metrics,
+    spool: Arc<Spool>,
+    sinks: Vec<Arc<Health>>,
+    stopping: AtomicBool,
+}
+
+impl AdminService {
+    /// A service that reports on these.
+    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> Self {
+        Self { metrics, spool, sinks, stopping: AtomicBool::new(false) }
+    }
+
+    /// From now on nothing is ready.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers one request.
+    pub fn answer<B>(&self, request: &Request<B>) -> Answer {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".into());
+            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "text/plain", "ok\n".into()),
+            "/readyz" => {
+                let (ready, state) = self.readiness();
+                report(ready, &state)
+            }
+            "/readyz/ingress" => {
+                let ingress = self.ingress();
+                report(ingress.is_ok(), &verdict(ingress))
+            }
+            "/metrics" => {
+                self.refresh();
+                let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                text(StatusCode::OK, media_type, self.metrics.render())
+            }
+            _ => text(StatusCode::NOT_FOUND, "text/plain", "/livez /readyz /readyz/ingress /metrics\n".into()),
+        }
+    }
+
+    /// Whether webhooks can be stored.
+    fn ingress(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("shutting down".into());
+        }
+        self.spool.health()
+    }
+
+    /// Whether everything is as it should be, and the details.
+    fn readiness(&self) -> (bool, Value) {
+        let ingress = self.ingress();
+        let mut ready = ingress.is_ok();
+        let mut sinks = serde_json::Map::new();
+        for sink in &self.sinks {
+            let check = sink.check();
+            ready &= check.is_ok() || !sink.required();
+            let state = json!({ "ready": check.is_ok(), "required": sink.required(), "reason": check.err() });
+            sinks.insert(sink.sink().to_owned(), state);
+        }
+        (ready, json!({ "ready": ready, "ingress": verdict(ingress), "sinks": sinks }))
+    }
+
+    /// Sets the gauges that are worked out when they are asked for.
+    fn refresh(&self) {
+        let status = self.spool.status();
+        let spool = &self.metrics.spool;
+        spool.bytes.set(status.bytes as i64);
+        spool.max_bytes.set(self.spool.max_size() as i64);
+        spool.records.set((status.end - status.start) as i64);
+        spool.segments.set(status.segments as i64);
+        for health in &self.sinks {
+            let sink = self.metrics.sink(health.sink());
+            let position = self.spool.cursor(health.sink()).map_or(status.end, |cursor| cursor.position());
+            let behind = status.end.saturating_sub(position);
+            sink.lag_records.set(behind as i64);
+            sink.lag_seconds.set(if behind == 0 { 0.0 } else { health.lag().as_secs_f64() });
+            sink.retrying.set(health.count_retrying() as i64);
+            sink.up.set(health.check().is_ok() as i64);
+        }
+    }
+}
+
+fn verdict(check: Result<(), String>) -> Value {
+    json!({ "ready": check.is_ok(), "reason": check.err() })
+}
+
+fn report(ready: bool, state: &Value) -> Answer {
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    text(status, "application/json", format!("{state:#}\n"))
+}
+
+fn text(status: StatusCode, media_type: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}

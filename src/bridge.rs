@@ -1,0 +1,206 @@
+//! Wires the stages and owns the order in which they start and stop.
+
+use crate::admin::AdminService;
+use crate::config::{Config, Destination, Sink as SinkConfig};
+use crate::dispatch::{DeadLetters, Dispatcher, Health, Parts};
+use crate::http;
+use crate::ingress::Ingress;
+use crate::metrics::Metrics;
+use crate::route::{Route, RouteError};
+use crate::sink::kafka::KafkaSink;
+use crate::sink::nats::NatsSink;
+use crate::sink::stdout::StdoutSink;
+use crate::sink::{SetupError, Sink};
+use crate::spool::{OpenError, Spool};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How often a destination is asked whether it is there, and how often when it is not.
+const PROBE_UP: Duration = Duration::from_secs(10);
+const PROBE_DOWN: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long sinks may take to disconnect.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// The sockets of a bridge.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For webhooks.
+    pub ingress: TcpListener,
+    /// For probes and metrics.
+    pub admin: TcpListener,
+}
+
+/// Why a bridge does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// An address cannot be listened on.
+    #[error("`{key}`: cannot listen on {address}: {source}")]
+    Listen {
+        /// The setting.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The spool cannot be opened.
+    #[error(transparent)]
+    Spool(#[from] OpenError),
+    /// A sink's settings are wrong.
+    #[error("`sinks.{name}`: {source}")]
+    Sink {
+        /// The sink's name.
+        name: String,
+        /// What is wrong.
+        source: SetupError,
+    },
+    /// A defect: a task ended that never should.
+    #[error("a part of the bridge stopped by itself; what was accepted is kept in the spool")]
+    Defect,
+}
+
+impl Listeners {
+    /// Listens on the configured addresses.
+    pub async fn bind(config: &Config) -> Result<Self, RunError> {
+        let bind = async |key, address| {
+            TcpListener::bind(address).await.map_err(|source| RunError::Listen { key, address, source })
+        };
+        Ok(Self {
+            ingress: bind("ingress.listen", config.ingress.listen).await?,
+            admin: bind("admin.listen", config.admin.listen).await?,
+        })
+    }
+}
+
+/// A sink with its compiled route.
+pub struct Prepared {
+    name: String,
+    config: SinkConfig,
+    route: Route,
+    sink: Arc<dyn Sink>,
+}
+
+/// Makes the sinks, which checks all their settings. They connect in the background; needs a tokio runtime.
+pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
+    let prepare = |(name, config): (&String, &SinkConfig)| {
+        let failed = |source| RunError::Sink { name: name.clone(), source };
+        let route = Route::compile(&config.route, config.destination.dialect());
+        let route = route.map_err(|error: RouteError| failed(SetupError(error.to_string())))?;
+        let sink: Arc<dyn Sink> = match &config.destination {
+            Destination::Stdout(_) => Arc::new(StdoutSink::new().map_err(failed)?),
+            Destination::Kafka(kafka) => Arc::new(KafkaSink::new(name, kafka, route.constant_topic()).map_err(failed)?),
+            Destination::Nats(nats) => {
+                Arc::new(NatsSink::new(name, nats, Some(&route.subject_wildcard())).map_err(failed)?)
+            }
+        };
+        Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
+    };
+    config.sinks.iter().map(prepare).collect()
+}
+
+/// Runs a bridge until `stop` resolves, then stops it in order. What is undelivered then stays in the spool.
+pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let metrics = Metrics::default();
+    let sinks = prepare(&config)?;
+    let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
+    let spool = Arc::new(Spool::open(&config.spool, &names, metrics.spool.clone())?);
+
+    let (stop_serving, serving) = watch::channel(false);
+    let (stop_admin, admin_serving) = watch::channel(false);
+    let (stop_dispatching, dispatching) = watch::channel(false);
+
+    let mut healths = Vec::new();
+    let mut dispatchers = JoinSet::new();
+    let mut probers = JoinSet::new();
+    let mut open_sinks = Vec::new();
+    for Prepared { name, config: sink_config, route, sink } in sinks {
+        let health = Health::new(&name, sink_config.dispatch.required);
+        healths.push(health.clone());
+        probers.spawn(probe(sink.clone(), health.clone()));
+        open_sinks.push(sink.clone());
+        let parts = Parts {
+            dead_letters: DeadLetters::new(&config.spool.path, &name),
+            metrics: metrics.sink(&name),
+            config: sink_config.dispatch,
+            name,
+            route,
+            sink,
+            health,
+        };
+        if let Some(dispatcher) = Dispatcher::new(spool.clone(), parts, dispatching.clone()) {
+            dispatchers.spawn(dispatcher.run());
+        }
+    }
+
+    let ingress = Arc::new(Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone()));
+    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths));
+    for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
+        let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
+        tracing::info!(address, "{what}");
+    }
+    let header_timeout = config.ingress.header_timeout;
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, header_timeout, serving, {
+        move |request| {
+            let ingress = ingress.clone();
+            async move { ingress.answer(request).await }
+        }
+    }));
+    let admin_server = tokio::spawn(http::serve(listeners.admin, header_timeout, admin_serving, {
+        let admin = admin.clone();
+        move |request| std::future::ready(admin.answer(&request))
+    }));
+
+    let defect = tokio::select! {
+        () = stop => false,
+        _ = dispatchers.join_next() => true,
+        _ = &mut webhooks => true,
+    };
+    tracing::info!("stopping");
+    admin.stop();
+    if !defect {
+        tokio::time::sleep(config.shutdown.delay).await;
+    }
+    let deadline = Instant::now() + config.shutdown.grace;
+    stop_serving.send_replace(true);
+    if !webhooks.is_finished() && timeout_at(deadline, &mut webhooks).await.is_err() {
+        tracing::warn!("requests were cut off at the end of the grace period");
+        webhooks.abort();
+    }
+    stop_dispatching.send_replace(true);
+    let all_done = async { while dispatchers.join_next().await.is_some() {} };
+    if timeout_at(deadline, all_done).await.is_err() {
+        tracing::warn!("publishes in flight were not confirmed in the grace period; they will be sent again");
+        dispatchers.shutdown().await;
+    }
+    probers.shutdown().await;
+    for sink in &open_sinks {
+        if timeout(CLOSE, sink.close()).await.is_err() {
+            tracing::warn!("a sink took too long to close");
+        }
+    }
+    stop_admin.send_replace(true);
+    let _ = timeout(Duration::from_millis(100), admin_server).await;
+    let behind = spool.status();
+    spool.close();
+    tracing::info!(records = behind.end - behind.start, "stopped; records in the spool");
+    if defect { Err(RunError::Defect) } else { Ok(()) }
+}
+
+async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
+    loop {
+        let result = match timeout(PROBE_TIMEOUT, sink.probe()).await {
+            Ok(result) => result.map_err(|failure| failure.to_string()),
+            Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
+        };
+        let next = if result.is_ok() { PROBE_UP } else { PROBE_DOWN };
+        health.probed(result);
+        tokio::time::sleep(next).await;
+    }
+}

@@ -1,0 +1,87 @@
+//! The command line: one file per subcommand.
+
+mod check;
+mod run;
+
+use crate::bridge::RunError;
+use crate::config::{Config, ConfigError};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Receives telephony call-detail-record webhooks and publishes them to Kafka, NATS or stdout.
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bridge (what happens without a subcommand too).
+    Run(Settings),
+    /// Check a configuration and exit: 0 if it is sound, 78 if not.
+    Check(Settings),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct Settings {
+    /// A TOML or YAML file; several are merged in order. Without any, the embedded default is used.
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// One setting on top of files and environment, for example `--set spool.path=/var/spool/cdrelay`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Settings {
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.config, &self.set)
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The bridge cannot run.
+    #[error("{0}")]
+    Run(RunError),
+    /// The system refuses something.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl From<RunError> for CommandError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Sink { .. } => Self::Config(ConfigError::new(error.to_string())),
+            other => Self::Run(other),
+        }
+    }
+}
+
+impl CommandError {
+    /// As in `sysexits.h`: 78 for the configuration, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 78,
+            Self::Run(_) | Self::Io(_) => 1,
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn execute(self) -> Result<(), CommandError> {
+        match self.command.unwrap_or(Command::Run(self.settings)) {
+            Command::Run(settings) => run::execute(settings.load()?),
+            Command::Check(settings) => check::execute(&settings.load()?),
+        }
+    }
+}

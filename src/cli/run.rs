@@ -1,0 +1,56 @@
+//! `cdrelay run`
+
+use super::CommandError;
+use crate::bridge::{self, Listeners};
+use crate::config::{Config, Log, LogFormat};
+use std::io::IsTerminal;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Libraries that log what we report ourselves, or more than an operator should see.
+const QUIET: &str = "async_nats=off";
+/// More workers than this only cost memory: the work is bound by disk and network.
+const MOST_WORKERS: usize = 4;
+
+/// Runs the bridge until SIGTERM or SIGINT; a second one ends the process at once.
+pub fn execute(config: Config) -> Result<(), CommandError> {
+    start_logging(&config.log);
+    raise_file_limit();
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_WORKERS));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let listeners = Listeners::bind(&config).await?;
+        let stop = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tokio::spawn(async move {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                tracing::warn!("second signal: ending at once; what was accepted is kept in the spool");
+                std::process::exit(1);
+            });
+        };
+        Ok(bridge::run(config, listeners, stop).await?)
+    });
+    // A client library may still be waiting for an answer on a blocking thread.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_logging(log: &Log) {
+    let filter = EnvFilter::new(format!("{},{QUIET}", log.level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Every connection takes a file descriptor; the soft limit is often 1024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
