@@ -186,6 +186,9 @@ fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: 
 
 impl Lane {
     async fn deliver(&self, record: &Record) -> Outcome {
+        if record.target.as_deref().is_some_and(|target| target != self.name) {
+            return Outcome::Settled;
+        }
         let routed = self.route.render(record, |error| {
             if self.metrics.filter_failures.inc() == 0 {
                 tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");

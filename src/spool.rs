@@ -13,9 +13,10 @@
 //! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
 //!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32). Records follow without padding; a segment
 //!   that is being written to is preallocated with zeros.
-//! - A record: CRC-32C of all that follows (u32), length of conversation and payload together (u32), offset (u64), first
-//!   offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
-//!   conversation (u32), number of further records of the same request (u32), conversation, payload.
+//! - A record: CRC-32C of all that follows (u32), length of conversation, target and payload together (u32), offset (u64),
+//!   first offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
+//!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
+//!   target, payload.
 //! - `cursor-<sink>`: see [`cursor`].
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection; may be removed by hand.
 
@@ -93,6 +94,8 @@ impl Config {
 pub struct Record {
     /// Its place.
     pub offset: u64,
+    /// The only sink it is for; all of them if there is none.
+    pub target: Option<Box<str>>,
     /// The event.
     pub event: Event,
 }
@@ -218,7 +221,15 @@ impl Spool {
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(writer::Append { events, done });
+        self.shared.queue.push(writer::Append { events, target: None, done });
+        stored.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
+    /// were stored before.
+    pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
+        let (done, stored) = oneshot::channel();
+        self.shared.queue.push(writer::Append { events, target: Some(target.into()), done });
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 

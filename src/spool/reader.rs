@@ -106,10 +106,10 @@ impl Reader {
         };
         while *held < bytes && self.next < segment.end {
             let gone_until = match scan.next(self.next, segment.end)? {
-                Found::Record(frame, stored) => match frame.event(stored) {
-                    Some(event) => {
-                        *held += event.memory();
-                        records.push(Arc::new(Record { offset: frame.offset, event }));
+                Found::Record(frame, stored) => match frame.record(stored) {
+                    Some(record) => {
+                        *held += record.event.memory();
+                        records.push(Arc::new(record));
                         self.next += 1;
                         continue;
                     }
