@@ -66,6 +66,8 @@ pub struct Config {
     pub duplicate_window: Duration,
     /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
     pub duplicate_capacity: usize,
+    /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
+    pub retain: Option<Retain>,
     /// How many bytes of the latest events are kept in memory for sinks that keep up.
     pub memory: ByteSize,
 }
@@ -78,9 +80,21 @@ impl Default for Config {
             segment_size: None,
             duplicate_window: Duration::from_secs(45 * 60),
             duplicate_capacity: 1 << 17,
+            retain: None,
             memory: ByteSize::mib(4),
         }
     }
+}
+
+/// `[spool.retain]`: delivered records stay for this long, up to this size, and as long as the space is not needed.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retain {
+    /// How long after its arrival a record is kept.
+    #[serde(with = "crate::setting::period")]
+    pub age: Duration,
+    /// How many bytes the segments may take for it; all of `max_size` if not set.
+    pub size: Option<ByteSize>,
 }
 
 impl Config {
@@ -145,6 +159,7 @@ struct Shared {
     max_size: u64,
     segment_size: u64,
     memory: usize,
+    retain: Option<Retain>,
 }
 
 #[derive(Debug)]
@@ -211,6 +226,7 @@ impl Spool {
             max_size: config.max_size.as_u64(),
             segment_size: config.segment_size(),
             memory: config.memory.as_u64() as usize,
+            retain: config.retain,
         });
         let writer = writer::start(shared.clone(), recent)?;
         let janitor = janitor::start(shared.clone(), written)?;
@@ -298,6 +314,40 @@ impl Shared {
         let base = *log.segments.range(..=offset).next_back().or_else(|| log.segments.range(offset..).next())?.0;
         let limit = log.segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
         Some(base..limit)
+    }
+}
+
+impl Shared {
+    /// Sees to it that about `bytes` of old segments can be removed, as far as required sinks have passed them: sinks that
+    /// are not required skip their records.
+    fn relieve(&self, bytes: u64) {
+        let end = *self.end.borrow();
+        let passed = self.cursors.iter().filter(|cursor| !cursor.is_optional()).map(|cursor| cursor.position()).min();
+        let passed = passed.unwrap_or(end);
+        let log = self.log();
+        let mut freed = 0;
+        let mut until = 0;
+        for (index, (base, segment)) in log.segments.iter().enumerate() {
+            let limit = log.segments.keys().nth(index + 1).copied().unwrap_or(end);
+            if freed >= bytes || limit > passed || log.active == Some(*base) {
+                break;
+            }
+            freed += segment.bytes;
+            until = limit;
+        }
+        drop(log);
+        for cursor in self.cursors.iter().filter(|cursor| cursor.is_optional()) {
+            let skipped = cursor.skip(until);
+            if skipped > 0 {
+                self.metrics.skipped(cursor.sink()).inc_by(skipped);
+                tracing::error!(
+                    sink = cursor.sink(),
+                    records = skipped,
+                    "spool full: records skipped for a sink that is not required"
+                );
+            }
+        }
+        self.janitor.hurry();
     }
 }
 

@@ -27,6 +27,14 @@ impl Reader {
         self.next
     }
 
+    /// Goes on at `position` if that is further on: the records before it are skipped.
+    pub fn advance(&mut self, position: u64) {
+        if position > self.next {
+            self.next = position;
+            self.scan = None;
+        }
+    }
+
     /// Waits until there is something to read.
     pub async fn ready(&mut self) {
         let next = self.next;

@@ -176,6 +176,13 @@ impl Scan {
         self.size / FRAME as u64
     }
 
+    /// When the record at the position arrived; not checked.
+    pub fn first_arrival(&mut self) -> io::Result<Option<Arrival>> {
+        let mut bytes = [0; FRAME];
+        let read = self.file.read_at(&mut bytes, self.position())?;
+        Ok(bytes.get(..read).and_then(Frame::read).map(|frame| frame.arrival))
+    }
+
     /// Where in the file the next record begins.
     pub fn position(&self) -> u64 {
         self.start + self.at as u64

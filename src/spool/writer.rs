@@ -4,7 +4,7 @@ use super::disk::DiskFile;
 use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
-use crate::event::{Event, EventId};
+use crate::event::{Arrival, Event, EventId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -286,14 +286,16 @@ impl Writer {
         self.seal();
         let size = self.shared.segment_size.max(needed + segment::HEADER as u64);
         let held = self.shared.log().bytes();
+        if held + 2 * size > self.shared.max_size {
+            self.shared.relieve(held + 2 * size - self.shared.max_size);
+        }
         if held + size > self.shared.max_size {
-            self.shared.janitor.hurry();
             return Err(AppendError::Full { retry_after: self.shared.janitor.until_free(size) });
         }
         match self.begin(size) {
             Ok(active) => {
                 let mut log = self.shared.log();
-                log.segments.insert(active.base, Segment { bytes: size, damaged: false });
+                log.segments.insert(active.base, Segment { bytes: size, damaged: false, begun: Arrival::now() });
                 log.active = Some(active.base);
                 drop(log);
                 self.active = Some(active);
