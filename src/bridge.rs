@@ -2,7 +2,9 @@
 
 use crate::admin::AdminService;
 use crate::config::{Config, Destination, Sink as SinkConfig};
-use crate::dispatch::{DeadLetters, Dispatcher, Health, Parts};
+use crate::control;
+use crate::dead_letter::DeadLetters;
+use crate::dispatch::{Dispatcher, Health, Parts};
 use crate::http;
 use crate::ingress::Ingress;
 use crate::metrics::Metrics;
@@ -118,12 +120,12 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
 
     let mut healths = Vec::new();
     let mut dispatchers = JoinSet::new();
-    let mut probers = JoinSet::new();
+    let mut background = JoinSet::new();
     let mut open_sinks = Vec::new();
     for Prepared { name, config: sink_config, route, sink } in sinks {
         let health = Health::new(&name, sink_config.dispatch.required);
         healths.push(health.clone());
-        probers.spawn(probe(sink.clone(), health.clone()));
+        background.spawn(probe(sink.clone(), health.clone()));
         open_sinks.push(sink.clone());
         let parts = Parts {
             dead_letters: DeadLetters::new(&config.spool.path, &name),
@@ -137,6 +139,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         if let Some(dispatcher) = Dispatcher::new(spool.clone(), parts, dispatching.clone()) {
             dispatchers.spawn(dispatcher.run());
         }
+    }
+
+    match control::listen(&config.spool.path) {
+        Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
+        Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
     }
 
     let ingress = Arc::new(Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone()));
@@ -179,7 +186,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         tracing::warn!("publishes in flight were not confirmed in the grace period; they will be sent again");
         dispatchers.shutdown().await;
     }
-    probers.shutdown().await;
+    background.shutdown().await;
     for sink in &open_sinks {
         if timeout(CLOSE, sink.close()).await.is_err() {
             tracing::warn!("a sink took too long to close");

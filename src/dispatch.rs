@@ -5,13 +5,12 @@
 //! are under way or wait behind a busy conversation.
 
 mod backoff;
-mod dead_letter;
 mod health;
 mod in_flight;
 
-pub use dead_letter::DeadLetters;
 pub use health::Health;
 
+use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
 use crate::route::{Route, Routed};
 use crate::sink::{Failure, Message, Sink};

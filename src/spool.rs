@@ -22,6 +22,7 @@
 
 pub mod cursor;
 pub mod disk;
+pub mod inspect;
 mod janitor;
 mod reader;
 mod recent;
@@ -187,7 +188,7 @@ impl Spool {
 
     /// Opens a spool on any disk.
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
-        let Recovered { segments, end, torn, damaged } = recovery::recover(&*disk)?;
+        let Recovered { segments, end, torn, damaged, .. } = recovery::recover(&*disk)?;
         if torn > 0 {
             tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
         }
