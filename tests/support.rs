@@ -17,9 +17,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-#[expect(unused_imports, reason = "no promise about the bridge is tested yet")]
-pub use bridge::Bridge;
-
 /// Long enough for anything that works to be done on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
