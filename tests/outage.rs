@@ -74,9 +74,11 @@ async fn bridge_to(kafka: &str, topic: &str) -> Bridge {
     Bridge::start(&format!("{ANY_PORTS}{sink}")).await
 }
 
+/// Waits until no more than what is on its way anyway is left of an outage, and says how long that took.
 async fn catch_up(bridge: &Bridge, sink: &str, what: &str) {
     let begun = Instant::now();
-    settled(bridge, &[sink]).await;
+    let lag = format!("cdrelay_sink_lag_seconds{{sink=\"{sink}\"}}");
+    eventually(PATIENCE, what, async || bridge.metric(&lag).await.unwrap() < 0.5).await;
     println!("{what}: caught up in {:.1} s", begun.elapsed().as_secs_f64());
 }
 
@@ -101,9 +103,9 @@ async fn a_minute_without_kafka_under_load_loses_nothing_keeps_order_and_costs_n
     let samples = watch(&bridge, "kafka", Duration::from_secs(60)).await;
     let meanwhile = load.acknowledged() - stopped_at;
     broker.start_again().await;
-    load.progress(500).await;
-    let sent = load.stop().await;
     catch_up(&bridge, "kafka", "after the minute").await;
+    let sent = load.stop().await;
+    settled(&bridge, &["kafka"]).await;
     ready_again(&bridge, "kafka").await;
     let after = sample(&bridge, "kafka", Instant::now()).await;
 
@@ -148,9 +150,9 @@ async fn a_kafka_killed_and_a_kafka_that_hangs_get_every_event_in_order() {
     let samples = watch(&bridge, "kafka", Duration::from_secs(20)).await;
     assert!(samples.last().unwrap().ready == 503 && samples.last().unwrap().reason.is_some());
     broker.resume();
-    load.progress(500).await;
-    let sent = load.stop().await;
     catch_up(&bridge, "kafka", "after the pause").await;
+    let sent = load.stop().await;
+    settled(&bridge, &["kafka"]).await;
     ready_again(&bridge, "kafka").await;
     let consumed = kafka::consume_all(&broker.address(), "cdr", PATIENCE).await;
     let duplicates = sent.check_kafka(&consumed);
@@ -181,9 +183,9 @@ async fn a_nats_server_killed_and_restarted_and_hung_gets_every_event_in_order()
     server.pause();
     watch(&bridge, "nats", Duration::from_secs(6)).await;
     server.resume();
-    load.progress(500).await;
-    let sent = load.stop().await;
     catch_up(&bridge, "nats", "after the pause").await;
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
     ready_again(&bridge, "nats").await;
     let stored = usize::try_from(nats::stream_length(&server.url(), "CDR").await).unwrap();
     let duplicates = sent.check_nats(&nats::stream_messages(&server.url(), "CDR", stored, PATIENCE).await);
