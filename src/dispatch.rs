@@ -101,6 +101,9 @@ impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
     pub fn new(spool: Arc<Spool>, parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
+        if !parts.config.required {
+            cursor.make_optional();
+        }
         let reader = spool.reader(&parts.name)?;
         let lane = Lane {
             name: parts.name,
@@ -125,6 +128,7 @@ impl Dispatcher {
         let mut window = Window::default();
         loop {
             let room = look_ahead.saturating_sub(window.bytes());
+            reader.advance(cursor.position());
             tokio::select! {
                 biased;
                 () = told_to_stop(&mut stop) => break,
@@ -186,6 +190,9 @@ fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: 
 
 impl Lane {
     async fn deliver(&self, record: &Record) -> Outcome {
+        if record.target.as_deref().is_some_and(|target| target != self.name) {
+            return Outcome::Settled;
+        }
         let routed = self.route.render(record, |error| {
             if self.metrics.filter_failures.inc() == 0 {
                 tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");

@@ -44,6 +44,7 @@ pub struct SpoolMetrics {
     pub failures: Counter,
     /// Acknowledged records that could not be read back.
     pub damaged_records: Counter,
+    skipped_records: Family<SinkLabel, Counter>,
     /// Bytes on disk.
     pub bytes: Gauge,
     /// Bytes that the segments may take.
@@ -131,6 +132,11 @@ impl Default for Metrics {
             "Acknowledged records that could not be read back",
             spool.damaged_records.clone(),
         );
+        at.register(
+            "skipped_records",
+            "Records that a sink that is not required lost to a full spool",
+            spool.skipped_records.clone(),
+        );
         at.register("bytes", "Bytes on disk", spool.bytes.clone());
         at.register("max_bytes", "Bytes that the segments may take on disk", spool.max_bytes.clone());
         at.register("records", "Records on disk", spool.records.clone());
@@ -153,6 +159,13 @@ impl Default for Metrics {
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
         at.register("up", "1 if the destination could be reached lately", sinks.up.clone());
         Self { registry, ingress, spool, sinks }
+    }
+}
+
+impl SpoolMetrics {
+    /// Records that `sink` lost because the spool was full.
+    pub fn skipped(&self, sink: &str) -> Counter {
+        self.skipped_records.get_or_create_owned(&SinkLabel { sink: sink.to_owned() })
     }
 }
 

@@ -334,7 +334,7 @@ mod tests {
 
     fn message(route: &Route, event: &str) -> Message {
         let event = Event::parse(event, 64, Arrival(1_634_721_099_442)).unwrap();
-        match route.render(&Record { offset: 0, event }, |error| panic!("{error}")) {
+        match route.render(&Record { offset: 0, target: None, event }, |error| panic!("{error}")) {
             Routed::Message(message) => message,
             other => panic!("{other:?}"),
         }
@@ -408,7 +408,7 @@ mod tests {
         let by_team = route(Config { topic: Some("cdr.{team}".into()), ..Config::default() }, Dialect::Kafka);
         assert_eq!(message(&by_team, r#"{"team":"Sales.*> ü"}"#).topic, "cdr.Sales.____");
         let event = Event::parse(&format!("{{\"team\":\"{}\"}}", "x".repeat(246)), 9, Arrival(0)).unwrap();
-        assert!(matches!(by_team.render(&Record { offset: 0, event }, |_| ()), Routed::Refused { .. }));
+        assert!(matches!(by_team.render(&Record { offset: 0, target: None, event }, |_| ()), Routed::Refused { .. }));
     }
 
     #[test]

@@ -13,9 +13,10 @@
 //! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
 //!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32). Records follow without padding; a segment
 //!   that is being written to is preallocated with zeros.
-//! - A record: CRC-32C of all that follows (u32), length of conversation and payload together (u32), offset (u64), first
-//!   offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
-//!   conversation (u32), number of further records of the same request (u32), conversation, payload.
+//! - A record: CRC-32C of all that follows (u32), length of conversation, target and payload together (u32), offset (u64),
+//!   first offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
+//!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
+//!   target, payload.
 //! - `cursor-<sink>`: see [`cursor`].
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection; may be removed by hand.
 
@@ -65,6 +66,8 @@ pub struct Config {
     pub duplicate_window: Duration,
     /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
     pub duplicate_capacity: usize,
+    /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
+    pub retain: Option<Retain>,
     /// How many bytes of the latest events are kept in memory for sinks that keep up.
     pub memory: ByteSize,
 }
@@ -77,9 +80,21 @@ impl Default for Config {
             segment_size: None,
             duplicate_window: Duration::from_secs(45 * 60),
             duplicate_capacity: 1 << 17,
+            retain: None,
             memory: ByteSize::mib(4),
         }
     }
+}
+
+/// `[spool.retain]`: delivered records stay for this long, up to this size, and as long as the space is not needed.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retain {
+    /// How long after its arrival a record is kept.
+    #[serde(with = "crate::setting::period")]
+    pub age: Duration,
+    /// How many bytes the segments may take for it; all of `max_size` if not set.
+    pub size: Option<ByteSize>,
 }
 
 impl Config {
@@ -93,6 +108,8 @@ impl Config {
 pub struct Record {
     /// Its place.
     pub offset: u64,
+    /// The only sink it is for; all of them if there is none.
+    pub target: Option<Box<str>>,
     /// The event.
     pub event: Event,
 }
@@ -142,6 +159,7 @@ struct Shared {
     max_size: u64,
     segment_size: u64,
     memory: usize,
+    retain: Option<Retain>,
 }
 
 #[derive(Debug)]
@@ -208,6 +226,7 @@ impl Spool {
             max_size: config.max_size.as_u64(),
             segment_size: config.segment_size(),
             memory: config.memory.as_u64() as usize,
+            retain: config.retain,
         });
         let writer = writer::start(shared.clone(), recent)?;
         let janitor = janitor::start(shared.clone(), written)?;
@@ -218,7 +237,15 @@ impl Spool {
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(writer::Append { events, done });
+        self.shared.queue.push(writer::Append { events, target: None, done });
+        stored.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
+    /// were stored before.
+    pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
+        let (done, stored) = oneshot::channel();
+        self.shared.queue.push(writer::Append { events, target: Some(target.into()), done });
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 
@@ -287,6 +314,40 @@ impl Shared {
         let base = *log.segments.range(..=offset).next_back().or_else(|| log.segments.range(offset..).next())?.0;
         let limit = log.segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
         Some(base..limit)
+    }
+}
+
+impl Shared {
+    /// Sees to it that about `bytes` of old segments can be removed, as far as required sinks have passed them: sinks that
+    /// are not required skip their records.
+    fn relieve(&self, bytes: u64) {
+        let end = *self.end.borrow();
+        let passed = self.cursors.iter().filter(|cursor| !cursor.is_optional()).map(|cursor| cursor.position()).min();
+        let passed = passed.unwrap_or(end);
+        let log = self.log();
+        let mut freed = 0;
+        let mut until = 0;
+        for (index, (base, segment)) in log.segments.iter().enumerate() {
+            let limit = log.segments.keys().nth(index + 1).copied().unwrap_or(end);
+            if freed >= bytes || limit > passed || log.active == Some(*base) {
+                break;
+            }
+            freed += segment.bytes;
+            until = limit;
+        }
+        drop(log);
+        for cursor in self.cursors.iter().filter(|cursor| cursor.is_optional()) {
+            let skipped = cursor.skip(until);
+            if skipped > 0 {
+                self.metrics.skipped(cursor.sink()).inc_by(skipped);
+                tracing::error!(
+                    sink = cursor.sink(),
+                    records = skipped,
+                    "spool full: records skipped for a sink that is not required"
+                );
+            }
+        }
+        self.janitor.hurry();
     }
 }
 

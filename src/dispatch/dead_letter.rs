@@ -121,7 +121,7 @@ mod tests {
             headers: vec![("ce_id", "x".into())],
             payload: event.payload().clone(),
         };
-        let record = Record { offset: 17, event };
+        let record = Record { offset: 17, target: None, event };
         let path = dir.path().join("dead-letters/kafka.ndjson");
         DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "too \"large\"").await.unwrap();
         std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat()).unwrap();

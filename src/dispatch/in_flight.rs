@@ -108,7 +108,7 @@ mod tests {
 
     fn record(offset: u64, conversation: &str) -> Arc<Record> {
         let text = format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{offset}}}");
-        Arc::new(Record { offset, event: Event::parse(&text, 9, Arrival(offset)).unwrap() })
+        Arc::new(Record { offset, target: None, event: Event::parse(&text, 9, Arrival(offset)).unwrap() })
     }
 
     #[test]

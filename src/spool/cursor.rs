@@ -6,7 +6,7 @@
 
 use super::disk::{Disk, DiskFile};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const SECTOR: u64 = 4096;
 const SLOT: usize = 20;
@@ -17,6 +17,7 @@ pub struct Cursor {
     sink: String,
     file: Box<dyn DiskFile>,
     position: AtomicU64,
+    optional: AtomicBool,
 }
 
 /// What has been written of a cursor; belongs to the thread that writes.
@@ -61,7 +62,10 @@ impl Cursor {
         let (sequence, position) = newest;
         // What slot 0 says may not have reached the disk: it is written anew before anything is removed on its account.
         let written = Written { sequence, noted: position, ..Written::default() };
-        Ok((Self { sink: sink.to_owned(), file, position: AtomicU64::new(position) }, written))
+        Ok((
+            Self { sink: sink.to_owned(), file, position: AtomicU64::new(position), optional: AtomicBool::new(false) },
+            written,
+        ))
     }
 
     /// The sink's name.
@@ -72,6 +76,21 @@ impl Cursor {
     /// Everything below this offset is settled.
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
+    }
+
+    /// From now on the sink's oldest records may be skipped when the spool is full.
+    pub fn make_optional(&self) {
+        self.optional.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether records may be skipped.
+    pub(super) fn is_optional(&self) -> bool {
+        self.optional.load(Ordering::Relaxed)
+    }
+
+    /// Moves the position up to `until` and returns how many records that leaves out.
+    pub(super) fn skip(&self, until: u64) -> u64 {
+        until.saturating_sub(self.position.fetch_max(until, Ordering::AcqRel))
     }
 
     /// Moves the position; what is on disk follows when [`Cursor::note`] or [`Cursor::sync`] is called.

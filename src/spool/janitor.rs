@@ -1,7 +1,8 @@
 //! The thread that writes cursors down and removes what every sink has passed. It sleeps while nothing changes.
 
 use super::cursor::Written;
-use super::{Shared, segment};
+use super::{Log, Shared, segment};
+use crate::event::Arrival;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -155,7 +156,19 @@ impl Keeper {
         let mut bases = log.segments.keys();
         let first = *bases.next()?;
         let limit = bases.next().map_or(end, |next| *next);
-        (limit <= passed && log.active != Some(first)).then_some(first)
+        (limit <= passed && log.active != Some(first) && !self.is_retained(&log)).then_some(first)
+    }
+
+    /// Whether the first segment is still wanted although every sink has it.
+    fn is_retained(&self, log: &Log) -> bool {
+        let Some(retain) = self.shared.retain else { return false };
+        let bytes = log.bytes();
+        let pressed = bytes + 2 * self.shared.segment_size > self.shared.max_size;
+        let too_large = retain.size.is_some_and(|size| bytes > size.as_u64());
+        // No record of a segment is younger than the first one of the next.
+        let newest = log.segments.values().nth(1).map_or(Arrival::now(), |next| next.begun);
+        let too_old = Arrival::now().0.saturating_sub(newest.0) > retain.age.as_millis() as u64;
+        !(pressed || too_large || too_old)
     }
 
     fn remove(&mut self) {

@@ -27,6 +27,14 @@ impl Reader {
         self.next
     }
 
+    /// Goes on at `position` if that is further on: the records before it are skipped.
+    pub fn advance(&mut self, position: u64) {
+        if position > self.next {
+            self.next = position;
+            self.scan = None;
+        }
+    }
+
     /// Waits until there is something to read.
     pub async fn ready(&mut self) {
         let next = self.next;
@@ -106,10 +114,10 @@ impl Reader {
         };
         while *held < bytes && self.next < segment.end {
             let gone_until = match scan.next(self.next, segment.end)? {
-                Found::Record(frame, stored) => match frame.event(stored) {
-                    Some(event) => {
-                        *held += event.memory();
-                        records.push(Arc::new(Record { offset: frame.offset, event }));
+                Found::Record(frame, stored) => match frame.record(stored) {
+                    Some(record) => {
+                        *held += record.event.memory();
+                        records.push(Arc::new(record));
                         self.next += 1;
                         continue;
                     }

@@ -2,6 +2,7 @@
 
 use super::disk::Disk;
 use super::segment::{self, Found, Scan};
+use crate::event::Arrival;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -13,6 +14,8 @@ pub struct Segment {
     pub bytes: u64,
     /// Whether part of it could not be read; such a file is kept aside instead of removed.
     pub damaged: bool,
+    /// When its first record arrived.
+    pub begun: Arrival,
 }
 
 /// What a start found.
@@ -37,7 +40,9 @@ pub fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
         let mut header = [0; segment::HEADER];
         let read = file.read_at(&mut header, 0)?;
         let intact = segment::check_header(header.get(..read).unwrap_or_default(), base)?;
-        segments.insert(base, Segment { bytes: file.size()?, damaged: !intact });
+        let bytes = file.size()?;
+        let begun = Scan::new(file)?.first_arrival()?.unwrap_or(Arrival(0));
+        segments.insert(base, Segment { bytes, damaged: !intact, begun });
     }
     let mut recovered = Recovered { segments, end: 0, torn: 0, damaged: Vec::new() };
     let Some((&base, _)) = recovered.segments.last_key_value() else { return Ok(recovered) };

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 /// Bytes before the first record.
 pub const HEADER: usize = 32;
-/// Bytes before a record's conversation and payload.
-pub const FRAME: usize = 56;
+/// Bytes before a record's conversation, target and payload.
+pub const FRAME: usize = 60;
 const MAGIC: &[u8; 8] = b"CDRSPOOL";
 const VERSION: u32 = 1;
 const CHUNK: usize = 256 << 10;
@@ -59,6 +59,7 @@ pub struct Frame {
     arrival: Arrival,
     id: EventId,
     conversation: u32,
+    target: u32,
     body: u32,
 }
 
@@ -88,25 +89,35 @@ impl Frame {
             id: EventId(*bytes.get(32..)?.first_chunk()?),
             conversation: u32::from_le_bytes(*bytes.get(48..)?.first_chunk()?),
             follows: u32::from_le_bytes(*bytes.get(52..)?.first_chunk()?),
+            target: u32::from_le_bytes(*bytes.get(56..)?.first_chunk()?),
         })
     }
 
     fn plausible(&self, room: u64) -> bool {
-        self.body > 0 && self.conversation <= self.body && self.batch <= self.offset && self.size() as u64 <= room
+        self.body > 0
+            && u64::from(self.conversation) + u64::from(self.target) <= u64::from(self.body)
+            && self.batch <= self.offset
+            && self.size() as u64 <= room
     }
 
-    /// The event in `bytes`, which begin with this frame.
-    pub fn event(&self, bytes: &[u8]) -> Option<Event> {
+    /// The record in `bytes`, which begin with this frame.
+    pub fn record(&self, bytes: &[u8]) -> Option<Record> {
         let body = bytes.get(FRAME..self.size())?;
-        let (conversation, payload) = body.split_at_checked(self.conversation as usize)?;
+        let (conversation, rest) = body.split_at_checked(self.conversation as usize)?;
+        let (target, payload) = rest.split_at_checked(self.target as usize)?;
         let conversation = std::str::from_utf8(conversation).ok()?;
-        Some(Event::restore(Bytes::copy_from_slice(payload), self.id, conversation, self.arrival))
+        let target = std::str::from_utf8(target).ok()?;
+        Some(Record {
+            offset: self.offset,
+            target: (!target.is_empty()).then(|| target.into()),
+            event: Event::restore(Bytes::copy_from_slice(payload), self.id, conversation, self.arrival),
+        })
     }
 }
 
-/// How many bytes `event` will take.
-pub fn size_of_record(event: &Event) -> usize {
-    FRAME + event.conversation().len() + event.payload().len()
+/// How many bytes a record of `event` for `target` will take.
+pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
+    FRAME + event.conversation().len() + target.map_or(0, str::len) + event.payload().len()
 }
 
 /// Appends the stored form of a record to `out`.
@@ -114,15 +125,18 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     let event = &record.event;
     let start = out.len();
     let (conversation, payload) = (event.conversation().as_bytes(), event.payload());
+    let target = record.target.as_deref().unwrap_or_default().as_bytes();
     out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&((conversation.len() + payload.len()) as u32).to_le_bytes());
+    out.extend_from_slice(&((conversation.len() + target.len() + payload.len()) as u32).to_le_bytes());
     out.extend_from_slice(&record.offset.to_le_bytes());
     out.extend_from_slice(&batch.to_le_bytes());
     out.extend_from_slice(&event.arrival().0.to_le_bytes());
     out.extend_from_slice(&event.id().0);
     out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
     out.extend_from_slice(&follows.to_le_bytes());
+    out.extend_from_slice(&(target.len() as u32).to_le_bytes());
     out.extend_from_slice(conversation);
+    out.extend_from_slice(target);
     out.extend_from_slice(payload);
     let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
     out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
@@ -160,6 +174,13 @@ impl Scan {
     /// No segment of this size can hold more records than this.
     pub fn most_records(&self) -> u64 {
         self.size / FRAME as u64
+    }
+
+    /// When the record at the position arrived; not checked.
+    pub fn first_arrival(&mut self) -> io::Result<Option<Arrival>> {
+        let mut bytes = [0; FRAME];
+        let read = self.file.read_at(&mut bytes, self.position())?;
+        Ok(bytes.get(..read).and_then(Frame::read).map(|frame| frame.arrival))
     }
 
     /// Where in the file the next record begins.

@@ -4,7 +4,7 @@ use super::disk::DiskFile;
 use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
-use crate::event::{Event, EventId};
+use crate::event::{Arrival, Event, EventId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -50,6 +50,8 @@ pub enum AppendError {
 #[derive(Debug)]
 pub struct Append {
     pub events: Vec<Event>,
+    /// The only sink they are for. Such events are stored even if they were before.
+    pub target: Option<Box<str>>,
     pub done: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -155,7 +157,7 @@ impl Writer {
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     fn commit(&mut self, requests: &mut VecDeque<Append>) {
-        let needed = requests.front().map_or(0, |first| self.needed(&first.events));
+        let needed = requests.front().map_or(0, |first| self.needed(first));
         if let Err(error) = self.make_room(needed as u64) {
             self.shared.queue.set_trouble(Some(error.to_string()));
             // The first one does not fit; a later, smaller one might, and is tried in its turn.
@@ -178,9 +180,11 @@ impl Writer {
         }
     }
 
-    /// How many bytes these events take, those left out that are stored already.
-    fn needed(&self, events: &[Event]) -> usize {
-        events.iter().filter(|event| !self.recent.contains(&event.id())).map(segment::size_of_record).sum()
+    /// How many bytes a request takes, events left out that are stored already.
+    fn needed(&self, request: &Append) -> usize {
+        let target = request.target.as_deref();
+        let fresh = request.events.iter().filter(|event| target.is_some() || !self.recent.contains(&event.id()));
+        fresh.map(|event| segment::size_of_record(event, target)).sum()
     }
 
     /// Frames requests into the buffer for as long as they fit.
@@ -190,21 +194,19 @@ impl Writer {
         let batch = self.next;
         let room = self.active.as_ref().map_or(0, |active| active.size - active.position) as usize;
         while let Some(request) = requests.front() {
-            let size = self.needed(&request.events);
+            let size = self.needed(request);
             if self.buffer.len() + size > room || self.buffer.len() > COMMIT_BYTES {
                 break;
             }
-            let Some(Append { events, done }) = requests.pop_front() else { break };
+            let Some(Append { events, target, done }) = requests.pop_front() else { break };
             let total = events.len();
-            let mut fresh: VecDeque<Event> = events
-                .into_iter()
-                .filter(|event| {
-                    !self.recent.contains(&event.id()) && (self.recent.capacity() == 0 || commit.ids.insert(event.id()))
-                })
-                .collect();
+            let mut fresh: VecDeque<Event> = match target {
+                Some(_) => events.into(),
+                None => events.into_iter().filter(|event| self.is_fresh(event, &mut commit)).collect(),
+            };
             let appended = Appended { stored: fresh.len(), duplicates: total - fresh.len() };
             while let Some(event) = fresh.pop_front() {
-                let record = Record { offset: self.next, event };
+                let record = Record { offset: self.next, target: target.clone(), event };
                 segment::write_record(&record, batch, fresh.len() as u32, &mut self.buffer);
                 self.next += 1;
                 commit.records.push(Arc::new(record));
@@ -212,6 +214,10 @@ impl Writer {
             commit.waiting.push((done, appended));
         }
         commit
+    }
+
+    fn is_fresh(&self, event: &Event, commit: &mut Commit) -> bool {
+        self.recent.capacity() == 0 || (!self.recent.contains(&event.id()) && commit.ids.insert(event.id()))
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -280,14 +286,16 @@ impl Writer {
         self.seal();
         let size = self.shared.segment_size.max(needed + segment::HEADER as u64);
         let held = self.shared.log().bytes();
+        if held + 2 * size > self.shared.max_size {
+            self.shared.relieve(held + 2 * size - self.shared.max_size);
+        }
         if held + size > self.shared.max_size {
-            self.shared.janitor.hurry();
             return Err(AppendError::Full { retry_after: self.shared.janitor.until_free(size) });
         }
         match self.begin(size) {
             Ok(active) => {
                 let mut log = self.shared.log();
-                log.segments.insert(active.base, Segment { bytes: size, damaged: false });
+                log.segments.insert(active.base, Segment { bytes: size, damaged: false, begun: Arrival::now() });
                 log.active = Some(active.base);
                 drop(log);
                 self.active = Some(active);

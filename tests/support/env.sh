@@ -44,3 +44,9 @@ if [[ -z ${OPENSSL_NO_VENDOR:-} ]]; then
         step "no OpenSSL headers here: building OpenSSL from source, which takes minutes the first time"
     fi
 fi
+
+# Cargo tells checkouts that share a target directory apart by the age of their files alone.
+if [[ -d $CARGO_TARGET_DIR && $PWD != "$(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null)" ]]; then
+    cargo clean --quiet -p cdrelay
+    printf '%s\n' "$PWD" >"$CARGO_TARGET_DIR/checkout"
+fi
