@@ -406,8 +406,7 @@ async fn an_event_sent_again_is_published_once_even_after_a_restart() {
     let sample = SAMPLES.lines().nth(3).unwrap();
     let fields = fields(sample);
     let values: Value = serde_json::from_str(sample).unwrap();
-    let reversed: Vec<_> =
-        fields.iter().rev().map(|(name, _)| format!("{} : {}", json!(name), values[name])).collect();
+    let reversed: Vec<_> = fields.iter().rev().map(|(name, _)| format!("{} : {}", json!(name), values[name])).collect();
     let reversed = format!("{{ {} }}", reversed.join(" ,\r\n"));
 
     stored(&ground.bridge.post(sample, JSON).await, 1);
@@ -441,7 +440,19 @@ async fn hostile_names_are_data_in_subject_key_and_headers_and_never_structure()
     let ground = Ground::new("hostile", "45m").await;
     let long = "x".repeat(300);
     let names = [
-        "Sales.*>", "line\nbreak\r\nce-id: forged", "nul\0nul", "விற்பனை", "a/b", "100%25%2E%", &long, "$JS.API.>", " ", "~", "\n", "%", "\"\\",
+        "Sales.*>",
+        "line\nbreak\r\nce-id: forged",
+        "nul\0nul",
+        "விற்பனை",
+        "a/b",
+        "100%25%2E%",
+        &long,
+        "$JS.API.>",
+        " ",
+        "~",
+        "\n",
+        "%",
+        "\"\\",
     ];
     let events: BTreeSet<_> = names.iter().flat_map(|team| names.iter().map(move |other| (*team, *other))).collect();
     for (team, conversation) in &events {

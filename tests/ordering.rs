@@ -36,9 +36,8 @@ async fn a_conversation_whose_first_event_has_no_team_stays_in_one_partition_in_
     assert_eq!(conversations.len(), CONVERSATIONS);
     for events in conversations.values() {
         let partition = events[0].0;
-        let expected =
-            [("unassigned", "waiting"), ("Sales_2222223", "started"), ("Sales_2222223", "answered")]
-                .map(|(team, status)| (partition, team.to_owned(), status.to_owned()));
+        let expected = [("unassigned", "waiting"), ("Sales_2222223", "started"), ("Sales_2222223", "answered")]
+            .map(|(team, status)| (partition, team.to_owned(), status.to_owned()));
         assert_eq!(*events, expected);
     }
     let used: BTreeSet<_> = conversations.values().map(|events| events[0].0).collect();

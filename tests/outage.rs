@@ -212,7 +212,9 @@ async fn flow(name: &'static str, further_sinks: &str) -> Flow {
     };
     nats::create_stream_with(&nats::shared(), config).await;
     let url = nats::shared();
-    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{url}'\nsubject = '{stream}.{{team}}.{{conversation_uuid}}'\n");
+    let sink = format!(
+        "[sinks.nats]\ntype = 'nats'\nservers = '{url}'\nsubject = '{stream}.{{team}}.{{conversation_uuid}}'\n"
+    );
     let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}{further_sinks}")).await;
     eventually(PATIENCE, "nats is ready", async || readiness(&bridge, "nats").await.is_ok()).await;
     let client = async_nats::connect(url).await.unwrap();
@@ -300,6 +302,9 @@ async fn a_bridge_killed_in_the_middle_loses_nothing_and_keeps_order_in_all_sink
     let kafka = sent.check_kafka(&consumed);
     let nats = sent.check_nats(&received);
     let stdout = sent.check_stdout(&bridge.stdout_lines());
-    println!("{KILLS} kills, {} events: delivered again to Kafka {kafka}, JetStream {nats}, stdout {stdout}", sent.count());
+    println!(
+        "{KILLS} kills, {} events: delivered again to Kafka {kafka}, JetStream {nats}, stdout {stdout}",
+        sent.count()
+    );
     assert_eq!(nats, 0, "the stream knows what it has");
 }

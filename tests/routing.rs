@@ -56,7 +56,8 @@ async fn a_filter_keeps_events_from_its_own_sink_only_and_delivers_where_it_fail
     let stored = nats::stream_length(&nats::shared(), &stream).await;
     assert_eq!(stored, (total - evaluated) as u64);
 
-    let metric = async |name: &str, sink: &str| bridge.metric(&format!("cdrelay_sink_{name}_total{{sink=\"{sink}\"}}")).await;
+    let metric =
+        async |name: &str, sink: &str| bridge.metric(&format!("cdrelay_sink_{name}_total{{sink=\"{sink}\"}}")).await;
     assert_eq!(metric("filtered", "kafka").await, Some((total - wanted) as f64));
     assert_eq!(metric("filtered", "nats").await, Some(evaluated as f64));
     assert_eq!(metric("filter_failures", "nats").await, Some((total - evaluated) as f64));
