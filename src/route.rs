@@ -297,10 +297,7 @@ fn uri_segment(value: &str, out: &mut String) {
 const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 fn header_value(value: String) -> String {
-    match std::borrow::Cow::from(utf8_percent_encode(&value, HEADER_VALUE)) {
-        std::borrow::Cow::Borrowed(_) => value,
-        std::borrow::Cow::Owned(encoded) => encoded,
-    }
+    utf8_percent_encode(&value, HEADER_VALUE).to_string()
 }
 
 fn check_topic(template: &Template) -> Result<(), String> {
@@ -397,6 +394,11 @@ mod tests {
         assert_eq!(header(&nats, "ce-type"), "com.telecmi.a_b_c");
         // The source is a URI with escapes of its own; the header escapes them once more, as the binding demands.
         assert_eq!(header(&nats, "ce-source"), "/telecmi/..%252Fx%2520y");
+        for (only, encoded) in [(" ", "%20"), ("\\n", "%0A"), ("%", "%25")] {
+            let event = format!("{{\"conversation_uuid\":\"{only}\"}}");
+            let nats = message(&route(Config::default(), Dialect::Nats), &event);
+            assert_eq!(header(&nats, "ce-subject"), encoded);
+        }
         let kafka = message(&route(Config::default(), Dialect::Kafka), event);
         assert_eq!(header(&kafka, "ce_subject"), "a\r\nce-id: x \0\u{0b95}\"%");
     }

@@ -18,12 +18,14 @@
 //!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
 //!   target, payload.
 //! - `cursor-<sink>`: see [`cursor`].
+//! - `known-<base>`: the identities of the events in a removed segment; see `spool/known.rs`.
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection; may be removed by hand.
 
 pub mod cursor;
 pub mod disk;
 pub mod inspect;
 mod janitor;
+mod known;
 mod reader;
 mod recent;
 mod recovery;
@@ -39,9 +41,9 @@ use crate::metrics::SpoolMetrics;
 use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
 use janitor::Janitor;
+use known::Known;
 use recent::Recent;
 use recovery::{Recovered, Segment};
-use segment::{Found, Scan};
 use serde::Deserialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -213,8 +215,7 @@ impl Spool {
         for cursor in &cursors {
             cursor.set(start);
         }
-        let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
-        remember(&*disk, &segments, end, &mut recent)?;
+        let (recent, known) = remember(&*disk, config, &segments, end)?;
 
         let shared = Arc::new(Shared {
             disk,
@@ -230,7 +231,7 @@ impl Spool {
             retain: config.retain,
         });
         let writer = writer::start(shared.clone(), recent)?;
-        let janitor = janitor::start(shared.clone(), written)?;
+        let janitor = janitor::start(shared.clone(), written, known)?;
         Ok(Self { shared, threads: Mutex::new(vec![writer, janitor]) })
     }
 
@@ -362,32 +363,29 @@ fn report_damage(metrics: &SpoolMetrics, gone: &std::ops::Range<u64>) {
     );
 }
 
-/// Fills the window of recent events from what is on disk, going back no further than it reaches.
-fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
-    if recent.capacity() == 0 {
-        return Ok(());
-    }
+/// Fills the window of recent events from what is on disk, going back no further than it reaches. The segments that are gone
+/// come first.
+fn remember(
+    disk: &dyn Disk,
+    config: &Config,
+    segments: &BTreeMap<u64, Segment>,
+    end: u64,
+) -> io::Result<(Recent, Known)> {
+    let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
+    let known =
+        Known::load(disk, config.duplicate_window, recent.capacity(), |id, arrival| recent.insert(id, arrival))?;
     let since = recent.since(Arrival::now());
     let mut limit = end;
     let mut newest_first = Vec::new();
     for &base in segments.keys().rev() {
-        let mut ids = Vec::new();
-        let mut scan = Scan::new(disk.open(&segment::name(base))?)?;
-        let mut expected = base;
-        loop {
-            match scan.next(expected, limit)? {
-                Found::Record(frame, _) => {
-                    expected = frame.offset + 1;
-                    ids.push((frame.id(), frame.arrival()));
-                }
-                Found::Damage(frame) => expected = frame.offset,
-                Found::End => break,
-            }
+        if newest_first.len() >= recent.capacity() {
+            break;
         }
+        let identities = known::identities(disk, base..limit)?;
         limit = base;
-        let oldest = ids.first().map(|(_, arrival)| *arrival);
-        newest_first.extend(ids.into_iter().rev());
-        if newest_first.len() >= recent.capacity() || oldest.is_some_and(|oldest| oldest < since) {
+        let oldest = identities.first().map(|(_, arrival)| *arrival);
+        newest_first.extend(identities.into_iter().rev());
+        if oldest.is_some_and(|oldest| oldest < since) {
             break;
         }
     }
@@ -395,5 +393,5 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
         recent.insert(id, arrival);
     }
     recent.expire(Arrival::now());
-    Ok(())
+    Ok((recent, known))
 }

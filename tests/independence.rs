@@ -1,6 +1,6 @@
 //! A sink that is not required costs the others nothing, not even when the spool is full.
 
-use super::support::bridge::Bridge;
+use super::support::Bridge;
 use super::support::{PATIENCE, eventually, free_port};
 
 fn config(required: bool) -> String {

@@ -5,7 +5,8 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use super::support::bridge::{Bridge, command};
+use super::support::Bridge;
+use super::support::bridge::command;
 use super::support::{PATIENCE, eventually};
 
 const SAMPLES: &str = include_str!("support/payloads.ndjson");

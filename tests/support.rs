@@ -3,12 +3,14 @@
 //! - [`Bridge`], the cdrelay binary in a directory of its own, with an HTTP client for its two ports.
 //! - [`kafka`], the shared Kafka, private ones to break, topics, consumers.
 //! - [`nats`], the same for NATS.
+//! - [`oracle`], a load whose every event is accounted for.
 //! - [`tls`], certificates.
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
 pub mod bridge;
 pub mod kafka;
 pub mod nats;
+pub mod oracle;
 pub mod process;
 pub mod tls;
 
@@ -16,6 +18,8 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+
+pub use bridge::{ANY_PORTS, Bridge};
 
 /// Long enough for anything that works to be done on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,9 +1,11 @@
 //! The thread that writes cursors down and removes what every sink has passed. It sleeps while nothing changes.
 
 use super::cursor::Written;
+use super::known::Known;
 use super::{Log, Shared, segment};
 use crate::event::Arrival;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,15 +90,16 @@ impl Janitor {
 }
 
 /// Starts the thread, which ends after [`Janitor::close`].
-pub fn start(shared: Arc<Shared>, written: Vec<Written>) -> io::Result<JoinHandle<()>> {
+pub fn start(shared: Arc<Shared>, written: Vec<Written>, known: Known) -> io::Result<JoinHandle<()>> {
     let slowest = slowest(&shared);
-    let mut keeper = Keeper { shared, written, synced_at: None, measured: (slowest, Instant::now()) };
+    let mut keeper = Keeper { shared, written, known, synced_at: None, measured: (slowest, Instant::now()) };
     std::thread::Builder::new().name("spool-janitor".into()).spawn(move || keeper.run())
 }
 
 struct Keeper {
     shared: Arc<Shared>,
     written: Vec<Written>,
+    known: Known,
     synced_at: Option<Instant>,
     measured: (u64, Instant),
 }
@@ -149,14 +152,14 @@ impl Keeper {
         self.shared.janitor.state().drained = Some(((slowest - from) as f64 * record / seconds, Instant::now()));
     }
 
-    /// The base of the first segment if all its records lie below `passed`.
-    fn removable(&self, passed: u64) -> Option<u64> {
+    /// The offsets of the first segment if all of them lie below `passed`.
+    fn removable(&self, passed: u64) -> Option<Range<u64>> {
         let end = *self.shared.end.borrow();
         let log = self.shared.log();
         let mut bases = log.segments.keys();
         let first = *bases.next()?;
         let limit = bases.next().map_or(end, |next| *next);
-        (limit <= passed && log.active != Some(first) && !self.is_retained(&log)).then_some(first)
+        (limit <= passed && log.active != Some(first) && !self.is_retained(&log)).then_some(first..limit)
     }
 
     /// Whether the first segment is still wanted although every sink has it.
@@ -174,8 +177,12 @@ impl Keeper {
     fn remove(&mut self) {
         let durable = self.written.iter().map(|written| written.synced).min().unwrap_or_default();
         let mut removed = false;
-        while let Some(base) = self.removable(durable) {
+        while let Some(offsets) = self.removable(durable) {
+            let base = offsets.start;
             let name = segment::name(base);
+            if let Err(error) = self.known.keep(&*self.shared.disk, offsets) {
+                tracing::warn!(%error, file = name, "its events would not be recognised if they were resent after a restart");
+            }
             let damaged = self.shared.log().segments.get(&base).is_some_and(|segment| segment.damaged);
             let gone = if damaged {
                 let aside = name.replace("segment", "damaged");

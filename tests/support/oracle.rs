@@ -1,0 +1,243 @@
+//! A load whose every event is accounted for: conversations that each send their next event once the one before was acknowledged, and
+//! the verdict on what came out at the other end.
+//!
+//! ```ignore
+//! let load = Load { conversations: 50, events: 20, ..Load::new("ordering") }.start(&bridge.ingress_url());
+//! let sent = load.finish().await;
+//! settled(&bridge, &["kafka"]).await;
+//! sent.check_kafka(&consume_all(&shared(), &topic, PATIENCE).await);
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use serde::Deserialize;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::bridge::{Bridge, client};
+use super::kafka::Consumed;
+use super::nats::Received;
+use super::{PATIENCE, eventually};
+
+/// What to send. Everything follows from the seed.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub name: &'static str,
+    pub seed: u64,
+    pub conversations: usize,
+    /// How many events a conversation sends, unless it is stopped before.
+    pub events: usize,
+    /// How long a conversation waits after an acknowledgement, on average.
+    pub pause: Duration,
+}
+
+/// A load under way.
+pub struct Running {
+    load: Load,
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    conversations: JoinSet<(usize, Conversation)>,
+}
+
+/// What was acknowledged.
+pub struct Sent {
+    load: Load,
+    /// How many events of each conversation.
+    acknowledged: Vec<usize>,
+    /// Answers other than 200, and requests without an answer. Each was sent again.
+    pub refused: usize,
+    pub slowest: Duration,
+}
+
+#[derive(Default)]
+struct Conversation {
+    acknowledged: usize,
+    refused: usize,
+    slowest: Duration,
+}
+
+/// The fields by which an event is recognised.
+#[derive(Deserialize)]
+struct Mark {
+    conversation_uuid: String,
+    number: usize,
+}
+
+impl Load {
+    pub fn new(name: &'static str) -> Self {
+        Self { name, seed: fastrand::u64(..), conversations: 50, events: 20, pause: Duration::ZERO }
+    }
+
+    /// As a call would: the first event names no team, and neither do some of the others.
+    pub fn event(&self, conversation: usize, number: usize) -> String {
+        let mut random = Rng::with_seed(self.seed ^ ((conversation as u64) << 32) ^ number as u64);
+        let team = if number == 0 || random.bool() { "" } else { "\"team\":\"Sales_2222223\"," };
+        let custom = "x".repeat(random.usize(100..500));
+        let conversation = self.conversation(conversation);
+        format!(
+            r#"{{"type":"event","appid":2222223,"direction":"inbound","status":"started",{team}"conversation_uuid":"{conversation}","number":{number},"custom":"{custom}"}}"#
+        )
+    }
+
+    fn conversation(&self, conversation: usize) -> String {
+        format!("{:016x}-{conversation}", self.seed)
+    }
+
+    /// Starts all conversations at once. Refused events are sent again until they are acknowledged, whoever listens at the URL then.
+    pub fn start(self, url: &str) -> Running {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let client = client(false);
+        let conversations = (0..self.conversations).map(|conversation| {
+            let (load, url, client) = (self.clone(), url.to_owned(), client.clone());
+            let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+            async move {
+                let mut random = Rng::with_seed(load.seed ^ conversation as u64);
+                let mut sent = Conversation::default();
+                while sent.acknowledged < load.events && !stop.load(Ordering::Relaxed) {
+                    sleep(load.pause.mul_f64(2.0 * random.f64())).await;
+                    let event = load.event(conversation, sent.acknowledged);
+                    let begun = Instant::now();
+                    loop {
+                        let request = Request::post(&url).body(Full::from(event.clone())).unwrap();
+                        let status = match client.request(request).await {
+                            Ok(answer) => {
+                                let status = answer.status().as_u16();
+                                // Read to its end, so that the connection can serve the next one.
+                                answer.into_body().collect().await.map_or(0, |_| status)
+                            }
+                            Err(_) => 0,
+                        };
+                        match status {
+                            200 => break,
+                            0 | 503 => sent.refused += 1,
+                            other => panic!("{other} for {event}"),
+                        }
+                        assert!(begun.elapsed() < PATIENCE, "never acknowledged: {event}");
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    sent.slowest = sent.slowest.max(begun.elapsed());
+                    sent.acknowledged += 1;
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                (conversation, sent)
+            }
+        });
+        let conversations = conversations.collect();
+        Running { load: self, stop, acknowledged, conversations }
+    }
+}
+
+impl Running {
+    /// How many events have been acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until this many further events have been acknowledged.
+    pub async fn progress(&self, events: usize) {
+        let goal = self.acknowledged() + events;
+        eventually(PATIENCE, "the load is being acknowledged", async || self.acknowledged() >= goal).await;
+    }
+
+    /// Ends the load with the event that each conversation is just sending.
+    pub async fn stop(self) -> Sent {
+        self.stop.store(true, Ordering::Relaxed);
+        self.finish().await
+    }
+
+    /// Waits until all is sent.
+    pub async fn finish(self) -> Sent {
+        let mut sent = Sent {
+            acknowledged: vec![0; self.load.conversations],
+            load: self.load,
+            refused: 0,
+            slowest: Duration::ZERO,
+        };
+        for (number, conversation) in self.conversations.join_all().await {
+            sent.acknowledged[number] = conversation.acknowledged;
+            sent.refused += conversation.refused;
+            sent.slowest = sent.slowest.max(conversation.slowest);
+        }
+        sent
+    }
+}
+
+impl Sent {
+    pub fn count(&self) -> usize {
+        self.acknowledged.iter().sum()
+    }
+
+    /// Every conversation in one partition, complete and in order. Returns the number of duplicates.
+    pub fn check_kafka(&self, consumed: &[Consumed]) -> usize {
+        let mut partitions = HashMap::new();
+        for message in consumed {
+            let mark: Mark = serde_json::from_slice(&message.payload).unwrap();
+            let partition = *partitions.entry(mark.conversation_uuid.clone()).or_insert(message.partition);
+            assert_eq!(message.partition, partition, "{} is in two partitions", mark.conversation_uuid);
+        }
+        self.check("Kafka", consumed.iter().map(|message| message.payload.as_slice()))
+    }
+
+    /// Every conversation complete and in order. Returns the number of duplicates.
+    pub fn check_nats(&self, received: &[Received]) -> usize {
+        self.check("JetStream", received.iter().map(|message| message.payload.as_slice()))
+    }
+
+    /// Every conversation complete and in order. Returns the number of duplicates.
+    pub fn check_stdout(&self, lines: &[String]) -> usize {
+        // A killed process can leave a torn line behind.
+        let whole = lines.iter().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+        let events = whole.map(|line| line.split_once(",\"event\":").unwrap().1.strip_suffix('}').unwrap());
+        self.check("stdout", events.map(str::as_bytes))
+    }
+
+    /// A destination may get events again, from any one on that it had, but never one before its predecessor.
+    fn check<'a>(&self, sink: &str, payloads: impl Iterator<Item = &'a [u8]>) -> usize {
+        let Load { name, seed, .. } = &self.load;
+        let numbers: HashMap<_, _> = (0..self.load.conversations).map(|n| (self.load.conversation(n), n)).collect();
+        let mut next = vec![0; self.load.conversations];
+        let mut last = vec![None; self.load.conversations];
+        let (mut duplicates, mut reordered) = (0, Vec::new());
+        for payload in payloads {
+            let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
+            let conversation = numbers[&conversation_uuid];
+            assert_eq!(payload, self.load.event(conversation, number).as_bytes(), "seed {seed}");
+            if number > last[conversation].map_or(0, |last| last + 1) {
+                reordered.push((conversation, last[conversation], number));
+            }
+            last[conversation] = Some(number);
+            match number < next[conversation] {
+                true => duplicates += 1,
+                false => next[conversation] = number + 1,
+            }
+        }
+        let lost: Vec<_> = (0..self.load.conversations).filter(|&n| next[n] < self.acknowledged[n]).collect();
+        println!(
+            "{name}: {sink}: {} events of {} conversations (seed {seed}), {duplicates} duplicates, {} out of order, {} conversations incomplete; {} refused and sent again, slowest answer {:?}",
+            self.count(),
+            self.load.conversations,
+            reordered.len(),
+            lost.len(),
+            self.refused,
+            self.slowest,
+        );
+        assert!(reordered.is_empty(), "seed {seed}: (conversation, last, next) out of order: {reordered:?}");
+        assert!(lost.is_empty(), "seed {seed}: incomplete: {lost:?}");
+        duplicates
+    }
+}
+
+/// Waits until these sinks have delivered everything that was acknowledged.
+pub async fn settled(bridge: &Bridge, sinks: &[&str]) {
+    for sink in sinks {
+        let lag = format!("cdrelay_sink_lag_records{{sink=\"{sink}\"}}");
+        let what = format!("{sink} has got everything");
+        eventually(PATIENCE, &what, async || bridge.metric(&lag).await == Some(0.0)).await;
+    }
+}
