@@ -209,7 +209,8 @@ impl Config {
     }
 
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
-        let document: Document = figment.extract()?;
+        // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
+        let document: Document = figment.extract_lossy()?;
         let mut sinks = BTreeMap::new();
         let mut problems = Vec::new();
         for name in document.sinks.keys() {
@@ -349,7 +350,7 @@ fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
 }
 
 fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
-    figment.extract_inner(at).map_err(|error| {
+    figment.extract_inner_lossy(at).map_err(|error| {
         // figment appends the outer steps of a path to the inner ones.
         let outer = at.split('.').count();
         let problems = error.into_iter().map(|mut error| {

@@ -31,7 +31,9 @@ fn layers_go_on_top_of_each_other() {
         ("CDRELAY_SINKS__KAFKA__BROKERS", "[\"b:1\",\"c:1\"]"),
         ("CDRELAY_SINKS__KAFKA__REQUIRED", "false"),
         ("CDRELAY_SINKS__KAFKA__SASL__MECHANISM", "PLAIN"),
-        ("CDRELAY_SINKS__KAFKA__SASL__USERNAME", "u"),
+        ("CDRELAY_SINKS__KAFKA__SASL__USERNAME", "1234"),
+        ("CDRELAY_SINKS__KAFKA__LIBRDKAFKA__SOCKET__TIMEOUT__MS", "1234"),
+        ("CDRELAY_SINKS__KAFKA__WHEN", "true"),
         ("CDRELAY_SINKS__KAFKA__SASL__PASSWORD", "007"),
         ("CDRELAY_PORT", "tcp://10.0.0.1:8080"),
         ("CDRELAY_SERVICE_HOST", "10.0.0.1"),
@@ -42,6 +44,9 @@ fn layers_go_on_top_of_each_other() {
     assert_eq!((kafka.dispatch.required, kafka.dispatch.max_in_flight), (false, 7));
     let Destination::Kafka(settings) = &kafka.destination else { panic!() };
     assert_eq!(settings.brokers, ["b:1", "c:1"]);
+    assert_eq!(settings.sasl.as_ref().unwrap().username, "1234");
+    assert_eq!(settings.librdkafka.0["socket.timeout.ms"].reveal(), "1234");
+    assert_eq!(kafka.route.when.as_deref(), Some("true"));
     assert_eq!(settings.sasl.as_ref().unwrap().password.as_ref().unwrap().reveal(), "007");
 }
 
