@@ -3,4 +3,5 @@
 mod brokers;
 mod kafka_sink;
 mod nats_sink;
+mod probes;
 mod support;
