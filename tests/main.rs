@@ -1,6 +1,8 @@
 //! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
 
 mod brokers;
+mod command_line;
+mod examples;
 mod kafka_sink;
 mod nats_sink;
 mod probes;
