@@ -2,6 +2,7 @@
 
 mod brokers;
 mod command_line;
+mod deploy;
 mod examples;
 mod kafka_sink;
 mod nats_sink;
