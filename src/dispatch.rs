@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Whether readiness and the space of the spool depend on this sink.
+    /// Whether readiness depends on this sink. The spool keeps its records either way.
     pub required: bool,
     /// How many messages may be handed to the destination at once.
     pub max_in_flight: usize,
