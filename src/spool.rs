@@ -82,7 +82,7 @@ impl Default for Config {
             max_size: ByteSize::gib(1),
             segment_size: None,
             duplicate_window: Duration::from_secs(45 * 60),
-            duplicate_capacity: 1 << 17,
+            duplicate_capacity: 100_000,
             retain: None,
             memory: ByteSize::mib(4),
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A group commit takes no more requests once it has this many bytes.
-const COMMIT_BYTES: usize = 4 << 20;
+const COMMIT_BYTES: usize = 1 << 20;
 /// After a failure, how long until another segment is tried.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often the spool looks by itself whether it can take records again.
