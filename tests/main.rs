@@ -7,4 +7,5 @@ mod examples;
 mod kafka_sink;
 mod nats_sink;
 mod probes;
+mod readme;
 mod support;
