@@ -237,6 +237,7 @@ impl From<DecodeError> for Refusal {
 impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         let seconds = match &error {
+            AppendError::TooLarge { .. } => return refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             AppendError::Full { retry_after } => retry_after.as_secs().max(1),
             AppendError::Failed { .. } | AppendError::Closed => 5,
         };

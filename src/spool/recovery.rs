@@ -7,12 +7,29 @@ use std::io;
 use std::ops::Range;
 
 /// One segment file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Its size on disk in bytes.
     pub bytes: u64,
     /// Whether part of it could not be read; such a file is kept aside instead of removed.
     pub damaged: bool,
+    /// Offsets of acknowledged records that could not be read, as far as they were come upon.
+    pub gone: Vec<Range<u64>>,
+}
+
+impl Segment {
+    /// Takes note of unreadable records; says how many of them are news.
+    pub fn lose(&mut self, gone: Range<u64>) -> u64 {
+        self.damaged = true;
+        let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
+        // However far in front of a gap readers begin, they leave it at the same end.
+        let known = self.gone.iter().filter(|known| known.end == gone.end).map(length).max().unwrap_or_default();
+        let news = length(&gone).saturating_sub(known);
+        if news > 0 {
+            self.gone.push(gone);
+        }
+        news
+    }
 }
 
 /// What a start found.
@@ -29,79 +46,124 @@ pub struct Recovered {
     pub damaged: Vec<Range<u64>>,
 }
 
-/// Lists the segments and cuts a torn end off the last one, so that it is never written to again.
-pub fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
+/// Lists the segments and changes nothing. A segment of a newer format version is an error.
+pub fn list(disk: &dyn Disk) -> io::Result<BTreeMap<u64, Segment>> {
     let mut segments = BTreeMap::new();
     for base in disk.list()?.iter().filter_map(|name| segment::base(name)) {
         let file = disk.open(&segment::name(base))?;
         let mut header = [0; segment::HEADER];
         let read = file.read_at(&mut header, 0)?;
         let intact = segment::check_header(header.get(..read).unwrap_or_default(), base)?;
-        segments.insert(base, Segment { bytes: file.size()?, damaged: !intact });
+        segments.insert(base, Segment { bytes: file.size()?, damaged: !intact, gone: Vec::new() });
     }
-    let mut recovered = Recovered { segments, end: 0, torn: 0, damaged: Vec::new() };
-    let Some((&base, _)) = recovered.segments.last_key_value() else { return Ok(recovered) };
+    Ok(segments)
+}
 
-    let name = segment::name(base);
-    let tail = read_tail(Scan::new(disk.open(&name)?)?, base)?;
-    recovered.end = tail.end;
-    recovered.damaged = tail.damaged;
-    if tail.end == base {
-        recovered.segments.remove(&base);
+/// Cuts a torn end off the last segment, which is never written to again. Everything below `settled` was acknowledged.
+pub fn recover(disk: &dyn Disk, segments: BTreeMap<u64, Segment>, settled: u64) -> io::Result<Recovered> {
+    let mut recovered = Recovered { segments, end: settled, torn: 0, damaged: Vec::new() };
+    while let Some((&base, last)) = recovered.segments.iter_mut().next_back() {
+        let name = segment::name(base);
+        let tail = read_tail(Scan::new(disk.open(&name)?)?, base, recovered.end)?;
+        recovered.torn += tail.written.saturating_sub(tail.position);
+        if tail.end > base {
+            make_durable(disk, &name, &tail)?;
+            recovered.end = tail.end;
+            last.bytes = tail.position;
+            for gone in &tail.damaged {
+                last.lose(gone.clone());
+            }
+            recovered.damaged = tail.damaged;
+            break;
+        }
+        // Without a record it tells one thing: it was begun when everything below its base was durable.
+        recovered.end = recovered.end.max(base);
         disk.remove(&name)?;
         disk.sync()?;
-        return Ok(recovered);
-    }
-    let file = disk.open(&name)?;
-    recovered.torn = tail.written.saturating_sub(tail.position);
-    if file.size()? != tail.position {
-        file.resize(tail.position)?;
-        file.sync()?;
-    }
-    if let Some(last) = recovered.segments.get_mut(&base) {
-        last.bytes = tail.position;
-        last.damaged |= !recovered.damaged.is_empty();
+        recovered.segments.remove(&base);
     }
     Ok(recovered)
 }
 
+/// Records that a killed process wrote may not have been synced, and a sync that failed may have left them in memory only,
+/// where the next sync passes over them: so the last group commit is written again before anything is made of it.
+fn make_durable(disk: &dyn Disk, name: &str, tail: &Tail) -> io::Result<()> {
+    let file = disk.open(name)?;
+    if file.size()? != tail.position {
+        file.resize(tail.position)?;
+    }
+    let mut last = vec![0; tail.position.saturating_sub(tail.batch_position) as usize];
+    let read = file.read_at(&mut last, tail.batch_position)?;
+    file.write_at(last.get(..read).unwrap_or_default(), tail.batch_position)?;
+    file.sync()
+}
+
+#[derive(Debug, Default)]
 struct Tail {
-    /// The offset after the last acknowledged record.
+    /// The offset after the last record that counts.
     end: u64,
     /// Where in the file that record ends.
     position: u64,
+    /// Where the last group commit begins of which a record was seen.
+    batch_position: u64,
     /// Where the last record of any kind ends.
     written: u64,
     damaged: Vec<Range<u64>>,
 }
 
 /// A record knows the first offset of its group commit, and a group commit begins only after the one before was durable.
-/// So unreadable bytes are damage if a record of a later group commit stands behind them, and a torn write if none does.
-/// A request's records are taken whole or not at all.
-fn read_tail(mut scan: Scan, base: u64) -> io::Result<Tail> {
-    let mut tail = Tail { end: base, position: scan.position(), written: scan.position(), damaged: Vec::new() };
+/// So unreadable bytes are damage if a record of a later group commit stands behind them, or if what they held is settled;
+/// and a torn write otherwise. A request's records are taken whole or not at all.
+fn read_tail(mut scan: Scan, base: u64, settled: u64) -> io::Result<Tail> {
+    let begin = scan.position();
+    let mut tail = Tail { end: base, position: begin, batch_position: begin, written: begin, damaged: Vec::new() };
     let mut expected = base;
-    let mut gap: Option<Range<u64>> = None;
-    let limit = base + scan.most_records();
+    let mut batch = None;
+    // Everything below was durable.
+    let mut proven = settled.max(base);
+    let mut gaps: Vec<Range<u64>> = Vec::new();
+    let limit = base.saturating_add(scan.most_records());
     loop {
+        let at = scan.position();
         match scan.next(expected, limit)? {
             Found::Record(frame, _) => {
-                expected = frame.offset + 1;
-                tail.written = scan.position();
-                if let Some(torn) = gap.take_if(|gap| frame.batch > gap.start) {
-                    tail.damaged.push(torn);
+                if batch.replace(frame.batch) != Some(frame.batch) {
+                    tail.batch_position = at;
                 }
-                if frame.follows == 0 && gap.is_none() {
-                    (tail.end, tail.position) = (expected, scan.position());
+                proven = proven.max(frame.batch);
+                tail.split(&mut gaps, proven, at);
+                expected = frame.offset.saturating_add(1);
+                tail.written = scan.position();
+                if gaps.is_empty() && (frame.follows == 0 || frame.offset < proven) {
+                    (tail.end, tail.position) = (expected, tail.written);
                 }
             }
             Found::Damage(frame) => {
-                // An earlier gap that is still open swallows what lies between.
-                let start = gap.as_ref().map_or(expected, |gap| gap.start);
-                gap = Some(start..frame.offset);
+                gaps.push(expected..frame.offset);
                 expected = frame.offset;
+                tail.split(&mut gaps, proven, scan.position());
             }
-            Found::End => return Ok(tail),
+            Found::End => break,
         }
+    }
+    if tail.end < proven {
+        tail.damaged.push(tail.end..proven);
+        tail.end = proven;
+    }
+    Ok(tail)
+}
+
+impl Tail {
+    /// Moves what is known to be damage out of `gaps`: all below `proven`. The next intact record is at `position`.
+    fn split(&mut self, gaps: &mut Vec<Range<u64>>, proven: u64, position: u64) {
+        gaps.retain_mut(|gap| {
+            let damaged = gap.start..gap.end.min(proven);
+            if !damaged.is_empty() {
+                (self.end, self.position) = (damaged.end, position);
+                gap.start = damaged.end;
+                self.damaged.push(damaged);
+            }
+            !gap.is_empty()
+        });
     }
 }

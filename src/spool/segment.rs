@@ -4,6 +4,7 @@ use super::Record;
 use super::disk::DiskFile;
 use crate::event::{Arrival, Event, EventId};
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 
@@ -13,6 +14,8 @@ pub const HEADER: usize = 32;
 pub const FRAME: usize = 56;
 const MAGIC: &[u8; 8] = b"CDRSPOOL";
 const VERSION: u32 = 1;
+/// How a NUL in a conversation is stored.
+const NUL: [u8; 2] = [0xC0, 0x80];
 const CHUNK: usize = 256 << 10;
 
 /// The name of the segment file whose first record has offset `base`.
@@ -22,7 +25,8 @@ pub fn name(base: u64) -> String {
 
 /// The base offset in a segment file's name; `None` for other files.
 pub fn base(name: &str) -> Option<u64> {
-    name.strip_prefix("segment-").filter(|digits| digits.len() == 20)?.parse().ok()
+    let digits = name.strip_prefix("segment-")?;
+    digits.parse().ok().filter(|base| digits == format!("{base:020}"))
 }
 
 /// The first bytes of a segment file.
@@ -37,9 +41,11 @@ pub fn header(base: u64) -> [u8; HEADER] {
 
 /// Whether `bytes` are the header of this segment; an unknown version is an error, for it must not be touched.
 pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
-    let version = bytes.get(8..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
-    match version {
-        Some(version) if bytes.starts_with(MAGIC) && version > VERSION => Err(io::Error::new(
+    let field = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
+    // Without the right sum a strange version is a flipped bit.
+    let genuine = bytes.starts_with(MAGIC) && field(24) == bytes.get(..24).map(crc32c::crc32c);
+    match field(8) {
+        Some(version) if genuine && version > VERSION => Err(io::Error::new(
             io::ErrorKind::Unsupported,
             format!("{} has format version {version}, this cdrelay reads {VERSION}: start the newer one", name(base)),
         )),
@@ -99,21 +105,43 @@ impl Frame {
     pub fn event(&self, bytes: &[u8]) -> Option<Event> {
         let body = bytes.get(FRAME..self.size())?;
         let (conversation, payload) = body.split_at_checked(self.conversation as usize)?;
-        let conversation = std::str::from_utf8(conversation).ok()?;
-        Some(Event::restore(Bytes::copy_from_slice(payload), self.id, conversation, self.arrival))
+        let conversation = revealed(conversation)?;
+        Some(Event::restore(Bytes::copy_from_slice(payload), self.id, &conversation, self.arrival))
     }
 }
 
 /// How many bytes `event` will take.
 pub fn size_of_record(event: &Event) -> usize {
-    FRAME + event.conversation().len() + event.payload().len()
+    FRAME + concealed(event.conversation()).len() + event.payload().len()
+}
+
+/// The text with every NUL as two bytes that no text holds.
+fn concealed(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains('\0') {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    let bytes = text.bytes().flat_map(|byte| if byte == 0 { NUL.to_vec() } else { vec![byte] });
+    Cow::Owned(bytes.collect())
+}
+
+/// The text that was concealed.
+fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
+    let mut text = Cow::Borrowed("");
+    while let Some(at) = bytes.windows(NUL.len()).position(|window| window == NUL) {
+        let (before, rest) = bytes.split_at_checked(at)?;
+        text.to_mut().push_str(std::str::from_utf8(before).ok()?);
+        text.to_mut().push('\0');
+        bytes = rest.get(NUL.len()..)?;
+    }
+    let rest = std::str::from_utf8(bytes).ok()?;
+    Some(if text.is_empty() { Cow::Borrowed(rest) } else { text + rest })
 }
 
 /// Appends the stored form of a record to `out`.
 pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
     let event = &record.event;
     let start = out.len();
-    let (conversation, payload) = (event.conversation().as_bytes(), event.payload());
+    let (conversation, payload) = (concealed(event.conversation()), event.payload());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&((conversation.len() + payload.len()) as u32).to_le_bytes());
     out.extend_from_slice(&record.offset.to_le_bytes());
@@ -122,7 +150,7 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     out.extend_from_slice(&event.id().0);
     out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
     out.extend_from_slice(&follows.to_le_bytes());
-    out.extend_from_slice(conversation);
+    out.extend_from_slice(&conversation);
     out.extend_from_slice(payload);
     let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
     out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
@@ -172,7 +200,14 @@ impl Scan {
         if expected >= limit {
             return Ok(Found::End);
         }
-        if let Some(frame) = self.record_at(0, expected..expected + 1)? {
+        let mut frame = self.record_at(0, expected..expected.saturating_add(1))?;
+        if frame.is_none() {
+            // The buffer may be older than the record: it is no evidence of damage.
+            (self.start, self.at) = (self.position(), 0);
+            self.buffer.clear();
+            frame = self.record_at(0, expected..expected.saturating_add(1))?;
+        }
+        if let Some(frame) = frame {
             let from = self.at;
             self.at += frame.size();
             return Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()));
@@ -202,7 +237,7 @@ impl Scan {
                 ahead = 0;
                 continue;
             }
-            if let Some(frame) = self.record_at(ahead, expected + 1..limit)? {
+            if let Some(frame) = self.record_at(ahead, expected.saturating_add(1)..limit)? {
                 self.at += ahead;
                 return Ok(Some(frame));
             }

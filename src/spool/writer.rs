@@ -4,11 +4,10 @@ use super::disk::DiskFile;
 use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
-use crate::event::{Event, EventId};
+use crate::event::{Arrival, Event, EventId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -34,6 +33,14 @@ pub enum AppendError {
     Full {
         /// When there should be room again, from how fast the slowest sink drains it.
         retry_after: Duration,
+    },
+    /// There will never be room.
+    #[error("the events of the request take {needed} bytes and the spool holds {max_size}")]
+    TooLarge {
+        /// What they take on disk.
+        needed: u64,
+        /// `spool.max_size`.
+        max_size: u64,
     },
     /// The disk refused a write or a sync.
     #[error("the spool cannot write: {cause}")]
@@ -95,6 +102,16 @@ impl Queue {
         self.state().trouble = trouble;
     }
 
+    /// Refuses what waits and all that is to come: no thread is left to do it.
+    pub fn abandon(&self, cause: &str) {
+        let mut state = self.state();
+        state.closed = true;
+        state.trouble = Some(cause.to_owned());
+        state.requests.clear();
+        drop(state);
+        self.arrived.notify_all();
+    }
+
     fn take(&self) -> Option<VecDeque<Append>> {
         let mut state = self.state();
         while state.requests.is_empty() && !state.closed {
@@ -108,15 +125,9 @@ impl Queue {
     }
 }
 
-/// Starts the thread, which ends when the queue is closed and empty.
-pub fn start(shared: Arc<Shared>, recent: Recent) -> io::Result<JoinHandle<()>> {
-    let next = *shared.end.borrow();
-    let mut writer = Writer { shared, recent, active: None, next, buffer: Vec::new(), paused: None };
-    std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())
-}
-
-struct Writer {
-    shared: Arc<Shared>,
+/// The one that writes.
+pub struct Writer {
+    pub(super) shared: Arc<Shared>,
     recent: Recent,
     active: Option<Active>,
     /// The offset of the next record.
@@ -124,6 +135,7 @@ struct Writer {
     buffer: Vec<u8>,
     /// Set after a failure: nothing is tried before this moment.
     paused: Option<(Instant, AppendError)>,
+    pub(super) pause: Duration,
 }
 
 /// The segment that is being written to.
@@ -143,8 +155,27 @@ struct Commit {
     waiting: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Appended)>,
 }
 
+/// A spool without one of its threads takes nothing more, and says so.
+pub struct AbandonOnPanic(pub Arc<Shared>);
+
+impl Drop for AbandonOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.abandon("a thread of the spool panicked; restart the bridge");
+        }
+    }
+}
+
 impl Writer {
-    fn run(&mut self) {
+    /// A writer that goes on behind the last record.
+    pub(super) fn new(shared: Arc<Shared>, recent: Recent) -> Self {
+        let next = *shared.end.borrow();
+        Self { shared, recent, active: None, next, buffer: Vec::new(), paused: None, pause: PAUSE }
+    }
+
+    /// Writes until the queue is closed and empty.
+    pub(super) fn run(mut self) {
+        let _abandon = AbandonOnPanic(self.shared.clone());
         while let Some(mut requests) = self.shared.queue.take() {
             while !requests.is_empty() {
                 self.commit(&mut requests);
@@ -154,10 +185,13 @@ impl Writer {
     }
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
-    fn commit(&mut self, requests: &mut VecDeque<Append>) {
+    pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
+        self.recent.expire(Arrival::now());
         let needed = requests.front().map_or(0, |first| self.needed(&first.events));
         if let Err(error) = self.make_room(needed as u64) {
-            self.shared.queue.set_trouble(Some(error.to_string()));
+            if !matches!(error, AppendError::TooLarge { .. }) {
+                self.shared.queue.set_trouble(Some(error.to_string()));
+            }
             // The first one does not fit; a later, smaller one might, and is tried in its turn.
             if let Some(append) = requests.pop_front() {
                 let _ = append.done.send(Err(error));
@@ -168,8 +202,10 @@ impl Writer {
         let commit = self.encode(requests);
         match self.write() {
             Ok(()) => {
+                if self.next > batch {
+                    self.shared.queue.set_trouble(None);
+                }
                 self.publish(batch, commit);
-                self.shared.queue.set_trouble(None);
             }
             Err(cause) => {
                 self.next = batch;
@@ -263,7 +299,7 @@ impl Writer {
 
     fn pause(&mut self, error: AppendError) {
         self.shared.queue.set_trouble(Some(error.to_string()));
-        self.paused = Some((Instant::now() + PAUSE, error));
+        self.paused = Some((Instant::now() + self.pause, error));
     }
 
     /// Sees to it that the active segment has room for `needed` bytes.
@@ -277,17 +313,19 @@ impl Writer {
         if needed == 0 || self.active.as_ref().is_some_and(|active| active.position + needed <= active.size) {
             return Ok(());
         }
-        self.seal();
         let size = self.shared.segment_size.max(needed + segment::HEADER as u64);
-        let held = self.shared.log().bytes();
-        if held + size > self.shared.max_size {
+        if size > self.shared.max_size {
+            return Err(AppendError::TooLarge { needed: size, max_size: self.shared.max_size });
+        }
+        self.seal();
+        if self.shared.log().bytes() + size > self.shared.max_size {
             self.shared.janitor.hurry();
-            return Err(AppendError::Full { retry_after: self.shared.janitor.until_free(size) });
+            return Err(AppendError::Full { retry_after: self.shared.until_free(size) });
         }
         match self.begin(size) {
             Ok(active) => {
                 let mut log = self.shared.log();
-                log.segments.insert(active.base, Segment { bytes: size, damaged: false });
+                log.segments.insert(active.base, Segment { bytes: size, ..Segment::default() });
                 log.active = Some(active.base);
                 drop(log);
                 self.active = Some(active);
@@ -306,19 +344,34 @@ impl Writer {
     }
 
     fn begin(&self, size: u64) -> io::Result<Active> {
+        let disk = &self.shared.disk;
         let name = segment::name(self.next);
-        let file = self.shared.disk.create(&name, size)?;
-        let begun = file.write_at(&segment::header(self.next), 0).and_then(|()| self.shared.disk.sync());
-        if let Err(error) = begun {
-            let _ = self.shared.disk.remove(&name);
-            return Err(error);
+        // An earlier attempt may have left a file that could not be removed: nothing in it was acknowledged.
+        let file = match disk.create(&name, size) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                disk.remove(&name)?;
+                disk.create(&name, size)
+            }
+            other => other,
+        };
+        let begun = file.and_then(|file| {
+            file.write_at(&segment::header(self.next), 0)?;
+            file.sync()?;
+            disk.sync()?;
+            Ok(file)
+        });
+        match begun {
+            Ok(file) => Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 }),
+            Err(error) => {
+                let _ = disk.remove(&name);
+                Err(error)
+            }
         }
-        Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 })
     }
 
     /// Ends the active segment behind its last durable record. If that fails nothing is lost but disk space: readers stop
     /// at the base of the next segment.
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let empty = active.position == segment::HEADER as u64;
         let ended = if empty {
