@@ -60,7 +60,7 @@ impl Janitor {
     }
 
     /// Waits for a change and then for more of them, up to `gather`; `true` if it was the last one.
-    fn wait(&self, gather: Duration, may_hurry: bool) -> bool {
+    pub(super) fn wait(&self, gather: Duration, may_hurry: bool) -> bool {
         let mut state = self.state();
         while !state.dirty && !state.closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);

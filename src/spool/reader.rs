@@ -54,7 +54,7 @@ impl Reader {
         records
     }
 
-    fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
+    pub(super) fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
         let mut records = Vec::new();
         let log = self.shared.log();
         let Some(first) = log.tail.front().map(|record| record.offset) else { return records };
@@ -75,7 +75,7 @@ impl Reader {
         records
     }
 
-    fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+    pub(super) fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
         let mut records = Vec::new();
         let mut held = 0;
         while held < bytes {

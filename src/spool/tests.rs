@@ -10,13 +10,17 @@ use super::disk::simulated::Machine;
 use super::janitor::Keeper;
 use super::writer::{Append, Writer};
 use super::*;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+/// When all events arrived, so that the same number always gives the same event.
+static START: LazyLock<Arrival> = LazyLock::new(Arrival::now);
 
 /// A number for as many different events as a test wants.
 fn event(number: u64, size: usize) -> Event {
     let conversation = format!("call-{}", number % 5);
-    let payload = format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number},\"pad\":\"{}\"}}", "x".repeat(size));
-    Event::restore(payload.into(), EventId(u128::from(number).to_be_bytes()), &conversation, Arrival::now())
+    let payload = format!("event {number} {}", "x".repeat(size));
+    Event::restore(payload.into(), EventId(u128::from(number).to_be_bytes()), &conversation, *START)
 }
 
 fn events(numbers: Range<u64>, size: usize) -> Vec<Event> {
@@ -110,11 +114,10 @@ impl Life {
     }
 }
 
+/// What [`Reader::read`] does, on this thread.
 fn read(reader: &mut Reader, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
-    thread_local! {
-        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    }
-    RUNTIME.with(|runtime| runtime.block_on(reader.read(bytes)))
+    let records = reader.take_from_memory(bytes);
+    if records.is_empty() { reader.read_from_disk(bytes) } else { Ok(records) }
 }
 
 /// How many cases a property is tried with, and the first seed; `CDRELAY_SPOOL_CASES` and `CDRELAY_SPOOL_SEED` set them.

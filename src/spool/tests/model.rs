@@ -71,8 +71,17 @@ fn run(seed: u64) -> (u64, u64) {
     };
     let sinks = &SINKS[..random.usize(1..=SINKS.len())];
     let machine = Machine::new(random.u64(..));
-    let mut run =
-        Run { random, machine, config, sinks, promised: Promised::default(), next_event: 0, faulty: false, scarred: false, crashes: 0 };
+    let mut run = Run {
+        random,
+        machine,
+        config,
+        sinks,
+        promised: Promised::default(),
+        next_event: 0,
+        faulty: false,
+        scarred: false,
+        crashes: 0,
+    };
     let mut life = run.begin(&vec![0..=0; sinks.len()]);
     for _ in 0..run.random.usize(20..80) {
         run.step(&mut life);
@@ -154,7 +163,7 @@ impl Run {
 
     fn end(&mut self, power_cut: bool) {
         self.crashes += 1;
-        if power_cut { self.machine.crash() } else { self.machine.kill() }
+        if power_cut || self.machine.is_dark() { self.machine.crash() } else { self.machine.kill() }
     }
 
     /// Opens the spool, with cursors within these bounds, however often that takes while the disk fails and the power goes.
@@ -203,9 +212,11 @@ impl Run {
         let extra = life.events_from(next as u64);
         assert_eq!(life.end(), (next + extra.len()) as u64);
         if !extra.is_empty() {
-            let found = promised.refused.iter().filter(|(base, _)| *base == next).any(|(_, requests)| {
-                (0..=requests.len()).any(|whole| requests[..whole].concat() == extra)
-            });
+            let found = promised
+                .refused
+                .iter()
+                .filter(|(base, _)| *base == next)
+                .any(|(_, requests)| (0..=requests.len()).any(|whole| requests[..whole].concat() == extra));
             assert!(found, "{} records appeared that nobody sent like this", extra.len());
         }
         promised.log.extend(extra);
@@ -224,14 +235,16 @@ impl Run {
             let mut events = Vec::new();
             for _ in 0..self.random.usize(1..5) {
                 let seen = self.random.usize(0..=self.promised.log.len() * 5);
-                let event = match self.promised.log.get(seen).or(requests.iter().flatten().next().filter(|_| seen % 7 == 0)) {
-                    Some(seen) => seen.clone(),
-                    None => {
-                        let most = self.random.choice([10, 300, 1200, if seen % 11 == 0 { 9000 } else { 20 }]).unwrap();
-                        let size = self.random.usize(0..most);
-                        self.fresh_event(size)
-                    }
-                };
+                let event =
+                    match self.promised.log.get(seen).or(requests.iter().flatten().next().filter(|_| seen % 7 == 0)) {
+                        Some(seen) => seen.clone(),
+                        None => {
+                            let most =
+                                self.random.choice([10, 300, 1200, if seen % 11 == 0 { 9000 } else { 20 }]).unwrap();
+                            let size = self.random.usize(0..most);
+                            self.fresh_event(size)
+                        }
+                    };
                 events.push(event);
             }
             requests.push(events);
