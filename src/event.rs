@@ -41,7 +41,7 @@ impl fmt::Debug for EventId {
 }
 
 /// Milliseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival(pub u64);
 
 impl Arrival {

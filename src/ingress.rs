@@ -193,7 +193,8 @@ impl Ingress {
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| too_slow(timeout))? {
-            let frame = frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
+            let frame =
+                frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
             let Ok(data) = frame.into_data() else { continue };
             let size = first.len() + all.len() + data.len();
             if size > most {
@@ -289,6 +290,7 @@ impl From<DecodeError> for Refusal {
 impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         let seconds = match &error {
+            AppendError::TooLarge { .. } => return refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             AppendError::Full { retry_after } => retry_after.as_secs().max(1),
             AppendError::Failed { .. } | AppendError::Closed => 5,
         };

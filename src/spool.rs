@@ -11,15 +11,20 @@
 //! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
 //! - `lock`: held with `flock` by the process that uses the spool; holds its process id.
 //! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
-//!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32). Records follow without padding; a segment
-//!   that is being written to is preallocated with zeros.
+//!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32); every version begins with these 24 bytes and
+//!   their sum. Records follow without padding; a segment that is being written to is preallocated with zeros.
 //! - A record: CRC-32C of all that follows (u32), length of conversation, target and payload together (u32), offset (u64),
 //!   first offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
 //!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
-//!   target, payload.
+//!   target, payload. A NUL in the
+//!   conversation is written as the bytes C0 80, and JSON holds none: so nothing that a client sends can pass for a record,
+//!   whose offset always has a zero byte, when the way back into a damaged file is sought.
+//! - A segment that was ended in order has no zeros behind its records but `CDRSEALD`, the offset after the last one (u64),
+//!   CRC-32C of these 16 bytes (u32).
 //! - `cursor-<sink>`: see [`cursor`].
 //! - `known-<base>`: the identities of the events in a removed segment; see `spool/known.rs`.
-//! - `damaged-<base>`: a segment that could not be read whole, kept for inspection; may be removed by hand.
+//! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does
+//!   not count as the spool's size any more and may be removed by hand.
 
 pub mod cursor;
 pub mod disk;
@@ -40,19 +45,20 @@ use crate::event::{Arrival, Event};
 use crate::metrics::SpoolMetrics;
 use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
-use janitor::Janitor;
+use janitor::{Janitor, Keeper};
 use known::Known;
 use recent::Recent;
 use recovery::{Recovered, Segment};
 use serde::Deserialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use writer::Queue;
+use writer::{Queue, Writer};
 
 /// `[spool]`
 #[derive(Clone, Debug, Deserialize)]
@@ -190,49 +196,16 @@ impl Spool {
 
     /// Opens a spool on any disk.
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
-        let Recovered { segments, end, torn, damaged, .. } = recovery::recover(&*disk)?;
-        if torn > 0 {
-            tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
-        }
-        for gone in damaged {
-            report_damage(&metrics, &gone);
-        }
-        let mut cursors = Vec::new();
-        let mut written = Vec::new();
-        for sink in sinks {
-            let (cursor, state) = Cursor::open(&*disk, sink)?;
-            cursors.push(Arc::new(cursor));
-            written.push(state);
-        }
-        for file in disk.list()? {
-            if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
-                tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
-            }
-        }
-        // Should the disk have lost records that it had promised to keep, their offsets are not given out again.
-        let end = cursors.iter().map(|cursor| cursor.position()).fold(end, u64::max);
-        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
-        for cursor in &cursors {
-            cursor.set(start);
-        }
-        let (recent, known) = remember(&*disk, config, &segments, end)?;
-
-        let shared = Arc::new(Shared {
-            disk,
-            log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0 }),
-            end: watch::Sender::new(end),
-            queue: Queue::default(),
-            janitor: Janitor::default(),
-            cursors,
-            metrics,
-            max_size: config.max_size.as_u64(),
-            segment_size: config.segment_size(),
-            memory: config.memory.as_u64() as usize,
-            retain: config.retain,
-        });
-        let writer = writer::start(shared.clone(), recent)?;
-        let janitor = janitor::start(shared.clone(), written, known)?;
-        Ok(Self { shared, threads: Mutex::new(vec![writer, janitor]) })
+        let (writer, keeper) = assemble(disk, config, sinks, metrics)?;
+        let shared = writer.shared.clone();
+        // Should the second thread not start, dropping this ends the first.
+        let spool = Self { shared, threads: Mutex::default() };
+        let started = [
+            std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())?,
+            std::thread::Builder::new().name("spool-janitor".into()).spawn(move || keeper.run())?,
+        ];
+        spool.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        Ok(spool)
     }
 
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
@@ -310,16 +283,14 @@ impl Shared {
     }
 
     /// The base and the end of the segment that holds `offset`, or of the next one behind it.
-    fn segment_of(&self, offset: u64) -> Option<std::ops::Range<u64>> {
+    fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
         let end = *self.end.borrow();
         let log = self.log();
         let base = *log.segments.range(..=offset).next_back().or_else(|| log.segments.range(offset..).next())?.0;
         let limit = log.segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
         Some(base..limit)
     }
-}
 
-impl Shared {
     /// Sees to it that about `bytes` of old segments can be removed, as far as required sinks have passed them: sinks that
     /// are not required skip their records.
     fn relieve(&self, bytes: u64) {
@@ -351,41 +322,110 @@ impl Shared {
         }
         self.janitor.hurry();
     }
+
+    /// Takes note of acknowledged records that cannot be read, and tells of them once.
+    fn lose(&self, base: u64, gone: Range<u64>) {
+        let news = match self.log().segments.get_mut(&base) {
+            Some(segment) => segment.lose(gone.clone()),
+            None => gone.end - gone.start,
+        };
+        if news > 0 {
+            report_damage(&self.metrics, &gone, news);
+        }
+    }
 }
 
-fn report_damage(metrics: &SpoolMetrics, gone: &std::ops::Range<u64>) {
-    let count = gone.end - gone.start;
-    metrics.damaged_records.inc_by(count);
+/// Recovers what is on the disk and puts the spool together, its threads not started yet.
+fn assemble(
+    disk: Box<dyn Disk>,
+    config: &Config,
+    sinks: &[&str],
+    metrics: SpoolMetrics,
+) -> io::Result<(Writer, Keeper)> {
+    let found = recovery::list(&*disk)?;
+    let mut cursors = Vec::new();
+    let mut written = Vec::new();
+    for sink in sinks {
+        let (cursor, state) = Cursor::open(&*disk, sink)?;
+        cursors.push(Arc::new(cursor));
+        written.push(state);
+    }
+    // Should the disk have lost records that it had promised to keep, their offsets are not given out again.
+    let mut settled = cursors.iter().map(|cursor| cursor.position()).max().unwrap_or_default();
+    for file in disk.list()? {
+        if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
+            tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
+            settled = settled.max(cursor::peek(&*disk, sink)?);
+        }
+    }
+    let Recovered { segments, end, torn, damaged } = recovery::recover(&*disk, found, settled)?;
+    if torn > 0 {
+        tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
+    }
+    for gone in damaged {
+        report_damage(&metrics, &gone, gone.end - gone.start);
+    }
+    let start = segments.first_key_value().map_or(end, |(base, _)| *base);
+    for cursor in &cursors {
+        cursor.set(start);
+    }
+    let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
+    // The segments that are gone come first.
+    let mut known = Known::new(config.duplicate_window, recent.capacity());
+    if let Err(error) = known.load(&*disk, |id, arrival| recent.insert(id, arrival)) {
+        tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
+    }
+    if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
+        tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
+    }
+    let shared = Arc::new(Shared {
+        disk,
+        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0 }),
+        end: watch::Sender::new(end),
+        queue: Queue::default(),
+        janitor: Janitor::default(),
+        cursors,
+        metrics,
+        max_size: config.max_size.as_u64(),
+        segment_size: config.segment_size(),
+        memory: config.memory.as_u64() as usize,
+        retain: config.retain,
+    });
+    Ok((Writer::new(shared.clone(), recent), Keeper::new(shared, written, known)))
+}
+
+fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
+    metrics.damaged_records.inc_by(news);
     tracing::error!(
         from = gone.start,
         until = gone.end,
-        "records of the spool are unreadable and will not be delivered"
+        "records of the spool are unreadable and will not be delivered; their file is kept aside as damaged-*"
     );
 }
 
-/// Fills the window of recent events from what is on disk, going back no further than it reaches. The segments that are gone
-/// come first.
-fn remember(
-    disk: &dyn Disk,
-    config: &Config,
-    segments: &BTreeMap<u64, Segment>,
-    end: u64,
-) -> io::Result<(Recent, Known)> {
-    let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
-    let known =
-        Known::load(disk, config.duplicate_window, recent.capacity(), |id, arrival| recent.insert(id, arrival))?;
+/// Fills the window of recent events from what is on disk, going back no further than it reaches.
+fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
     let since = recent.since(Arrival::now());
     let mut limit = end;
     let mut newest_first = Vec::new();
+    let mut result = Ok(());
     for &base in segments.keys().rev() {
-        if newest_first.len() >= recent.capacity() {
+        let wanted = recent.capacity().saturating_sub(newest_first.len());
+        if wanted == 0 {
             break;
         }
-        let identities = known::identities(disk, base..limit)?;
+        let mut ids = VecDeque::new();
+        let mut oldest = None;
+        result = known::identities(disk, base..limit, |id, arrival| {
+            oldest = oldest.or(Some(arrival));
+            if ids.len() == wanted {
+                ids.pop_front();
+            }
+            ids.push_back((id, arrival));
+        });
         limit = base;
-        let oldest = identities.first().map(|(_, arrival)| *arrival);
-        newest_first.extend(identities.into_iter().rev());
-        if oldest.is_some_and(|oldest| oldest < since) {
+        newest_first.extend(ids.into_iter().rev());
+        if result.is_err() || oldest.is_some_and(|oldest| oldest < since) {
             break;
         }
     }
@@ -393,5 +433,8 @@ fn remember(
         recent.insert(id, arrival);
     }
     recent.expire(Arrival::now());
-    Ok((recent, known))
+    result
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,30 +40,33 @@ pub fn sink(name: &str) -> Option<&str> {
     name.strip_prefix("cursor-")
 }
 
+/// The position of a sink that is not to be written.
+pub fn peek(disk: &dyn Disk, sink: &str) -> io::Result<u64> {
+    let slots = read_slots(&*disk.open(&name(sink))?)?;
+    Ok(slots.into_iter().max().map_or(0, |(_, position)| position))
+}
+
 impl Cursor {
     /// Opens or makes the cursor of `sink`, which is at 0 if it is new or unreadable.
     pub fn open(disk: &dyn Disk, sink: &str) -> io::Result<(Self, Written)> {
         let name = name(sink);
         let file = match disk.open(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let file = disk.create(&name, 3 * SECTOR)?;
-                disk.sync()?;
-                file
+                let made = disk.create(&name, 3 * SECTOR).and_then(|file| disk.sync().map(|()| file));
+                made.map_err(|error| io::Error::new(error.kind(), format!("cannot make {name}: {error}")))?
             }
             other => other?,
         };
-        let (sequence, position) = newest_slot(&*file)?;
+        let slots = read_slots(&*file)?;
+        let [_, first, second] = slots;
+        let (sequence, position) = slots.into_iter().max().unwrap_or_default();
         // What slot 0 says may not have reached the disk: it is written anew before anything is removed on its account.
-        let written = Written { sequence, noted: position, ..Written::default() };
+        // The better one of the others is kept until then.
+        let written = Written { sequence, turn: u64::from(first > second), noted: position, synced: 0 };
         Ok((
             Self { sink: sink.to_owned(), file, position: AtomicU64::new(position), optional: AtomicBool::new(false) },
             written,
         ))
-    }
-
-    /// The position that the cursor file of `sink` tells, without opening it for writing.
-    pub fn read(disk: &dyn Disk, sink: &str) -> io::Result<u64> {
-        Ok(newest_slot(&*disk.open(&name(sink))?)?.1)
     }
 
     /// The sink's name.
@@ -130,16 +133,16 @@ impl Cursor {
     }
 }
 
-/// The sequence number and the position of the newest intact slot.
-fn newest_slot(file: &dyn DiskFile) -> io::Result<(u64, u64)> {
-    let mut newest = (0, 0);
-    for slot in 0..3 {
+/// Sequence number and position of each slot, zero where it is not intact.
+fn read_slots(file: &dyn DiskFile) -> io::Result<[(u64, u64); 3]> {
+    let mut slots = [(0, 0); 3];
+    for (index, slot) in slots.iter_mut().enumerate() {
         let mut bytes = [0; SLOT];
-        if file.read_at(&mut bytes, slot * SECTOR)? == SLOT {
-            newest = newest.max(read_slot(&bytes).unwrap_or_default());
+        if file.read_at(&mut bytes, index as u64 * SECTOR)? == SLOT {
+            *slot = read_slot(&bytes).unwrap_or_default();
         }
     }
-    Ok(newest)
+    Ok(slots)
 }
 
 fn read_slot(bytes: &[u8; SLOT]) -> Option<(u64, u64)> {

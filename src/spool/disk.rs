@@ -1,5 +1,8 @@
 //! What the spool asks of storage, small enough for a test to stand in for the disk.
 
+#[cfg(test)]
+pub mod simulated;
+
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -88,25 +91,25 @@ impl Directory {
             let owner = std::fs::read_to_string(&lock_path).unwrap_or_default();
             return Err(LockError::InUse { path: path.to_owned(), owner: owner.trim().to_owned() });
         }
+        // Only for people to read: on a full disk the spool opens without.
         let pid = format!("{}\n", std::process::id());
-        lock.set_len(0).and_then(|()| lock.write_all_at(pid.as_bytes(), 0)).map_err(unusable)?;
+        let _ = lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
         let handle = File::open(path).map_err(unusable)?;
         Ok(Self { path: path.to_owned(), handle, _lock: Some(lock) })
     }
 }
 
-/// Makes a directory that only this user may enter, and makes its name durable in the directory above.
+/// Makes a directory that only this user may enter, and makes every new name on the way to it durable.
 fn make_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    above.map_or(Ok(()), make_private)?;
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(path)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
+    builder.create(path)?;
+    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn private() -> OpenOptions {

@@ -1,9 +1,10 @@
 //! Looking at a spool without taking part: nothing is locked and nothing written, so it works beside a running bridge.
 
 use super::disk::{Directory, Disk};
-use super::recovery::{self, Recovered};
+use super::recovery::{self, Segment};
 use super::segment::{self, Found, Scan};
-use super::{Cursor, Record, cursor};
+use super::{Record, cursor};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -12,7 +13,8 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Inspection {
     disk: Directory,
-    found: Recovered,
+    segments: BTreeMap<u64, Segment>,
+    end: u64,
     /// The position of every sink that has a cursor, by name.
     pub cursors: Vec<(String, u64)>,
 }
@@ -32,32 +34,33 @@ impl Inspection {
     /// Reads the extent of the spool in `path`.
     pub fn of(path: &Path) -> io::Result<Self> {
         let disk = Directory::read_only(path)?;
-        let found = recovery::look(&disk)?;
         let mut cursors = Vec::new();
         for file in disk.list()? {
             if let Some(sink) = cursor::sink(&file) {
-                cursors.push((sink.to_owned(), Cursor::read(&disk, sink)?));
+                cursors.push((sink.to_owned(), cursor::peek(&disk, sink)?));
             }
         }
         cursors.sort();
-        Ok(Self { disk, found, cursors })
+        let settled = cursors.iter().map(|(_, position)| *position).max().unwrap_or_default();
+        let mut segments = recovery::list(&disk)?;
+        let end = recovery::look(&disk, &mut segments, settled)?;
+        Ok(Self { disk, segments, end, cursors })
     }
 
     /// The segments in order.
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        let bases: Vec<u64> = self.found.segments.keys().copied().collect();
-        let limits = bases.iter().skip(1).copied().chain([self.found.end]);
-        let info = |((base, limit), segment): ((&u64, u64), &recovery::Segment)| SegmentInfo {
+        let limits = self.segments.keys().skip(1).copied().chain([self.end]);
+        let info = |((base, segment), limit): ((&u64, &Segment), u64)| SegmentInfo {
             file: segment::name(*base),
             offsets: *base..limit,
             bytes: segment.bytes,
         };
-        bases.iter().zip(limits).zip(self.found.segments.values()).map(info).collect()
+        self.segments.iter().zip(limits).map(info).collect()
     }
 
     /// The offset after the last record.
     pub fn end(&self) -> u64 {
-        self.found.end
+        self.end
     }
 
     /// Calls `each` with every intact record from offset `from` on, and returns the offsets of those that are damaged. A

@@ -2,12 +2,12 @@
 
 use super::cursor::Written;
 use super::known::Known;
+use super::writer::AbandonOnPanic;
 use super::{Log, Shared, segment};
 use crate::event::Arrival;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often cursors are handed to the system, which bounds what is delivered again after `kill -9`.
@@ -16,6 +16,8 @@ const NOTE: Duration = Duration::from_millis(50);
 const SYNC: Duration = Duration::from_secs(1);
 /// What a client is told when nothing drains.
 const UNKNOWN: Duration = Duration::from_secs(60);
+/// What a client is told when all is drained and only has to be removed.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Wakes the thread and tells what it has seen.
 #[derive(Debug, Default)]
@@ -56,89 +58,114 @@ impl Janitor {
         self.changed.notify_one();
     }
 
-    /// When `bytes` should have come free, from how fast the slowest sink advances.
-    pub fn until_free(&self, bytes: u64) -> Duration {
-        match self.state().drained {
-            Some((rate, at)) if rate > 0.0 && at.elapsed() < UNKNOWN => {
-                Duration::from_secs_f64((bytes as f64 / rate).clamp(1.0, 600.0))
-            }
-            _ => UNKNOWN,
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a change; `true` if it is the last one.
-    fn wait(&self) -> bool {
+    /// Waits for a change and then for more of them, up to `gather`; `true` if it was the last one.
+    pub(super) fn wait(&self, gather: Duration, may_hurry: bool) -> bool {
         let mut state = self.state();
         while !state.dirty && !state.closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        // Changes come in thousands a second: let them gather.
-        while !state.closed && !state.hurry {
-            let (next, timeout) = self.changed.wait_timeout(state, NOTE).unwrap_or_else(PoisonError::into_inner);
-            state = next;
-            if timeout.timed_out() {
+        let until = Instant::now() + gather;
+        while !state.closed && !(state.hurry && may_hurry) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break;
             }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         (state.dirty, state.hurry) = (false, false);
         state.closed
     }
 }
 
-/// Starts the thread, which ends after [`Janitor::close`].
-pub fn start(shared: Arc<Shared>, written: Vec<Written>, known: Known) -> io::Result<JoinHandle<()>> {
-    let slowest = slowest(&shared);
-    let mut keeper = Keeper { shared, written, known, synced_at: None, measured: (slowest, Instant::now()) };
-    std::thread::Builder::new().name("spool-janitor".into()).spawn(move || keeper.run())
-}
-
-struct Keeper {
+/// The one that tidies up.
+pub struct Keeper {
     shared: Arc<Shared>,
     written: Vec<Written>,
     known: Known,
     synced_at: Option<Instant>,
     measured: (u64, Instant),
+    /// A removal is not durable yet.
+    removed: bool,
+    /// The last round did not do all it should have.
+    failing: bool,
 }
 
 impl Keeper {
-    fn run(&mut self) {
+    /// A keeper of cursors of which this has been written.
+    pub(super) fn new(shared: Arc<Shared>, written: Vec<Written>, known: Known) -> Self {
+        let measured = (shared.slowest(), Instant::now());
+        Self { shared, written, known, synced_at: None, measured, removed: false, failing: false }
+    }
+
+    /// Works until [`Janitor::close`].
+    pub(super) fn run(mut self) {
+        let _abandon = AbandonOnPanic(self.shared.clone());
         self.round(true);
         loop {
-            let last = self.shared.janitor.wait();
+            // A disk that fails is not asked more often than once a second, nor is the log filled with it.
+            let gather = if self.failing { SYNC } else { NOTE };
+            let last = self.shared.janitor.wait(gather, !self.failing);
             let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC);
-            let removable = self.removable(slowest(&self.shared)).is_some();
+            let removable = self.removable(self.shared.slowest()).is_some();
             self.round(last || due || removable);
             if last {
                 return;
             }
-            if self.written.iter().zip(&self.shared.cursors).any(|(written, cursor)| written.synced < cursor.position())
-            {
+            if self.failing || self.behind() {
                 self.shared.janitor.wake();
             }
         }
     }
 
-    fn round(&mut self, sync: bool) {
+    /// Writes the cursors; with `sync` makes them durable and removes what all of them have passed.
+    pub(super) fn round(&mut self, sync: bool) {
+        match self.write_down(sync) {
+            Ok(()) if self.failing => {
+                self.failing = false;
+                tracing::info!("the spool's cursors and segments are kept again");
+            }
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::warn!(
+                    %error,
+                    "cursors or segments of the spool cannot be kept; trying again; a crash now would deliver again"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// How far each cursor is durable.
+    #[cfg(test)]
+    pub(super) fn durable(&self) -> Vec<u64> {
+        self.written.iter().map(|written| written.synced).collect()
+    }
+
+    fn behind(&self) -> bool {
+        self.written.iter().zip(&self.shared.cursors).any(|(written, cursor)| written.synced < cursor.position())
+    }
+
+    fn write_down(&mut self, sync: bool) -> io::Result<()> {
+        let mut result = Ok(());
         for (cursor, written) in self.shared.cursors.iter().zip(&mut self.written) {
             let kept = if sync { cursor.sync(written) } else { cursor.note(written) };
-            if let Err(error) = kept {
-                tracing::warn!(%error, sink = cursor.sink(), "a cursor could not be written; a crash now would deliver again");
-            }
+            result = result.and(kept);
         }
         if sync {
             self.synced_at = Some(Instant::now());
             self.measure();
-            self.remove();
+            result = result.and(self.remove());
         }
+        result
     }
 
     fn measure(&mut self) {
         let (from, at) = self.measured;
-        let slowest = slowest(&self.shared);
+        let slowest = self.shared.slowest();
         let seconds = at.elapsed().as_secs_f64();
         if slowest <= from || seconds < 0.2 {
             return;
@@ -174,10 +201,16 @@ impl Keeper {
         !(pressed || too_large || too_old)
     }
 
-    fn remove(&mut self) {
+    /// Removes what the durable cursors have passed, oldest first, each removal durable before the next: a crash can bring
+    /// back the latest of them, never an earlier one without it, so that the log has no gaps.
+    fn remove(&mut self) -> io::Result<()> {
         let durable = self.written.iter().map(|written| written.synced).min().unwrap_or_default();
-        let mut removed = false;
-        while let Some(offsets) = self.removable(durable) {
+        loop {
+            if self.removed {
+                self.shared.disk.sync()?;
+                self.removed = false;
+            }
+            let Some(offsets) = self.removable(durable) else { return Ok(()) };
             let base = offsets.start;
             let name = segment::name(base);
             if let Err(error) = self.known.keep(&*self.shared.disk, offsets) {
@@ -191,22 +224,31 @@ impl Keeper {
             } else {
                 self.shared.disk.remove(&name)
             };
-            if let Err(error) =
-                gone.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-            {
-                tracing::warn!(%error, file = name, "a segment of the spool could not be removed");
-                break;
+            match gone {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.removed = true,
             }
             self.shared.log().segments.remove(&base);
-            removed = true;
-        }
-        if removed && let Err(error) = self.shared.disk.sync() {
-            tracing::warn!(%error, "the removal of segments could not be made durable");
         }
     }
 }
 
-/// The position of the sink that is furthest behind.
-fn slowest(shared: &Shared) -> u64 {
-    shared.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()
+impl Shared {
+    /// The position of the sink that is furthest behind.
+    fn slowest(&self) -> u64 {
+        self.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()
+    }
+
+    /// When `bytes` should have come free, from how fast the slowest sink advances.
+    pub(super) fn until_free(&self, bytes: u64) -> Duration {
+        if self.slowest() >= *self.end.borrow() {
+            return AT_ONCE;
+        }
+        match self.janitor.state().drained {
+            Some((rate, at)) if rate > 0.0 && at.elapsed() < UNKNOWN => {
+                Duration::from_secs_f64((bytes as f64 / rate).clamp(1.0, 600.0))
+            }
+            _ => UNKNOWN,
+        }
+    }
 }

@@ -37,14 +37,13 @@ fn name(base: u64) -> String {
 }
 
 impl Known {
+    /// For a window of this length and capacity; knows of no file yet.
+    pub fn new(window: Duration, capacity: usize) -> Self {
+        Self { window, capacity, files: VecDeque::new() }
+    }
+
     /// Reads the files that are there and shows what they hold, oldest first; removes those that are of no more use.
-    pub fn load(
-        disk: &dyn Disk,
-        window: Duration,
-        capacity: usize,
-        mut show: impl FnMut(EventId, Arrival),
-    ) -> io::Result<Self> {
-        let mut known = Self { window, capacity, files: VecDeque::new() };
+    pub fn load(&mut self, disk: &dyn Disk, mut show: impl FnMut(EventId, Arrival)) -> io::Result<()> {
         let names = disk.list()?;
         let mut bases: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("known-")?.parse().ok()).collect();
         bases.sort_unstable();
@@ -55,11 +54,10 @@ impl Known {
             // A torn file is one whose segment is still there.
             let identities = decode(&bytes).unwrap_or_default();
             let newest = identities.last().map_or(Arrival(0), |(_, arrival)| *arrival);
-            known.files.push_back(File { base, count: identities.len(), newest });
+            self.files.push_back(File { base, count: identities.len(), newest });
             identities.into_iter().for_each(|(id, arrival)| show(id, arrival));
         }
-        known.expire(disk)?;
-        Ok(known)
+        self.expire(disk)
     }
 
     /// Keeps the identities in the segment with these offsets, which is about to be removed.
@@ -68,8 +66,14 @@ impl Known {
             return Ok(());
         }
         let base = offsets.start;
-        let mut identities = identities(disk, offsets)?;
-        identities.drain(..identities.len().saturating_sub(self.capacity));
+        let mut latest = VecDeque::new();
+        identities(disk, offsets, |id, arrival| {
+            if latest.len() == self.capacity {
+                latest.pop_front();
+            }
+            latest.push_back((id, arrival));
+        })?;
+        let identities = Vec::from(latest);
         let Some((_, newest)) = identities.last().copied() else { return Ok(()) };
         let bytes = encode(&identities);
         let file = match disk.create(&name(base), bytes.len() as u64) {
@@ -100,19 +104,18 @@ impl Known {
     }
 }
 
-/// The identities of the records in the segment with these offsets, as far as they can be read.
-pub fn identities(disk: &dyn Disk, offsets: Range<u64>) -> io::Result<Identities> {
+/// Shows the identities of the records in the segment with these offsets, as far as they can be read.
+pub fn identities(disk: &dyn Disk, offsets: Range<u64>, mut show: impl FnMut(EventId, Arrival)) -> io::Result<()> {
     let mut scan = Scan::new(disk.open(&segment::name(offsets.start))?)?;
-    let mut identities = Vec::new();
     let mut expected = offsets.start;
     loop {
         expected = match scan.next(expected, offsets.end)? {
             Found::Record(frame, _) => {
-                identities.push((frame.id(), frame.arrival()));
+                show(frame.id(), frame.arrival());
                 frame.offset + 1
             }
             Found::Damage(frame) => frame.offset,
-            Found::End => return Ok(identities),
+            Found::End => return Ok(()),
         };
     }
 }
@@ -165,7 +168,8 @@ mod tests {
 
     fn load(disk: &dyn Disk, capacity: usize) -> (Known, Identities) {
         let mut shown = Vec::new();
-        let known = Known::load(disk, HOUR, capacity, |id, arrival| shown.push((id, arrival))).unwrap();
+        let mut known = Known::new(HOUR, capacity);
+        known.load(disk, |id, arrival| shown.push((id, arrival))).unwrap();
         (known, shown)
     }
 

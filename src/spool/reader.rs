@@ -1,8 +1,9 @@
 //! One sink's way through the log: the tail from memory, the rest from disk.
 
 use super::segment::{self, Found, Scan};
-use super::{Record, Shared, report_damage};
+use super::{Record, Shared};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -61,7 +62,7 @@ impl Reader {
         records
     }
 
-    fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
+    pub(super) fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
         let mut records = Vec::new();
         let log = self.shared.log();
         let Some(first) = log.tail.front().map(|record| record.offset) else { return records };
@@ -82,15 +83,14 @@ impl Reader {
         records
     }
 
-    fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+    pub(super) fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
         let mut records = Vec::new();
         let mut held = 0;
         while held < bytes {
             let end = *self.end.borrow();
             let Some(segment) = self.shared.segment_of(self.next).filter(|_| self.next < end) else { break };
-            if segment.start > self.next {
-                self.skip(segment.start);
-            }
+            // What every sink had passed has been removed.
+            self.next = self.next.max(segment.start);
             let result = self.read_segment(segment, bytes, &mut held, &mut records);
             if let Err(error) = result {
                 self.scan = None;
@@ -103,14 +103,20 @@ impl Reader {
     /// Reads on in one segment, up to its end or until there are `bytes` of records.
     fn read_segment(
         &mut self,
-        segment: std::ops::Range<u64>,
+        segment: Range<u64>,
         bytes: usize,
         held: &mut usize,
         records: &mut Vec<Arc<Record>>,
     ) -> io::Result<()> {
         let (base, mut scan) = match self.scan.take() {
             Some((base, scan)) if base == segment.start => (base, scan),
-            _ => (segment.start, self.open(segment.start)?),
+            _ => match self.open(segment.start) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.lose(segment.start, segment.end);
+                    return Ok(());
+                }
+                scan => (segment.start, scan?),
+            },
         };
         while *held < bytes && self.next < segment.end {
             let gone_until = match scan.next(self.next, segment.end)? {
@@ -126,10 +132,7 @@ impl Reader {
                 Found::Damage(frame) => frame.offset,
                 Found::End => segment.end,
             };
-            if let Some(damaged) = self.shared.log().segments.get_mut(&base) {
-                damaged.damaged = true;
-            }
-            self.skip(gone_until);
+            self.lose(base, gone_until);
         }
         self.scan = (self.next < segment.end).then_some((base, scan));
         Ok(())
@@ -149,8 +152,9 @@ impl Reader {
         Ok(scan)
     }
 
-    fn skip(&mut self, until: u64) {
-        report_damage(&self.shared.metrics, &(self.next..until));
+    /// Passes over records that cannot be read.
+    fn lose(&mut self, base: u64, until: u64) {
+        self.shared.lose(base, self.next..until);
         self.next = until;
     }
 }

@@ -25,6 +25,12 @@ impl Recent {
         self.capacity
     }
 
+    /// How many events it holds.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// When an event has to have arrived to be held at `now`.
     pub fn since(&self, now: Arrival) -> Arrival {
         Arrival(now.0.saturating_sub(self.window.as_millis() as u64))
@@ -55,8 +61,9 @@ impl Recent {
 
     /// Lets go of everything that is outside the window at `now`.
     pub fn expire(&mut self, now: Arrival) {
-        let since = self.since(now);
-        while self.order.front().is_some_and(|(arrival, _)| *arrival < since) {
+        // A clock that was set back leaves arrivals in the future, which are not to stay until the clock gets there.
+        let window = self.since(now)..=Arrival(now.0.saturating_add(self.window.as_millis() as u64));
+        while self.order.front().is_some_and(|(arrival, _)| !window.contains(arrival)) {
             self.forget_oldest();
         }
     }
@@ -79,6 +86,16 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(|n| recent.contains(&id(n))), [false, true, true, true]);
         recent.insert(id(9), Arrival(12_500));
         assert_eq!([1, 2, 3, 9].map(|n| recent.contains(&id(n))), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_make_the_window_longer() {
+        let mut recent = Recent::new(Duration::from_secs(10), 100);
+        recent.insert(id(1), Arrival(90_000));
+        recent.insert(id(2), Arrival(50_000));
+        assert_eq!([1, 2].map(|n| recent.contains(&id(n))), [false, true]);
+        recent.insert(id(3), Arrival(60_001));
+        assert_eq!([2, 3].map(|n| recent.contains(&id(n))), [false, true]);
     }
 
     #[test]

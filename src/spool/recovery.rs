@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 
 /// One segment file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Its size on disk in bytes.
     pub bytes: u64,
@@ -16,6 +16,23 @@ pub struct Segment {
     pub damaged: bool,
     /// When its first record arrived.
     pub begun: Arrival,
+    /// Offsets of acknowledged records that could not be read, as far as they were come upon.
+    pub gone: Vec<Range<u64>>,
+}
+
+impl Segment {
+    /// Takes note of unreadable records; says how many of them are news.
+    pub fn lose(&mut self, gone: Range<u64>) -> u64 {
+        self.damaged = true;
+        let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
+        // However far in front of a gap readers begin, they leave it at the same end.
+        let known = self.gone.iter().filter(|known| known.end == gone.end).map(length).max().unwrap_or_default();
+        let news = length(&gone).saturating_sub(known);
+        if news > 0 {
+            self.gone.push(gone);
+        }
+        news
+    }
 }
 
 /// What a start found.
@@ -25,8 +42,6 @@ pub struct Recovered {
     pub segments: BTreeMap<u64, Segment>,
     /// The offset after the last record.
     pub end: u64,
-    /// Bytes of the last segment behind its last acknowledged record.
-    pub surplus: u64,
     /// Bytes of unacknowledged records that were cut off.
     pub torn: u64,
     /// Offsets of acknowledged records that are unreadable in the last segment. Damage in other segments is found when
@@ -34,93 +49,153 @@ pub struct Recovered {
     pub damaged: Vec<Range<u64>>,
 }
 
-/// Cuts a torn end off the last segment, so that it is never written to again.
-pub fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
-    let mut recovered = look(disk)?;
-    let Some((&base, last)) = recovered.segments.last_key_value() else { return Ok(recovered) };
-    let name = segment::name(base);
-    if recovered.end == base {
-        recovered.segments.remove(&base);
+/// Lists the segments and changes nothing. A segment of a newer format version is an error.
+pub fn list(disk: &dyn Disk) -> io::Result<BTreeMap<u64, Segment>> {
+    let mut segments = BTreeMap::new();
+    for base in disk.list()?.iter().filter_map(|name| segment::base(name)) {
+        let file = match disk.open(&segment::name(base)) {
+            // Removed meanwhile, by the bridge that runs on this spool, when somebody else looks at it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        let mut start = [0; segment::HEADER + segment::FRAME];
+        let read = file.read_at(&mut start, 0)?;
+        let start = start.get(..read).unwrap_or_default();
+        let intact = segment::check_header(start, base)?;
+        let bytes = file.size()?;
+        let begun = segment::first_arrival(start).unwrap_or_default();
+        segments.insert(base, Segment { bytes, damaged: !intact, begun, gone: Vec::new() });
+    }
+    Ok(segments)
+}
+
+/// The end of the log as [`recover`] would find it; changes nothing.
+pub fn look(disk: &dyn Disk, segments: &mut BTreeMap<u64, Segment>, settled: u64) -> io::Result<u64> {
+    while let Some((&base, last)) = segments.iter_mut().next_back() {
+        let file = disk.open(&segment::name(base))?;
+        let proven = settled.max(segment::sealed_end(&*file)?.unwrap_or_default());
+        let tail = read_tail(Scan::new(file)?, base, proven)?;
+        if tail.end > base {
+            last.damaged |= !tail.damaged.is_empty();
+            return Ok(tail.end);
+        }
+        segments.remove(&base);
+        if segments.is_empty() {
+            return Ok(settled.max(base));
+        }
+    }
+    Ok(settled)
+}
+
+/// Cuts a torn end off the last segment, which is never written to again. Everything below `settled` was acknowledged.
+pub fn recover(disk: &dyn Disk, segments: BTreeMap<u64, Segment>, settled: u64) -> io::Result<Recovered> {
+    let mut recovered = Recovered { segments, end: settled, torn: 0, damaged: Vec::new() };
+    while let Some((&base, last)) = recovered.segments.iter_mut().next_back() {
+        let name = segment::name(base);
+        let file = disk.open(&name)?;
+        let sealed = segment::sealed_end(&*file)?;
+        let tail = read_tail(Scan::new(file)?, base, recovered.end.max(sealed.unwrap_or_default()))?;
+        let sealed = sealed == Some(tail.end) && last.bytes == tail.position + segment::FOOTER as u64;
+        recovered.torn += tail.written.saturating_sub(tail.position);
+        if tail.end > base {
+            if !sealed {
+                make_durable(disk, &name, &tail)?;
+                last.bytes = tail.position + segment::FOOTER as u64;
+            }
+            recovered.end = tail.end;
+            for gone in &tail.damaged {
+                last.lose(gone.clone());
+            }
+            recovered.damaged = tail.damaged;
+            break;
+        }
+        // Without a record it tells one thing: it was begun when everything below its base was durable.
+        recovered.end = recovered.end.max(base);
         disk.remove(&name)?;
         disk.sync()?;
-        return Ok(recovered);
-    }
-    let bytes = last.bytes - recovered.surplus;
-    if recovered.surplus > 0 {
-        let file = disk.open(&name)?;
-        file.resize(bytes)?;
-        file.sync()?;
-    }
-    if let Some(last) = recovered.segments.get_mut(&base) {
-        last.bytes = bytes;
+        recovered.segments.remove(&base);
     }
     Ok(recovered)
 }
 
-/// Lists the segments and finds the end of the log, and changes nothing.
-pub fn look(disk: &dyn Disk) -> io::Result<Recovered> {
-    let mut segments = BTreeMap::new();
-    for base in disk.list()?.iter().filter_map(|name| segment::base(name)) {
-        let file = match disk.open(&segment::name(base)) {
-            // Removed meanwhile, by the bridge that runs on this spool.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        let mut header = [0; segment::HEADER];
-        let read = file.read_at(&mut header, 0)?;
-        let intact = segment::check_header(header.get(..read).unwrap_or_default(), base)?;
-        let bytes = file.size()?;
-        let begun = Scan::new(file)?.first_arrival()?.unwrap_or(Arrival(0));
-        segments.insert(base, Segment { bytes, damaged: !intact, begun });
-    }
-    let mut found = Recovered { segments, end: 0, surplus: 0, torn: 0, damaged: Vec::new() };
-    let Some((&base, last)) = found.segments.iter_mut().next_back() else { return Ok(found) };
-    let tail = read_tail(Scan::new(disk.open(&segment::name(base))?)?, base)?;
-    last.damaged |= !tail.damaged.is_empty();
-    found.end = tail.end;
-    found.surplus = last.bytes.saturating_sub(tail.position);
-    found.torn = tail.written.saturating_sub(tail.position);
-    found.damaged = tail.damaged;
-    Ok(found)
+/// Records that a killed process wrote may not have been synced, and a sync that failed may have left them in memory only,
+/// where the next sync passes over them: so the last group commit is written again before anything is made of it.
+fn make_durable(disk: &dyn Disk, name: &str, tail: &Tail) -> io::Result<()> {
+    let file = disk.open(name)?;
+    file.resize(tail.position)?;
+    let mut last = vec![0; tail.position.saturating_sub(tail.batch_position) as usize];
+    let read = file.read_at(&mut last, tail.batch_position)?;
+    file.write_at(last.get(..read).unwrap_or_default(), tail.batch_position)?;
+    file.write_at(&segment::footer(tail.end), tail.position)?;
+    file.sync()
 }
 
+#[derive(Debug, Default)]
 struct Tail {
-    /// The offset after the last acknowledged record.
+    /// The offset after the last record that counts.
     end: u64,
     /// Where in the file that record ends.
     position: u64,
+    /// Where the last group commit begins of which a record was seen.
+    batch_position: u64,
     /// Where the last record of any kind ends.
     written: u64,
     damaged: Vec<Range<u64>>,
 }
 
 /// A record knows the first offset of its group commit, and a group commit begins only after the one before was durable.
-/// So unreadable bytes are damage if a record of a later group commit stands behind them, and a torn write if none does.
-/// A request's records are taken whole or not at all.
-fn read_tail(mut scan: Scan, base: u64) -> io::Result<Tail> {
-    let mut tail = Tail { end: base, position: scan.position(), written: scan.position(), damaged: Vec::new() };
+/// So unreadable bytes are damage if a record of a later group commit stands behind them, or if what they held is settled;
+/// and a torn write otherwise. A request's records are taken whole or not at all.
+fn read_tail(mut scan: Scan, base: u64, settled: u64) -> io::Result<Tail> {
+    let begin = scan.position();
+    let mut tail = Tail { end: base, position: begin, batch_position: begin, written: begin, damaged: Vec::new() };
     let mut expected = base;
-    let mut gap: Option<Range<u64>> = None;
-    let limit = base + scan.most_records();
+    let mut batch = None;
+    // Everything below was durable.
+    let mut proven = settled.max(base);
+    let mut gaps: Vec<Range<u64>> = Vec::new();
+    let limit = base.saturating_add(scan.most_records());
     loop {
+        let at = scan.position();
         match scan.next(expected, limit)? {
             Found::Record(frame, _) => {
-                expected = frame.offset + 1;
-                tail.written = scan.position();
-                if let Some(torn) = gap.take_if(|gap| frame.batch > gap.start) {
-                    tail.damaged.push(torn);
+                if batch.replace(frame.batch) != Some(frame.batch) {
+                    tail.batch_position = at;
                 }
-                if frame.follows == 0 && gap.is_none() {
-                    (tail.end, tail.position) = (expected, scan.position());
+                proven = proven.max(frame.batch);
+                tail.split(&mut gaps, proven, at);
+                expected = frame.offset.saturating_add(1);
+                tail.written = scan.position();
+                if gaps.is_empty() && (frame.follows == 0 || frame.offset < proven) {
+                    (tail.end, tail.position) = (expected, tail.written);
                 }
             }
             Found::Damage(frame) => {
-                // An earlier gap that is still open swallows what lies between.
-                let start = gap.as_ref().map_or(expected, |gap| gap.start);
-                gap = Some(start..frame.offset);
+                gaps.push(expected..frame.offset);
                 expected = frame.offset;
+                tail.split(&mut gaps, proven, scan.position());
             }
-            Found::End => return Ok(tail),
+            Found::End => break,
         }
+    }
+    if tail.end < proven {
+        tail.damaged.push(tail.end..proven);
+        tail.end = proven;
+    }
+    Ok(tail)
+}
+
+impl Tail {
+    /// Moves what is known to be damage out of `gaps`: all below `proven`. The next intact record is at `position`.
+    fn split(&mut self, gaps: &mut Vec<Range<u64>>, proven: u64, position: u64) {
+        gaps.retain_mut(|gap| {
+            let damaged = gap.start..gap.end.min(proven);
+            if !damaged.is_empty() {
+                (self.end, self.position) = (damaged.end, position);
+                gap.start = damaged.end;
+                self.damaged.push(damaged);
+            }
+            !gap.is_empty()
+        });
     }
 }

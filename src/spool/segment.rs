@@ -4,6 +4,7 @@ use super::Record;
 use super::disk::DiskFile;
 use crate::event::{Arrival, Event, EventId};
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 
@@ -11,8 +12,13 @@ use std::ops::Range;
 pub const HEADER: usize = 32;
 /// Bytes before a record's conversation, target and payload.
 pub const FRAME: usize = 60;
+/// Bytes behind the last record of a segment that was ended in order.
+pub const FOOTER: usize = 20;
 const MAGIC: &[u8; 8] = b"CDRSPOOL";
+const SEAL: &[u8; 8] = b"CDRSEALD";
 const VERSION: u32 = 1;
+/// How a NUL in a conversation is stored.
+const NUL: [u8; 2] = [0xC0, 0x80];
 const CHUNK: usize = 256 << 10;
 
 /// The name of the segment file whose first record has offset `base`.
@@ -22,7 +28,8 @@ pub fn name(base: u64) -> String {
 
 /// The base offset in a segment file's name; `None` for other files.
 pub fn base(name: &str) -> Option<u64> {
-    name.strip_prefix("segment-").filter(|digits| digits.len() == 20)?.parse().ok()
+    let digits = name.strip_prefix("segment-")?;
+    digits.parse().ok().filter(|base| digits == format!("{base:020}"))
 }
 
 /// The first bytes of a segment file.
@@ -37,14 +44,39 @@ pub fn header(base: u64) -> [u8; HEADER] {
 
 /// Whether `bytes` are the header of this segment; an unknown version is an error, for it must not be touched.
 pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
-    let version = bytes.get(8..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
-    match version {
-        Some(version) if bytes.starts_with(MAGIC) && version > VERSION => Err(io::Error::new(
+    let field = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
+    // Without the right sum a strange version is a flipped bit.
+    let genuine = bytes.starts_with(MAGIC) && field(24) == bytes.get(..24).map(crc32c::crc32c);
+    match field(8) {
+        Some(version) if genuine && version > VERSION => Err(io::Error::new(
             io::ErrorKind::Unsupported,
             format!("{} has format version {version}, this cdrelay reads {VERSION}: start the newer one", name(base)),
         )),
         _ => Ok(bytes.get(..HEADER) == Some(&header(base))),
     }
+}
+
+/// When the first record arrived of a segment that begins with these bytes; not checked.
+pub fn first_arrival(start: &[u8]) -> Option<Arrival> {
+    start.get(HEADER..).and_then(Frame::read).map(|frame| frame.arrival)
+}
+
+/// The last bytes of a segment that was ended in order: all records below `end` were durable then.
+pub fn footer(end: u64) -> [u8; FOOTER] {
+    let mut bytes = [0; FOOTER];
+    let covered: Vec<u8> = SEAL.iter().copied().chain(end.to_le_bytes()).collect();
+    let fields = covered.iter().copied().chain(crc32c::crc32c(&covered).to_le_bytes());
+    bytes.iter_mut().zip(fields).for_each(|(slot, byte)| *slot = byte);
+    bytes
+}
+
+/// The end that a segment file's footer tells; `None` if it was not ended in order.
+pub fn sealed_end(file: &dyn DiskFile) -> io::Result<Option<u64>> {
+    let mut bytes = [0; FOOTER];
+    let at = file.size()?.saturating_sub(FOOTER as u64);
+    file.read_at(&mut bytes, at)?;
+    let end = bytes.get(SEAL.len()..).and_then(|rest| rest.first_chunk()).map(|raw| u64::from_le_bytes(*raw));
+    Ok(end.filter(|end| footer(*end) == bytes))
 }
 
 /// The fixed part of a stored record.
@@ -105,26 +137,48 @@ impl Frame {
         let body = bytes.get(FRAME..self.size())?;
         let (conversation, rest) = body.split_at_checked(self.conversation as usize)?;
         let (target, payload) = rest.split_at_checked(self.target as usize)?;
-        let conversation = std::str::from_utf8(conversation).ok()?;
+        let conversation = revealed(conversation)?;
         let target = std::str::from_utf8(target).ok()?;
         Some(Record {
             offset: self.offset,
             target: (!target.is_empty()).then(|| target.into()),
-            event: Event::restore(Bytes::copy_from_slice(payload), self.id, conversation, self.arrival),
+            event: Event::restore(Bytes::copy_from_slice(payload), self.id, &conversation, self.arrival),
         })
     }
 }
 
 /// How many bytes a record of `event` for `target` will take.
 pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
-    FRAME + event.conversation().len() + target.map_or(0, str::len) + event.payload().len()
+    FRAME + concealed(event.conversation()).len() + target.map_or(0, str::len) + event.payload().len()
+}
+
+/// The text with every NUL as two bytes that no text holds.
+fn concealed(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains('\0') {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    let bytes = text.bytes().flat_map(|byte| if byte == 0 { NUL.to_vec() } else { vec![byte] });
+    Cow::Owned(bytes.collect())
+}
+
+/// The text that was concealed.
+fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
+    let mut text = Cow::Borrowed("");
+    while let Some(at) = bytes.windows(NUL.len()).position(|window| window == NUL) {
+        let (before, rest) = bytes.split_at_checked(at)?;
+        text.to_mut().push_str(std::str::from_utf8(before).ok()?);
+        text.to_mut().push('\0');
+        bytes = rest.get(NUL.len()..)?;
+    }
+    let rest = std::str::from_utf8(bytes).ok()?;
+    Some(if text.is_empty() { Cow::Borrowed(rest) } else { text + rest })
 }
 
 /// Appends the stored form of a record to `out`.
 pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
     let event = &record.event;
     let start = out.len();
-    let (conversation, payload) = (event.conversation().as_bytes(), event.payload());
+    let (conversation, payload) = (concealed(event.conversation()), event.payload());
     let target = record.target.as_deref().unwrap_or_default().as_bytes();
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&((conversation.len() + target.len() + payload.len()) as u32).to_le_bytes());
@@ -135,7 +189,7 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
     out.extend_from_slice(&follows.to_le_bytes());
     out.extend_from_slice(&(target.len() as u32).to_le_bytes());
-    out.extend_from_slice(conversation);
+    out.extend_from_slice(&conversation);
     out.extend_from_slice(target);
     out.extend_from_slice(payload);
     let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
@@ -176,13 +230,6 @@ impl Scan {
         self.size / FRAME as u64
     }
 
-    /// When the record at the position arrived; not checked.
-    pub fn first_arrival(&mut self) -> io::Result<Option<Arrival>> {
-        let mut bytes = [0; FRAME];
-        let read = self.file.read_at(&mut bytes, self.position())?;
-        Ok(bytes.get(..read).and_then(Frame::read).map(|frame| frame.arrival))
-    }
-
     /// Where in the file the next record begins.
     pub fn position(&self) -> u64 {
         self.start + self.at as u64
@@ -193,7 +240,14 @@ impl Scan {
         if expected >= limit {
             return Ok(Found::End);
         }
-        if let Some(frame) = self.record_at(0, expected..expected + 1)? {
+        let mut frame = self.record_at(0, expected..expected.saturating_add(1))?;
+        if frame.is_none() {
+            // The buffer may be older than the record: it is no evidence of damage.
+            (self.start, self.at) = (self.position(), 0);
+            self.buffer.clear();
+            frame = self.record_at(0, expected..expected.saturating_add(1))?;
+        }
+        if let Some(frame) = frame {
             let from = self.at;
             self.at += frame.size();
             return Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()));
@@ -223,7 +277,7 @@ impl Scan {
                 ahead = 0;
                 continue;
             }
-            if let Some(frame) = self.record_at(ahead, expected + 1..limit)? {
+            if let Some(frame) = self.record_at(ahead, expected.saturating_add(1)..limit)? {
                 self.at += ahead;
                 return Ok(Some(frame));
             }

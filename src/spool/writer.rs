@@ -8,16 +8,15 @@ use crate::event::{Arrival, Event, EventId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A group commit takes no more requests once it has this many bytes.
 const COMMIT_BYTES: usize = 1 << 20;
-/// After a failure, how long until another segment is tried.
-const PAUSE: Duration = Duration::from_millis(200);
 /// How often the spool looks by itself whether it can take records again.
 const LOOK: Duration = Duration::from_secs(1);
+/// After a failure, how long until another segment is tried.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How many events of a request were stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +35,14 @@ pub enum AppendError {
     Full {
         /// When there should be room again, from how fast the slowest sink drains it.
         retry_after: Duration,
+    },
+    /// There will never be room.
+    #[error("the events of the request take {needed} bytes and the spool holds {max_size}")]
+    TooLarge {
+        /// What they take on disk.
+        needed: u64,
+        /// `spool.max_size`.
+        max_size: u64,
     },
     /// The disk refused a write or a sync.
     #[error("the spool cannot write: {cause}")]
@@ -99,6 +106,16 @@ impl Queue {
         self.state().trouble = trouble;
     }
 
+    /// Refuses what waits and all that is to come: no thread is left to do it.
+    pub fn abandon(&self, cause: &str) {
+        let mut state = self.state();
+        state.closed = true;
+        state.trouble = Some(cause.to_owned());
+        state.requests.clear();
+        drop(state);
+        self.arrived.notify_all();
+    }
+
     /// The requests that wait; none at all if it is time to look whether the trouble is over, `None` at the end.
     fn take(&self) -> Option<VecDeque<Append>> {
         let mut state = self.state();
@@ -121,15 +138,9 @@ impl Queue {
     }
 }
 
-/// Starts the thread, which ends when the queue is closed and empty.
-pub fn start(shared: Arc<Shared>, recent: Recent) -> io::Result<JoinHandle<()>> {
-    let next = *shared.end.borrow();
-    let mut writer = Writer { shared, recent, active: None, next, buffer: Vec::new(), paused: None, refused: 0 };
-    std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())
-}
-
-struct Writer {
-    shared: Arc<Shared>,
+/// The one that writes.
+pub struct Writer {
+    pub(super) shared: Arc<Shared>,
     recent: Recent,
     active: Option<Active>,
     /// The offset of the next record.
@@ -139,6 +150,7 @@ struct Writer {
     paused: Option<(Instant, AppendError)>,
     /// How many bytes could not be stored when the trouble began.
     refused: u64,
+    pub(super) pause: Duration,
 }
 
 /// The segment that is being written to.
@@ -150,6 +162,13 @@ struct Active {
     position: u64,
 }
 
+impl Active {
+    /// Where the records have to end, so that there is room for the footer.
+    fn end(&self) -> u64 {
+        self.size - segment::FOOTER as u64
+    }
+}
+
 /// One group commit.
 #[derive(Default)]
 struct Commit {
@@ -158,8 +177,27 @@ struct Commit {
     waiting: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Appended)>,
 }
 
+/// A spool without one of its threads takes nothing more, and says so.
+pub struct AbandonOnPanic(pub Arc<Shared>);
+
+impl Drop for AbandonOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.abandon("a thread of the spool panicked; restart the bridge");
+        }
+    }
+}
+
 impl Writer {
-    fn run(&mut self) {
+    /// A writer that goes on behind the last record.
+    pub(super) fn new(shared: Arc<Shared>, recent: Recent) -> Self {
+        let next = *shared.end.borrow();
+        Self { shared, recent, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE }
+    }
+
+    /// Writes until the queue is closed and empty.
+    pub(super) fn run(mut self) {
+        let _abandon = AbandonOnPanic(self.shared.clone());
         while let Some(mut requests) = self.shared.queue.take() {
             if requests.is_empty() {
                 self.look();
@@ -184,11 +222,14 @@ impl Writer {
     }
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
-    fn commit(&mut self, requests: &mut VecDeque<Append>) {
+    pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
+        self.recent.expire(Arrival::now());
         let needed = requests.front().map_or(0, |first| self.needed(first));
         if let Err(error) = self.make_room(needed as u64) {
-            self.shared.queue.set_trouble(Some(error.to_string()));
-            self.refused = needed as u64;
+            if !matches!(error, AppendError::TooLarge { .. }) {
+                self.shared.queue.set_trouble(Some(error.to_string()));
+                self.refused = needed as u64;
+            }
             // The first one does not fit; a later, smaller one might, and is tried in its turn.
             if let Some(append) = requests.pop_front() {
                 let _ = append.done.send(Err(error));
@@ -199,8 +240,10 @@ impl Writer {
         let commit = self.encode(requests);
         match self.write() {
             Ok(()) => {
+                if self.next > batch {
+                    self.shared.queue.set_trouble(None);
+                }
                 self.publish(batch, commit);
-                self.shared.queue.set_trouble(None);
             }
             Err(cause) => {
                 self.next = batch;
@@ -221,7 +264,7 @@ impl Writer {
         let mut commit = Commit::default();
         self.buffer.clear();
         let batch = self.next;
-        let room = self.active.as_ref().map_or(0, |active| active.size - active.position) as usize;
+        let room = self.active.as_ref().map_or(0, |active| active.end() - active.position) as usize;
         while let Some(request) = requests.front() {
             let size = self.needed(request);
             if self.buffer.len() + size > room || self.buffer.len() > COMMIT_BYTES {
@@ -243,6 +286,18 @@ impl Writer {
             commit.waiting.push((done, appended));
         }
         commit
+    }
+
+    /// Whether the event would count as a duplicate.
+    #[cfg(test)]
+    pub(super) fn recognises(&self, id: &EventId) -> bool {
+        self.recent.contains(id)
+    }
+
+    /// How many events would count as duplicates.
+    #[cfg(test)]
+    pub(super) fn recognised(&self) -> usize {
+        self.recent.len()
     }
 
     fn is_fresh(&self, event: &Event, commit: &mut Commit) -> bool {
@@ -299,7 +354,7 @@ impl Writer {
 
     fn pause(&mut self, error: AppendError) {
         self.shared.queue.set_trouble(Some(error.to_string()));
-        self.paused = Some((Instant::now() + PAUSE, error));
+        self.paused = Some((Instant::now() + self.pause, error));
     }
 
     /// Sees to it that the active segment has room for `needed` bytes.
@@ -310,22 +365,25 @@ impl Writer {
             }
             self.paused = None;
         }
-        if needed == 0 || self.active.as_ref().is_some_and(|active| active.position + needed <= active.size) {
+        if needed == 0 || self.active.as_ref().is_some_and(|active| active.position + needed <= active.end()) {
             return Ok(());
         }
+        let size = self.shared.segment_size.max(needed + (segment::HEADER + segment::FOOTER) as u64);
+        if size > self.shared.max_size {
+            return Err(AppendError::TooLarge { needed: size, max_size: self.shared.max_size });
+        }
         self.seal();
-        let size = self.shared.segment_size.max(needed + segment::HEADER as u64);
         let held = self.shared.log().bytes();
         if held + 2 * size > self.shared.max_size {
             self.shared.relieve(held + 2 * size - self.shared.max_size);
         }
         if held + size > self.shared.max_size {
-            return Err(AppendError::Full { retry_after: self.shared.janitor.until_free(size) });
+            return Err(AppendError::Full { retry_after: self.shared.until_free(size) });
         }
         match self.begin(size) {
             Ok(active) => {
                 let mut log = self.shared.log();
-                log.segments.insert(active.base, Segment { bytes: size, damaged: false, begun: Arrival::now() });
+                log.segments.insert(active.base, Segment { bytes: size, begun: Arrival::now(), ..Segment::default() });
                 log.active = Some(active.base);
                 drop(log);
                 self.active = Some(active);
@@ -344,25 +402,42 @@ impl Writer {
     }
 
     fn begin(&self, size: u64) -> io::Result<Active> {
+        let disk = &self.shared.disk;
         let name = segment::name(self.next);
-        let file = self.shared.disk.create(&name, size)?;
-        let begun = file.write_at(&segment::header(self.next), 0).and_then(|()| self.shared.disk.sync());
-        if let Err(error) = begun {
-            let _ = self.shared.disk.remove(&name);
-            return Err(error);
+        // An earlier attempt may have left a file that could not be removed: nothing in it was acknowledged.
+        let file = match disk.create(&name, size) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                disk.remove(&name)?;
+                disk.create(&name, size)
+            }
+            other => other,
+        };
+        let begun = file.and_then(|file| {
+            file.write_at(&segment::header(self.next), 0)?;
+            file.sync()?;
+            disk.sync()?;
+            Ok(file)
+        });
+        match begun {
+            Ok(file) => Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 }),
+            Err(error) => {
+                let _ = disk.remove(&name);
+                Err(error)
+            }
         }
-        Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 })
     }
 
     /// Ends the active segment behind its last durable record. If that fails nothing is lost but disk space: readers stop
     /// at the base of the next segment.
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let empty = active.position == segment::HEADER as u64;
         let ended = if empty {
             self.shared.disk.remove(&segment::name(active.base)).and_then(|()| self.shared.disk.sync())
         } else {
-            active.file.resize(active.position).and_then(|()| active.file.sync())
+            let footer = segment::footer(self.next);
+            let cut = active.file.resize(active.position);
+            cut.and_then(|()| active.file.write_at(&footer, active.position)).and_then(|()| active.file.sync())
         };
         let mut log = self.shared.log();
         log.active = None;
@@ -370,7 +445,7 @@ impl Writer {
             Ok(()) if empty => drop(log.segments.remove(&active.base)),
             Ok(()) => {
                 if let Some(sealed) = log.segments.get_mut(&active.base) {
-                    sealed.bytes = active.position;
+                    sealed.bytes = active.position + segment::FOOTER as u64;
                 }
             }
             Err(error) => tracing::warn!(%error, segment = active.base, "a segment of the spool could not be trimmed"),

@@ -1,0 +1,143 @@
+//! The spool against a simulated disk. Most of it drives the writer and the keeper of cursors by hand, without their threads:
+//! then everything that happens follows from a seed.
+
+mod damage;
+mod format;
+mod model;
+mod promises;
+
+use super::disk::simulated::Machine;
+use super::janitor::Keeper;
+use super::segment::{Found, Scan};
+use super::writer::{Append, Writer};
+use super::*;
+use crate::event::EventId;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// When all events arrived, so that the same number always gives the same event.
+static START: LazyLock<Arrival> = LazyLock::new(Arrival::now);
+
+/// A number for as many different events as a test wants.
+fn event(number: u64, size: usize) -> Event {
+    let conversation = format!("call-{}", number % 5);
+    let payload = format!("event {number} {}", "x".repeat(size));
+    Event::restore(payload.into(), EventId(u128::from(number).to_be_bytes()), &conversation, *START)
+}
+
+fn events(numbers: Range<u64>, size: usize) -> Vec<Event> {
+    numbers.map(|number| event(number, size)).collect()
+}
+
+fn config() -> Config {
+    Config {
+        max_size: ByteSize::kib(64),
+        segment_size: Some(ByteSize::kib(4)),
+        duplicate_window: Duration::from_secs(3600),
+        duplicate_capacity: 100_000,
+        memory: ByteSize::b(0),
+        ..Config::default()
+    }
+}
+
+/// One life of the process that has the spool, without threads.
+struct Life {
+    shared: Arc<Shared>,
+    writer: Writer,
+    keeper: Keeper,
+}
+
+impl Life {
+    fn begin(machine: &Machine, config: &Config, sinks: &[&str]) -> io::Result<Self> {
+        let (mut writer, keeper) = assemble(machine.mount(), config, sinks, SpoolMetrics::default())?;
+        writer.pause = Duration::ZERO;
+        Ok(Self { shared: writer.shared.clone(), writer, keeper })
+    }
+
+    /// Stores requests in one or more group commits; for each group commit, the results of its requests.
+    fn append(&mut self, requests: Vec<Vec<Event>>) -> Vec<Vec<Result<Appended, AppendError>>> {
+        let mut queue = VecDeque::new();
+        let mut answers = VecDeque::new();
+        for events in requests {
+            let (done, answer) = oneshot::channel();
+            queue.push_back(Append { events, target: None, done });
+            answers.push_back(answer);
+        }
+        let mut groups = Vec::new();
+        while !queue.is_empty() {
+            let waiting = queue.len();
+            self.writer.commit(&mut queue);
+            let group = answers.drain(..waiting - queue.len());
+            groups.push(group.map(|mut answer| answer.try_recv().unwrap()).collect());
+        }
+        groups
+    }
+
+    /// Stores one request.
+    fn store(&mut self, events: Vec<Event>) -> Result<Appended, AppendError> {
+        self.append(vec![events]).remove(0).remove(0)
+    }
+
+    fn end(&self) -> u64 {
+        *self.shared.end.borrow()
+    }
+
+    fn start(&self) -> u64 {
+        self.shared.log().segments.first_key_value().map_or(self.end(), |(base, _)| *base)
+    }
+
+    fn reader(&self, position: u64) -> Reader {
+        Reader::new(self.shared.clone(), position)
+    }
+
+    /// All records from `position` on.
+    fn read_from(&self, position: u64) -> Vec<Arc<Record>> {
+        let mut reader = self.reader(position);
+        let mut records = Vec::new();
+        while reader.position() < self.end() {
+            records.extend(read(&mut reader, 1000).unwrap());
+        }
+        records
+    }
+
+    /// All events from `position` on.
+    fn events_from(&self, position: u64) -> Vec<Event> {
+        self.read_from(position).iter().map(|record| record.event.clone()).collect()
+    }
+
+    /// Lets every sink settle everything below `position`, durably.
+    fn settle(&mut self, position: u64) {
+        self.shared.cursors.iter().for_each(|cursor| cursor.set(position));
+        self.keeper.round(true);
+    }
+
+    fn damaged_records(&self) -> u64 {
+        self.shared.metrics.damaged_records.get()
+    }
+}
+
+/// What [`Reader::read`] does, on this thread.
+fn read(reader: &mut Reader, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+    let records = reader.take_from_memory(bytes);
+    if records.is_empty() { reader.read_from_disk(bytes) } else { Ok(records) }
+}
+
+/// How many cases a property is tried with, and the first seed; `CDRELAY_SPOOL_CASES` and `CDRELAY_SPOOL_SEED` set them.
+fn seeds(cases: u64) -> impl Iterator<Item = u64> {
+    let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let first = variable("CDRELAY_SPOOL_SEED").unwrap_or_else(|| fastrand::u64(..1 << 48));
+    let cases = variable("CDRELAY_SPOOL_CASES").unwrap_or(cases);
+    println!("CDRELAY_SPOOL_SEED={first} CDRELAY_SPOOL_CASES={cases}");
+    first..first + cases
+}
+
+/// Says how to run a failed case again.
+struct Case(u64);
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("failed: CDRELAY_SPOOL_SEED={} CDRELAY_SPOOL_CASES=1", self.0);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Torn tails, flipped bits and lost files: what is gone is told, all the rest is delivered.
+
+use super::*;
+
+/// Where each record of a segment lies in its file.
+fn layout(machine: &Machine, base: u64, limit: u64) -> Vec<(u64, Range<usize>)> {
+    let mut scan = Scan::new(machine.mount().open(&segment::name(base)).unwrap()).unwrap();
+    let (mut records, mut expected, mut at) = (Vec::new(), base, scan.position());
+    while let Found::Record(frame, _) = scan.next(expected, limit).unwrap() {
+        expected = frame.offset + 1;
+        let end = at + frame.size() as u64;
+        records.push((frame.offset, at as usize..end as usize));
+        at = end;
+    }
+    records
+}
+
+fn offsets(records: &[Arc<Record>]) -> Vec<u64> {
+    records.iter().map(|record| record.offset).collect()
+}
+
+/// A spool of these requests, each a group commit, whose process was killed.
+fn killed_after(machine: &Machine, requests: &[Vec<Event>]) {
+    let mut life = Life::begin(machine, &config(), &["analytics"]).unwrap();
+    for request in requests {
+        life.store(request.clone()).unwrap();
+    }
+    machine.kill();
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_costs_the_last_request_alone() {
+    let machine = Machine::new(0);
+    killed_after(&machine, &[events(0..2, 30), events(2..5, 30)]);
+    let name = segment::name(0);
+    let whole = machine.bytes(&name).unwrap();
+    let records = layout(&machine, 0, 5);
+    let (begin, end) = (records[2].1.start, records[4].1.end);
+    for cut in begin..end {
+        let mut torn = whole.clone();
+        torn[cut..].fill(0);
+        machine.put(&name, &torn);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        assert_eq!(life.events_from(0), events(0..2, 30), "torn at {cut}");
+        assert_eq!((life.end(), life.damaged_records()), (2, 0));
+        life.store(vec![event(9, 30)]).unwrap();
+        let mut expected = events(0..2, 30);
+        expected.push(event(9, 30));
+        assert_eq!(life.events_from(0), expected);
+        machine.kill();
+        assert_eq!(Life::begin(&machine, &config(), &["analytics"]).unwrap().events_from(0), expected);
+        machine.kill();
+        machine.take(&segment::name(2));
+    }
+}
+
+#[test]
+fn a_file_cut_short_at_any_byte_opens() {
+    let machine = Machine::new(0);
+    killed_after(&machine, &[events(0..1, 30), events(1..2, 30), events(2..3, 30)]);
+    let name = segment::name(0);
+    let whole = machine.bytes(&name).unwrap();
+    let records = layout(&machine, 0, 3);
+    for cut in 0..=records[2].1.end {
+        machine.put(&name, &whole[..cut]);
+        let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let left = records.iter().filter(|(_, place)| place.end <= cut).count() as u64;
+        assert_eq!(life.events_from(0), events(0..left, 30), "cut at {cut}");
+        machine.kill();
+    }
+}
+
+#[test]
+fn damage_in_a_sealed_segment_costs_the_damaged_records_alone() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    for number in 0..12 {
+        life.store(vec![event(number, 900)]).unwrap();
+    }
+    machine.kill();
+    let places = layout(&machine, 4, 8);
+    let name = segment::name(4);
+    let whole = machine.bytes(&name).unwrap();
+    // Every field of the frame, the conversation, the payload, and both ends.
+    for at in (0..80).chain([200, 900]) {
+        machine.put(&name, &whole);
+        machine.flip(&name, places[1].1.start + at, 0x20);
+        let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+        let readable: Vec<u64> = (0..12).filter(|offset| *offset != 5).collect();
+        assert_eq!(offsets(&life.read_from(0)), readable, "damaged at {at}");
+        assert_eq!(offsets(&life.read_from(5)), readable[5..], "damaged at {at}");
+        assert_eq!(life.damaged_records(), 1, "told once, whoever reads it");
+        machine.kill();
+    }
+    machine.flip(&name, places[3].1.start, 1);
+    machine.flip(&name, places[3].1.end - 1, 1);
+    let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 2, 3, 4, 6, 8, 9, 10, 11]);
+    assert_eq!(life.damaged_records(), 2);
+    life.settle(12);
+    let damaged = machine.bytes("damaged-00000000000000000004").unwrap();
+    assert!(Some(damaged.len()) == Some(whole.len()) && damaged != whole, "the damaged file is kept aside as it was");
+    assert!(!machine.files().keys().any(|name| name.starts_with("segment")));
+}
+
+#[test]
+fn a_damaged_header_costs_no_record() {
+    let machine = Machine::new(0);
+    killed_after(&machine, &[events(0..3, 900), events(3..5, 900), events(5..7, 900)]);
+    for at in 0..segment::HEADER {
+        machine.flip(&segment::name(0), at, 0xff);
+        let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        assert_eq!(life.events_from(0), events(0..7, 900));
+        machine.kill();
+        machine.flip(&segment::name(0), at, 0xff);
+    }
+}
+
+#[test]
+fn a_lost_segment_costs_its_own_records_alone() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    for number in 0..12 {
+        life.store(vec![event(number, 900)]).unwrap();
+    }
+    // Under a running bridge, then before a start.
+    machine.take(&segment::name(4));
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 2, 3, 8, 9, 10, 11]);
+    assert_eq!(life.damaged_records(), 4);
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 2, 3, 8, 9, 10, 11]);
+    assert_eq!(life.damaged_records(), 4);
+    life.settle(12);
+    assert!(!machine.files().keys().any(|name| name.starts_with("segment")));
+}
+
+#[test]
+fn damage_before_a_later_group_commit_is_no_torn_tail() {
+    let machine = Machine::new(0);
+    killed_after(&machine, &[events(0..2, 30), events(2..4, 30), events(4..6, 30)]);
+    let places = layout(&machine, 0, 6);
+    machine.flip(&segment::name(0), places[2].1.start + 70, 1);
+    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(life.damaged_records(), 1, "told at the start");
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 3, 4, 5]);
+    assert_eq!(life.damaged_records(), 1);
+    machine.kill();
+    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 3, 4, 5]);
+}
+
+#[test]
+fn damage_next_to_a_torn_tail_is_told_from_it() {
+    let machine = Machine::new(0);
+    killed_after(&machine, &[events(0..4, 30), events(4..8, 30)]);
+    let places = layout(&machine, 0, 8);
+    // 2 and 3 were acknowledged; of the request 4 to 7 only the last two reached the disk.
+    machine.flip(&segment::name(0), places[2].1.start + 10, 1);
+    machine.flip(&segment::name(0), places[3].1.start + 10, 1);
+    machine.flip(&segment::name(0), places[4].1.start + 10, 1);
+    machine.flip(&segment::name(0), places[5].1.start + 10, 1);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!((life.end(), life.damaged_records()), (4, 2), "no offset is given twice, no request comes in part");
+    life.store(vec![event(9, 30)]).unwrap();
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 4]);
+    assert_eq!(life.events_from(4), [event(9, 30)]);
+}
+
+#[test]
+fn damage_in_the_last_group_commit_is_known_by_what_was_settled() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    life.store(events(0..5, 30)).unwrap();
+    life.shared.cursors[0].set(4);
+    life.keeper.round(true);
+    machine.kill();
+    let places = layout(&machine, 0, 5);
+    machine.flip(&segment::name(0), places[1].1.start + 60, 1);
+    let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    assert_eq!(offsets(&life.read_from(0)), [0, 2, 3, 4]);
+    assert_eq!((life.end(), life.damaged_records()), (5, 1));
+}
+
+#[test]
+fn a_record_inside_of_an_event_is_never_taken_for_one() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let mut forged = Vec::new();
+    segment::write_record(&Record { offset: 1, target: None, event: event(666, 40) }, 1, 0, &mut forged);
+    // The only place for arbitrary characters; most sums would not be text, this one is made to be.
+    let forged = (0u64..).find_map(|arrival| {
+        let fake = event(666, 40);
+        let fake = Event::restore(fake.payload().clone(), EventId([7; 16]), fake.conversation(), Arrival(arrival));
+        forged.clear();
+        segment::write_record(&Record { offset: 1, target: None, event: fake }, 1, 0, &mut forged);
+        String::from_utf8(forged.clone()).ok()
+    });
+    let carrier = Event::restore("{}".into(), EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());
+    life.store(vec![carrier.clone()]).unwrap();
+    life.store(vec![event(1, 30)]).unwrap();
+    life.store(vec![event(2, 30)]).unwrap();
+    assert_eq!(life.events_from(0), [carrier, event(1, 30), event(2, 30)]);
+    machine.kill();
+    machine.flip(&segment::name(0), segment::HEADER + 4, 1);
+    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(life.events_from(0), [event(1, 30), event(2, 30)]);
+}
+
+#[test]
+fn a_lost_or_broken_cursor_means_delivery_again() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    life.store(events(0..9, 300)).unwrap();
+    life.settle(5);
+    machine.kill();
+    machine.take("cursor-analytics");
+    let positions = |life: &Life| -> Vec<u64> { life.shared.cursors.iter().map(|cursor| cursor.position()).collect() };
+    let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    assert_eq!(positions(&life), [0, 5]);
+    assert_eq!(life.events_from(0), events(0..9, 300));
+    machine.kill();
+    machine.put("cursor-billing", &[0xff; 100]);
+    let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+    assert_eq!(positions(&life), [0, 0]);
+}
+
+#[test]
+fn a_torn_cursor_slot_leaves_the_one_before() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    life.store(events(0..9, 100)).unwrap();
+    let mut durable = Vec::new();
+    for position in [3, 4, 6] {
+        life.settle(position);
+        durable.push(machine.bytes("cursor-analytics").unwrap());
+    }
+    machine.kill();
+    for (earlier, later) in [(0, 1), (1, 2)] {
+        // While the later position was written, any number of its bytes had reached the disk.
+        let changed: Vec<usize> =
+            (0..durable[0].len()).filter(|at| durable[earlier][*at] != durable[later][*at]).collect();
+        for count in 0..changed.len() {
+            let mut torn = durable[earlier].clone();
+            changed[..count].iter().for_each(|at| torn[*at] = durable[later][*at]);
+            machine.put("cursor-analytics", &torn);
+            let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+            let position = life.shared.cursors[0].position();
+            assert_eq!(position, [3, 4, 6][earlier], "torn after {count} bytes");
+            machine.kill();
+        }
+    }
+}
+
+#[test]
+fn the_cursor_of_a_sink_that_is_not_configured_keeps_offsets_from_being_reused() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["old"]).unwrap();
+    life.store(events(0..5, 30)).unwrap();
+    life.writer.seal();
+    life.settle(5);
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["new"]).unwrap();
+    life.store(vec![event(9, 30)]).unwrap();
+    assert_eq!(offsets(&life.read_from(life.start())), [5]);
+    machine.kill();
+    let life = Life::begin(&machine, &config(), &["old", "new"]).unwrap();
+    assert!(life.shared.cursors.iter().all(|cursor| cursor.position() == 5));
+}
+
+/// Flips bits anywhere in the segments, and asks for everything that they did not hit.
+#[test]
+fn whatever_bits_flip_the_rest_is_delivered() {
+    for seed in seeds(400) {
+        let case = Case(seed);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let machine = Machine::new(seed);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let mut next = 0;
+        let mut commits = Vec::new();
+        for _ in 0..random.u64(1..12) {
+            let size = random.usize(0..900);
+            let count = random.u64(1..5);
+            life.store(events(next..next + count, size)).unwrap();
+            commits.push(next..next + count);
+            next += count;
+        }
+        let sent = life.events_from(0);
+        machine.kill();
+        let bases: Vec<u64> = machine.files().keys().filter_map(|name| segment::base(name)).collect();
+        let places: Vec<_> = bases.iter().map(|base| layout(&machine, *base, next)).collect();
+        let mut hit = std::collections::HashSet::new();
+        for _ in 0..random.u32(1..4) {
+            let at = random.usize(0..bases.len());
+            let Some((_, last)) = places[at].last() else { continue };
+            let byte = random.usize(0..last.end);
+            machine.flip(&segment::name(bases[at]), byte, 1 << random.u32(0..8));
+            hit.extend(places[at].iter().filter(|(_, place)| place.contains(&byte)).map(|(offset, _)| *offset));
+        }
+        let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let records = life.read_from(0);
+        let mut found = records.iter().map(|record| record.offset).peekable();
+        for offset in 0..life.end() {
+            let delivered = found.next_if_eq(&offset).is_some();
+            assert!(delivered || hit.contains(&offset), "{offset} was not damaged and not delivered");
+        }
+        assert_eq!(found.next(), None, "in order, each once");
+        assert!(records.iter().all(|record| sent[record.offset as usize] == record.event), "nothing but what was sent");
+        // An intact record proves that everything before its group commit had been durable. Damage with no such proof behind
+        // it looks like a torn tail, which is cut off.
+        let intact = |commit: &&Range<u64>| (*commit).clone().any(|offset| !hit.contains(&offset));
+        let proven = commits.iter().filter(intact).map(|commit| commit.start).max().unwrap_or_default();
+        assert!(life.end() >= proven && life.end() <= next, "{} of {next}, {proven} proven", life.end());
+        assert!(life.end() == next || hit.iter().any(|offset| *offset >= life.end()));
+        drop(case);
+    }
+}
