@@ -69,7 +69,7 @@ impl Janitor {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let until = Instant::now() + gather;
-        while !state.closed && !(state.hurry && may_hurry) {
+        while !(state.closed || state.hurry && may_hurry) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
