@@ -2,8 +2,10 @@
 
 use crate::admin::AdminService;
 use crate::config::{Config, Destination, Sink as SinkConfig};
-use crate::dispatch::{DeadLetters, Dispatcher, Health, Parts};
-use crate::http;
+use crate::control;
+use crate::dead_letter::DeadLetters;
+use crate::dispatch::{Dispatcher, Health, Parts};
+use crate::http::{self, Limits};
 use crate::ingress::Ingress;
 use crate::metrics::Metrics;
 use crate::route::{Route, RouteError};
@@ -12,6 +14,7 @@ use crate::sink::nats::NatsSink;
 use crate::sink::stdout::StdoutSink;
 use crate::sink::{SetupError, Sink};
 use crate::spool::{OpenError, Spool};
+use futures_util::future::{join, join_all};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +28,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const PROBE_UP: Duration = Duration::from_secs(10);
 const PROBE_DOWN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Probes and scrapers are few.
+const ADMIN_CONNECTIONS: usize = 64;
 /// How long sinks may take to disconnect.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -118,12 +123,12 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
 
     let mut healths = Vec::new();
     let mut dispatchers = JoinSet::new();
-    let mut probers = JoinSet::new();
+    let mut background = JoinSet::new();
     let mut open_sinks = Vec::new();
     for Prepared { name, config: sink_config, route, sink } in sinks {
         let health = Health::new(&name, sink_config.dispatch.required);
         healths.push(health.clone());
-        probers.spawn(probe(sink.clone(), health.clone()));
+        background.spawn(probe(sink.clone(), health.clone()));
         open_sinks.push(sink.clone());
         let parts = Parts {
             dead_letters: DeadLetters::new(&config.spool.path, &name),
@@ -139,20 +144,25 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         }
     }
 
+    match control::listen(&config.spool.path) {
+        Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
+        Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
+    }
+
     let ingress = Arc::new(Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone()));
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let header_timeout = config.ingress.header_timeout;
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, header_timeout, serving, {
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), serving, {
         move |request| {
             let ingress = ingress.clone();
             async move { ingress.answer(request).await }
         }
     }));
-    let admin_server = tokio::spawn(http::serve(listeners.admin, header_timeout, admin_serving, {
+    let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };
+    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, admin_serving, {
         let admin = admin.clone();
         move |request| std::future::ready(admin.answer(&request))
     }));
@@ -167,23 +177,32 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     if !defect {
         tokio::time::sleep(config.shutdown.delay).await;
     }
-    let deadline = Instant::now() + config.shutdown.grace;
+    let grace = config.shutdown.grace;
+    let deadline = Instant::now() + grace;
     stop_serving.send_replace(true);
-    if !webhooks.is_finished() && timeout_at(deadline, &mut webhooks).await.is_err() {
-        tracing::warn!("requests were cut off at the end of the grace period");
-        webhooks.abort();
-    }
-    stop_dispatching.send_replace(true);
-    let all_done = async { while dispatchers.join_next().await.is_some() {} };
-    if timeout_at(deadline, all_done).await.is_err() {
-        tracing::warn!("publishes in flight were not confirmed in the grace period; they will be sent again");
-        dispatchers.shutdown().await;
-    }
-    probers.shutdown().await;
-    for sink in &open_sinks {
-        if timeout(CLOSE, sink.close()).await.is_err() {
+    // Requests may take all of the grace period. Should they need the end of it, publishes stop without them: what is with a
+    // destination by then needs that time for its confirmation, and the sinks for closing.
+    let mut served = webhooks.is_finished() || timeout_at(deadline - grace / 4, &mut webhooks).await.is_ok();
+    let finish_requests = async {
+        served = served || timeout_at(deadline, &mut webhooks).await.is_ok();
+    };
+    let finish_publishes = async {
+        stop_dispatching.send_replace(true);
+        let all_done = async { while dispatchers.join_next().await.is_some() {} };
+        if timeout_at(deadline - grace / 10, all_done).await.is_err() {
+            tracing::warn!("publishes in flight were not confirmed in the grace period; they will be sent again");
+            dispatchers.shutdown().await;
+        }
+        background.shutdown().await;
+        let close = join_all(open_sinks.iter().map(|sink| sink.close()));
+        if timeout_at(deadline.min(Instant::now() + CLOSE), close).await.is_err() {
             tracing::warn!("a sink took too long to close");
         }
+    };
+    join(finish_requests, finish_publishes).await;
+    if !served {
+        tracing::warn!("requests were cut off at the end of the grace period");
+        webhooks.abort();
     }
     stop_admin.send_replace(true);
     let _ = timeout(Duration::from_millis(100), admin_server).await;

@@ -1,7 +1,12 @@
 //! The command line: one file per subcommand.
 
+mod again;
 mod check;
+mod dead_letters;
+mod replay;
 mod run;
+mod select;
+mod spool;
 
 use crate::bridge::RunError;
 use crate::config::{Config, ConfigError};
@@ -24,6 +29,14 @@ enum Command {
     Run(Settings),
     /// Check a configuration and exit: 0 if it is sound, 78 if not.
     Check(Settings),
+    /// Look at what sinks refused for good, and publish it again.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLetters),
+    /// Look at the spool; it may be in use.
+    #[command(subcommand)]
+    Spool(spool::Spool),
+    #[command(name = "replay")]
+    Replay(replay::Replay),
 }
 
 /// Where the configuration comes from.
@@ -35,6 +48,29 @@ struct Settings {
     /// One setting on top of files and environment, for example `--set spool.path=/var/spool/cdrelay`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+/// Which spool a command is about.
+#[derive(Debug, Args)]
+struct Location {
+    #[command(flatten)]
+    settings: Settings,
+    /// The spool's directory, if it is not the one that the configuration names.
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+}
+
+impl Location {
+    fn config(&self) -> Result<Config, ConfigError> {
+        self.settings.load()
+    }
+
+    fn spool(&self) -> Result<PathBuf, ConfigError> {
+        match &self.spool {
+            Some(path) => Ok(path.clone()),
+            None => Ok(self.config()?.spool.path),
+        }
+    }
 }
 
 impl Settings {
@@ -52,6 +88,9 @@ pub enum CommandError {
     /// The bridge cannot run.
     #[error("{0}")]
     Run(RunError),
+    /// Records of the spool are unreadable.
+    #[error("the spool is damaged; a bridge that runs on it delivers all the rest and keeps the damaged files aside")]
+    Damaged,
     /// The system refuses something.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -71,7 +110,7 @@ impl CommandError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
-            Self::Run(_) | Self::Io(_) => 1,
+            Self::Run(_) | Self::Io(_) | Self::Damaged => 1,
         }
     }
 }
@@ -82,6 +121,9 @@ impl Cli {
         match self.command.unwrap_or(Command::Run(self.settings)) {
             Command::Run(settings) => run::execute(settings.load()?),
             Command::Check(settings) => check::execute(&settings.load()?),
+            Command::DeadLetters(command) => command.execute(),
+            Command::Spool(command) => command.execute(),
+            Command::Replay(command) => command.execute(),
         }
     }
 }

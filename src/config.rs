@@ -209,7 +209,8 @@ impl Config {
     }
 
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
-        let document: Document = figment.extract()?;
+        // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
+        let document: Document = figment.extract_lossy()?;
         let mut sinks = BTreeMap::new();
         let mut problems = Vec::new();
         for name in document.sinks.keys() {
@@ -286,7 +287,16 @@ impl Config {
                 self.log.level
             ),
         );
-        if self.sinks.is_empty() {
+        for (name, sink) in &self.sinks {
+            for (key, none) in [
+                ("max_in_flight", sink.dispatch.max_in_flight == 0),
+                ("look_ahead", sink.dispatch.look_ahead.as_u64() == 0),
+            ] {
+                check(!none, &format!("sinks.{name}.{key}"), "found 0; with that nothing would be sent".into());
+            }
+        }
+        // One that is wrong is not one that is missing.
+        if figment.find_value("sinks").map_or(true, |sinks| sinks.as_dict().is_none_or(Dict::is_empty)) {
             problems.push("no sink is configured; add for example:\n  [sinks.stdout]\n  type = \"stdout\"".into());
         }
         problems
@@ -340,7 +350,16 @@ fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
 }
 
 fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
-    figment.extract_inner(at).map_err(ConfigError::from)
+    figment.extract_inner_lossy(at).map_err(|error| {
+        // figment appends the outer steps of a path to the inner ones.
+        let outer = at.split('.').count();
+        let problems = error.into_iter().map(|mut error| {
+            let inner = error.path.len().saturating_sub(outer);
+            error.path.rotate_left(inner);
+            describe(&error)
+        });
+        ConfigError { problems: problems.collect() }
+    })
 }
 
 /// A sink's table is read by several structs, none of which knows all keys.
@@ -387,7 +406,12 @@ fn describe(error: &figment::Error) -> String {
         }
         Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            // That is all that bytesize says.
+            let expected = expected.replace("parsable string", "a size such as \"512KiB\" or \"1GiB\"");
             format!("{place}`{key}`: found {found}; allowed is {expected}")
+        }
+        Kind::Message(text) if text == "invalid socket address syntax" => {
+            format!("{place}`{key}`: {text}; allowed is an address with a port such as \"127.0.0.1:8080\"")
         }
         Kind::UnknownVariant(found, allowed) => {
             format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", "))

@@ -5,13 +5,12 @@
 //! are under way or wait behind a busy conversation.
 
 mod backoff;
-mod dead_letter;
 mod health;
 mod in_flight;
 
-pub use dead_letter::DeadLetters;
 pub use health::Health;
 
+use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
 use crate::route::{Route, Routed};
 use crate::sink::{Failure, Message, Sink};
@@ -30,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Whether readiness and the space of the spool depend on this sink.
+    /// Whether readiness depends on this sink. The spool keeps its records either way.
     pub required: bool,
     /// How many messages may be handed to the destination at once.
     pub max_in_flight: usize,

@@ -52,6 +52,15 @@ impl Arrival {
     }
 }
 
+impl std::str::FromStr for Arrival {
+    type Err = jiff::Error;
+
+    /// Reads RFC 3339.
+    fn from_str(text: &str) -> Result<Self, jiff::Error> {
+        Ok(Self(text.parse::<jiff::Timestamp>()?.as_millisecond().max(0) as u64))
+    }
+}
+
 impl fmt::Display for Arrival {
     /// RFC 3339 in UTC with milliseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,21 +1,26 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
+mod socket;
+
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use socket::Socket;
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How large the header of a request may be, and how much of its body a connection holds.
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 32 << 10;
 const MAX_STREAMS: u32 = 128;
 /// After a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -23,52 +28,94 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A complete answer.
 pub type Answer = Response<Full<Bytes>>;
 
+/// Put among the extensions of an answer that was given without reading the request's body to its end: the connection is
+/// closed behind it, gently, so that a client that is still sending gets to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyUnread;
+
+/// What connections are allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a connection may take for the next request's header, the time it stays idle included.
+    pub header_timeout: Duration,
+    /// How many connections there may be; further ones wait in the backlog of the listener.
+    pub max_connections: usize,
+}
+
 /// Answers requests over HTTP/1.1 and HTTP/2 with prior knowledge until `stop` turns true; then takes no more connections
 /// and lets the requests that have begun finish. The caller bounds that wait by dropping the future.
-pub async fn serve<A, F>(listener: TcpListener, header_timeout: Duration, mut stop: watch::Receiver<bool>, answer: A)
+pub async fn serve<A, F>(listener: TcpListener, limits: Limits, mut stop: watch::Receiver<bool>, answer: A)
 where
     A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let answer = Arc::new(answer);
+    let places = Arc::new(Semaphore::new(limits.max_connections));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(BUFFER);
+    // A client may close its sending side behind its last request and still wants the answer.
+    builder.http1().half_close(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(BUFFER as u32)
-        .initial_connection_window_size(4 * BUFFER as u32)
-        .keep_alive_interval(header_timeout);
+        .initial_connection_window_size(2 * BUFFER as u32)
+        .keep_alive_interval(limits.header_timeout);
     let graceful = GracefulShutdown::new();
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &places) => accepted,
         };
-        let stream: TcpStream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, place) = match accepted {
+            Ok(accepted) => accepted,
+            // The client was gone before we came to it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if !failing {
+                    tracing::error!(%error, "connections cannot be accepted; trying again");
+                }
+                failing = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+        failing = false;
         let _ = stream.set_nodelay(true);
+        let (socket, watcher) = Socket::new(stream, limits.header_timeout);
         let answer = answer.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let watcher = watcher.clone();
+            let (version, has_body) = (request.version(), !request.body().is_end_stream());
+            watcher.request_begins(version == Version::HTTP_2);
             let answer = answer(request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            async move {
+                let mut answer = answer.await;
+                let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
+                if unread && version != Version::HTTP_2 {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                watcher.answered(unread);
+                Ok::<_, Infallible>(answer)
+            }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke off");
             }
+            drop(place);
         });
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, place))
 }

@@ -4,21 +4,24 @@
 
 pub mod decode;
 
-use crate::event::Arrival;
+use crate::event::{Arrival, Event};
+use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
-use crate::spool::{AppendError, Spool};
+use crate::spool::{AppendError, Appended, Spool};
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use decode::DecodeError;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// `[ingress]`
 #[derive(Clone, Debug, Deserialize)]
@@ -30,8 +33,11 @@ pub struct Config {
     pub path: String,
     /// How large a body may be.
     pub max_body: ByteSize,
-    /// How many bytes of bodies may be in memory; further requests wait for their turn, up to `body_timeout`.
+    /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
+    /// further requests wait for their turn, up to `body_timeout`.
     pub max_bodies: ByteSize,
+    /// How many connections there may be; further ones wait until one ends.
+    pub max_connections: usize,
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
@@ -49,10 +55,18 @@ impl Default for Config {
             path: "/webhook/cdr".into(),
             max_body: ByteSize::mib(1),
             max_bodies: ByteSize::mib(8),
+            max_connections: 512,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
             decode: decode::Config::default(),
         }
+    }
+}
+
+impl Config {
+    /// What connections are allowed.
+    pub fn limits(&self) -> Limits {
+        Limits { header_timeout: self.header_timeout, max_connections: self.max_connections }
     }
 }
 
@@ -62,11 +76,19 @@ pub struct Ingress {
     config: Config,
     spool: Arc<Spool>,
     metrics: IngressMetrics,
-    /// A permit for every byte of body that may be in memory.
-    memory: Semaphore,
+    /// A permit for every byte of large body that may be in memory.
+    bodies: Arc<Semaphore>,
+    /// A permit for every byte that decoding and the decoded events may take, `budget` of them.
+    events: Arc<Semaphore>,
+    budget: usize,
 }
 
-type Answer = Response<Full<Bytes>>;
+/// A body may have as many bytes as this without waiting for memory, which is less than its connection holds anyway: webhooks
+/// are small, and do not wait behind slow clients with large bodies.
+const SMALL_BODY: usize = 16 << 10;
+
+/// A body and the memory it takes.
+type Held = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// Why a request was not accepted.
 struct Refusal {
@@ -74,13 +96,15 @@ struct Refusal {
     detail: String,
     place: Option<(usize, usize)>,
     header: Option<(header::HeaderName, HeaderValue)>,
+    body_unread: bool,
 }
 
 impl Ingress {
     /// A service that stores what it takes in `spool`.
     pub fn new(config: Config, spool: Arc<Spool>, metrics: IngressMetrics) -> Self {
-        let memory = Semaphore::new((config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS));
-        Self { config, spool, metrics, memory }
+        let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
+        let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        Self { config, spool, metrics, bodies, budget, events }
     }
 
     /// Answers one request.
@@ -89,7 +113,7 @@ impl Ingress {
         let in_flight = InFlight(self);
         let head = request.method() == Method::HEAD;
         let mut answer = match self.accept(request).await {
-            Ok(answer) => answer,
+            Ok(appended) => success(appended),
             Err(refusal) => refusal.answer(),
         };
         drop(in_flight);
@@ -100,111 +124,139 @@ impl Ingress {
         answer
     }
 
-    async fn accept(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {
-        if request.uri().path() != self.config.path {
+    async fn accept(&self, request: Request<Incoming>) -> Result<Appended, Refusal> {
+        let unread = |refusal| Refusal { body_unread: true, ..refusal };
+        let (parts, body) = request.into_parts();
+        self.check(&parts).map_err(unread)?;
+        if parts.method == Method::HEAD {
+            return Ok(Appended::default());
+        }
+        let (bytes, held) = self.read(body).await.map_err(unread)?;
+        let arrival = Arrival::now();
+        let in_query = parts.method == Method::GET && bytes.is_empty();
+        let query = parts.uri.query().unwrap_or_default();
+        let memory = decode::memory(if in_query { query.as_bytes() } else { &bytes }, &self.config.decode);
+        let memory = reserve(&self.events, memory.min(self.budget)).await?;
+        let events = if in_query {
+            decode::fields(query, &self.config.decode, arrival)
+        } else {
+            let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            decode::body(&bytes, content_type, &self.config.decode, arrival)
+        }?;
+        drop((bytes, held));
+        if events.is_empty() {
+            return Ok(Appended::default());
+        }
+        self.store(events, memory).await
+    }
+
+    /// What can be said without the body.
+    fn check(&self, parts: &Parts) -> Result<(), Refusal> {
+        if parts.uri.path() != self.config.path {
             return Err(refusal(StatusCode::NOT_FOUND, format!("webhooks are taken at {}", self.config.path)));
         }
-        let (parts, body) = request.into_parts();
-        let is_post = match parts.method {
-            Method::POST => true,
-            Method::GET => false,
-            Method::HEAD => return Ok(success(0, 0)),
-            _ => {
-                return Err(Refusal {
-                    header: Some((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST"))),
-                    ..refusal(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST or GET")
-                });
-            }
-        };
-        if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+        if !matches!(parts.method, Method::POST | Method::GET | Method::HEAD) {
             return Err(Refusal {
+                header: Some((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST"))),
+                ..refusal(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST or GET")
+            });
+        }
+        let encoding = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+        match encoding.into_iter().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            None => Ok(()),
+            Some(encoding) => Err(Refusal {
                 header: Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
                 ..refusal(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     format!("bodies encoded as {encoding:?} are not taken; send them plain"),
                 )
-            });
+            }),
         }
-        let (bytes, _memory) = self.read(&parts.headers, body).await?;
-        let arrival = Arrival::now();
-        let events = if is_post || !bytes.is_empty() {
-            let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            decode::body(&bytes, content_type, &self.config.decode, arrival)
-        } else {
-            decode::fields(parts.uri.query().unwrap_or_default(), &self.config.decode, arrival)
-        }?;
-        drop(bytes);
-        if events.is_empty() {
-            return Ok(success(0, 0));
-        }
-        let appended = self.spool.append(events).await?;
-        self.metrics.accepted.inc_by(appended.stored as u64);
-        self.metrics.duplicates.inc_by(appended.duplicates as u64);
-        Ok(success(appended.stored, appended.duplicates))
     }
 
     /// Reads the body within the bounds of size, time and memory.
-    async fn read(&self, headers: &HeaderMap, body: Incoming) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Refusal> {
+    async fn read(&self, mut body: Incoming) -> Result<Held, Refusal> {
         if body.is_end_stream() {
             return Ok((Bytes::new(), None));
         }
-        let declared = body.size_hint().exact();
-        if declared.is_some_and(|size| size > self.config.max_body.as_u64()) {
+        let declared = body.size_hint().exact().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        let most = self.config.max_body.as_u64() as usize;
+        if declared.is_some_and(|size| size > most) {
             return Err(self.too_large());
         }
-        let read = tokio::time::timeout(self.config.body_timeout, self.read_on(declared, body)).await;
-        match read {
-            Ok(result) => result,
-            Err(_) if self.memory.available_permits() == 0 => Err(Refusal {
-                header: Some((header::RETRY_AFTER, HeaderValue::from_static("1"))),
-                ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many bytes of other requests are waiting")
-            }),
-            Err(_) => {
-                let what = if headers.contains_key(header::EXPECT) {
-                    "the body did not follow"
-                } else {
-                    "the body was not complete"
-                };
-                let seconds = self.config.body_timeout.as_secs_f64();
-                Err(refusal(StatusCode::REQUEST_TIMEOUT, format!("{what} within {seconds} s")))
-            }
+        let mut held = None;
+        if declared.is_some_and(|size| size > SMALL_BODY) {
+            held = Some(self.reserve_body(declared.unwrap_or(most)).await?);
         }
-    }
-
-    async fn read_on(
-        &self,
-        declared: Option<u64>,
-        mut body: Incoming,
-    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Refusal> {
-        let closed = |_| refusal(StatusCode::SERVICE_UNAVAILABLE, "shutting down");
-        let mut permit = self.memory.acquire_many(declared.unwrap_or_default() as u32).await.map_err(closed)?;
+        let timeout = self.config.body_timeout;
+        let mut deadline = Instant::now() + timeout;
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off"))?;
+        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| too_slow(timeout))? {
+            let frame = frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
             let Ok(data) = frame.into_data() else { continue };
             let size = first.len() + all.len() + data.len();
-            if size as u64 > self.config.max_body.as_u64() {
+            if size > most {
                 return Err(self.too_large());
             }
-            if size > permit.num_permits() {
-                permit.merge(self.memory.acquire_many((size - permit.num_permits()) as u32).await.map_err(closed)?);
+            if size > SMALL_BODY && held.is_none() {
+                // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
+                held = Some(self.reserve_body(most).await?);
+                deadline = Instant::now() + timeout;
             }
             // Most bodies come in one piece, which needs no copy.
             if size == data.len() {
                 first = data;
             } else {
+                if all.is_empty() {
+                    all.reserve(declared.unwrap_or(if held.is_some() { most } else { SMALL_BODY }));
+                }
                 all.extend_from_slice(&std::mem::take(&mut first));
                 all.extend_from_slice(&data);
             }
         }
         let bytes = if all.is_empty() { first } else { all.freeze() };
-        Ok((bytes, Some(permit)))
+        if let Some(held) = &mut held {
+            drop(held.split(held.num_permits().saturating_sub(bytes.len())));
+        }
+        Ok((bytes, held))
+    }
+
+    async fn reserve_body(&self, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        timeout(self.config.body_timeout, reserve(&self.bodies, size)).await.unwrap_or_else(|_| {
+            Err(Refusal {
+                header: Some((header::RETRY_AFTER, HeaderValue::from_static("1"))),
+                ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
+            })
+        })
+    }
+
+    /// Stores the events even if the client goes away meanwhile, so that their memory stays accounted for.
+    async fn store(&self, events: Vec<Event>, memory: OwnedSemaphorePermit) -> Result<Appended, Refusal> {
+        let (spool, metrics) = (self.spool.clone(), self.metrics.clone());
+        let stored = tokio::spawn(async move {
+            let appended = spool.append(events).await?;
+            drop(memory);
+            metrics.accepted.inc_by(appended.stored as u64);
+            metrics.duplicates.inc_by(appended.duplicates as u64);
+            Ok(appended)
+        });
+        stored.await.unwrap_or(Err(AppendError::Closed)).map_err(Refusal::from)
     }
 
     fn too_large(&self) -> Refusal {
         refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.config.max_body.as_u64()))
     }
+}
+
+async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
+    permit.map_err(|_| AppendError::Closed.into())
+}
+
+fn too_slow(timeout: Duration) -> Refusal {
+    let seconds = timeout.as_secs_f64();
+    refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
 }
 
 struct InFlight<'a>(&'a Ingress);
@@ -216,10 +268,10 @@ impl Drop for InFlight<'_> {
 }
 
 fn refusal(status: StatusCode, detail: impl Into<String>) -> Refusal {
-    Refusal { status, detail: detail.into(), place: None, header: None }
+    Refusal { status, detail: detail.into(), place: None, header: None, body_unread: false }
 }
 
-fn success(stored: usize, duplicates: usize) -> Answer {
+fn success(Appended { stored, duplicates }: Appended) -> Answer {
     let mut answer = Response::new(Full::new(format!("{{\"stored\":{stored},\"duplicates\":{duplicates}}}\n").into()));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
@@ -263,6 +315,9 @@ impl Refusal {
         *answer.status_mut() = self.status;
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         answer.headers_mut().extend(self.header.map(|(name, value)| (Some(name), value)));
+        if self.body_unread {
+            answer.extensions_mut().insert(BodyUnread);
+        }
         answer
     }
 }

@@ -35,6 +35,8 @@ pub mod config;
 pub mod admin;
 pub mod ingress;
 
+pub mod control;
+pub mod dead_letter;
 pub mod dispatch;
 pub mod route;
 pub mod sink;

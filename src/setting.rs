@@ -8,10 +8,47 @@ use serde::de::{self, Deserializer, Visitor};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// `#[serde(default, with = "optional_period")]` for an `Option<Duration>`.
-pub use jiff::fmt::serde::unsigned_duration::friendly::compact::optional as optional_period;
 /// `#[serde(with = "period")]` for a [`std::time::Duration`] written as `"30s"`.
-pub use jiff::fmt::serde::unsigned_duration::friendly::compact::required as period;
+pub mod period {
+    use jiff::fmt::friendly::SpanParser;
+    use serde::de::{self, Deserializer, Unexpected, Visitor};
+    use std::fmt;
+    use std::time::Duration;
+
+    /// Reads a period.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_str(Text)
+    }
+
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a period such as \"100ms\", \"30s\" or \"1h 30m\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let period = SpanParser::new().parse_unsigned_duration(text);
+            period.map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        }
+    }
+}
+
+/// `#[serde(default, with = "optional_period")]` for an `Option<Duration>`.
+pub mod optional_period {
+    use serde::{Deserialize, Deserializer};
+    use std::time::Duration;
+
+    #[derive(Deserialize)]
+    struct Period(#[serde(with = "super::period")] Duration);
+
+    /// Reads a period, or null.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Period>::deserialize(deserializer)?.map(|Period(period)| period))
+    }
+}
 
 /// A text that must not appear in logs, metrics or errors. `Debug` and `Display` show a placeholder.
 #[derive(Clone, PartialEq, Eq)]

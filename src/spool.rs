@@ -23,6 +23,7 @@
 
 pub mod cursor;
 pub mod disk;
+pub mod inspect;
 mod janitor;
 mod known;
 mod reader;
@@ -81,7 +82,7 @@ impl Default for Config {
             max_size: ByteSize::gib(1),
             segment_size: None,
             duplicate_window: Duration::from_secs(45 * 60),
-            duplicate_capacity: 1 << 17,
+            duplicate_capacity: 100_000,
             retain: None,
             memory: ByteSize::mib(4),
         }
@@ -189,7 +190,7 @@ impl Spool {
 
     /// Opens a spool on any disk.
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
-        let Recovered { segments, end, torn, damaged } = recovery::recover(&*disk)?;
+        let Recovered { segments, end, torn, damaged, .. } = recovery::recover(&*disk)?;
         if torn > 0 {
             tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
         }

@@ -1,11 +1,18 @@
 //! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
 
 mod brokers;
+mod command_line;
 mod delivery;
+mod deploy;
+mod examples;
+mod independence;
 mod kafka_sink;
 mod nats_sink;
 mod ordering;
 mod outage;
+mod probes;
+mod readme;
 mod recovery;
+mod replay;
 mod routing;
 mod support;

@@ -85,15 +85,10 @@ fn insert(table: &mut Dict, steps: &[&str], value: Value) {
     }
 }
 
-/// A number or a truth value where the text is exactly how one is written, a list in brackets, else the text: a password
-/// such as `007` stays what it is.
+/// A list in brackets, else the text as it is: a user called `1234` or a password such as `007` stays what it is.
 fn value(text: &str) -> Value {
     match text.parse::<Value>() {
-        Ok(Value::Num(tag, number)) => {
-            let written = number.to_u128().map(|n| n.to_string()).or_else(|| number.to_i128().map(|n| n.to_string()));
-            if written.as_deref() == Some(text) { Value::Num(tag, number) } else { Value::from(text) }
-        }
-        Ok(parsed @ (Value::Bool(..) | Value::Array(..))) => parsed,
+        Ok(list @ Value::Array(..)) => list,
         _ => Value::from(text),
     }
 }

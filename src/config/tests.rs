@@ -31,7 +31,9 @@ fn layers_go_on_top_of_each_other() {
         ("CDRELAY_SINKS__KAFKA__BROKERS", "[\"b:1\",\"c:1\"]"),
         ("CDRELAY_SINKS__KAFKA__REQUIRED", "false"),
         ("CDRELAY_SINKS__KAFKA__SASL__MECHANISM", "PLAIN"),
-        ("CDRELAY_SINKS__KAFKA__SASL__USERNAME", "u"),
+        ("CDRELAY_SINKS__KAFKA__SASL__USERNAME", "1234"),
+        ("CDRELAY_SINKS__KAFKA__LIBRDKAFKA__SOCKET__TIMEOUT__MS", "1234"),
+        ("CDRELAY_SINKS__KAFKA__WHEN", "true"),
         ("CDRELAY_SINKS__KAFKA__SASL__PASSWORD", "007"),
         ("CDRELAY_PORT", "tcp://10.0.0.1:8080"),
         ("CDRELAY_SERVICE_HOST", "10.0.0.1"),
@@ -42,6 +44,9 @@ fn layers_go_on_top_of_each_other() {
     assert_eq!((kafka.dispatch.required, kafka.dispatch.max_in_flight), (false, 7));
     let Destination::Kafka(settings) = &kafka.destination else { panic!() };
     assert_eq!(settings.brokers, ["b:1", "c:1"]);
+    assert_eq!(settings.sasl.as_ref().unwrap().username, "1234");
+    assert_eq!(settings.librdkafka.0["socket.timeout.ms"].reveal(), "1234");
+    assert_eq!(kafka.route.when.as_deref(), Some("true"));
     assert_eq!(settings.sasl.as_ref().unwrap().password.as_ref().unwrap().reveal(), "007");
 }
 
@@ -57,10 +62,18 @@ fn errors_name_origin_key_finding_and_remedy() {
     assert!(wrong.contains("`sinks.k.type`") && wrong.contains("kafak") && wrong.contains("stdout"), "{wrong}");
     let untyped = problems("[sinks.k]\nbrokers = 'x'");
     assert!(untyped.contains("`sinks.k.type`: is missing"), "{untyped}");
-    let period = problems(&format!("{STDOUT}[shutdown]\ngrace = 5"));
-    assert!(period.contains("`shutdown.grace`"), "{period}");
+    for found in ["5", "'soon'", "'-5s'"] {
+        let period = problems(&format!("{STDOUT}[shutdown]\ngrace = {found}"));
+        assert!(period.contains("`shutdown.grace`: found ") && period.contains("allowed is a period"), "{period}");
+    }
+    let nested = problems("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\ntls.ca = 'x'");
+    assert!(nested.contains("`sinks.k.tls.ca`: is unknown; allowed are enabled, ca_file"), "{nested}");
+    let period = problems("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\nlinger = 5");
+    assert!(period.contains("`sinks.k.linger`: found"), "{period}");
     let size = problems(&format!("{STDOUT}[spool]\nmax_size = 'big'"));
-    assert!(size.contains("`spool.max_size`"), "{size}");
+    assert!(size.contains("`spool.max_size`") && size.contains("1GiB"), "{size}");
+    let address = problems(&format!("{STDOUT}[admin]\nlisten = 'here'"));
+    assert!(address.contains("`admin.listen`") && address.contains("127.0.0.1:8080"), "{address}");
     let template = problems("[sinks.out]\ntype = 'stdout'\nkey = '{team'");
     assert!(template.contains("`sinks.out.key`") && template.contains("character 1"), "{template}");
     let subject = problems("[sinks.n]\ntype = 'nats'\nsubject = 'a..b'");
@@ -96,6 +109,8 @@ fn contradictions_are_found() {
         ("[ingress.decode]\nmax_depth = 1000", "ingress.decode.max_depth"),
         ("[spool]\nsegment_size = '1GiB'", "spool.segment_size"),
         ("[log]\nlevel = 'a=b=c'", "log.level"),
+        ("max_in_flight = 0", "sinks.out.max_in_flight"),
+        ("look_ahead = '0'", "sinks.out.look_ahead"),
     ] {
         let error = problems(&format!("{STDOUT}{toml}"));
         assert!(error.contains(&format!("`{key}`")), "{toml}: {error}");

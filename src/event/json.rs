@@ -101,13 +101,19 @@ pub struct Reader<'a> {
     text: &'a str,
     at: usize,
     max_depth: usize,
+    max_fields: usize,
     depth: usize,
 }
 
 impl<'a> Reader<'a> {
     /// Reads `text`, which must be shorter than 4 GiB, and refuses values nested deeper than `max_depth`.
     pub fn new(text: &'a str, max_depth: usize) -> Self {
-        Self { text, at: 0, max_depth, depth: 0 }
+        Self { text, at: 0, max_depth, max_fields: usize::MAX, depth: 0 }
+    }
+
+    /// Refuses to list the members of an [`object`](Self::object) that has more than these.
+    pub fn with_max_fields(self, max_fields: usize) -> Self {
+        Self { max_fields, ..self }
     }
 
     /// Goes on at another byte index, which has to be between two values.
@@ -132,6 +138,9 @@ impl<'a> Reader<'a> {
     pub fn object(&mut self) -> Result<Vec<Member>, Error> {
         let mut members = Vec::with_capacity(24);
         self.members(|reader, name| {
+            if members.len() == reader.max_fields {
+                return Err(reader.error(too_many_fields(reader.max_fields)));
+            }
             members.push(Member { name, value: reader.value()? });
             Ok(())
         })?;
@@ -385,6 +394,11 @@ pub fn write_string(text: &str, out: &mut String) {
         }
     }
     out.push('"');
+}
+
+/// In words for whoever sent them.
+pub fn too_many_fields(limit: usize) -> String {
+    format!("more than {limit} fields in one event")
 }
 
 #[cfg(test)]

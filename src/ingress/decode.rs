@@ -14,6 +14,8 @@ pub struct Config {
     pub max_depth: usize,
     /// How many events one request may bring.
     pub max_events: usize,
+    /// How many fields an event may have at its top level.
+    pub max_fields: usize,
 }
 
 impl Default for Config {
@@ -22,6 +24,7 @@ impl Default for Config {
             json_fields: ["data", "payload", "myoperator"].map(String::from).into(),
             max_depth: 64,
             max_events: 1000,
+            max_fields: 1000,
         }
     }
 }
@@ -43,6 +46,19 @@ pub enum DecodeError {
         /// The configured bound.
         limit: usize,
     },
+}
+
+/// An upper bound, near enough, of the memory that decoding these bytes and the events in them take.
+pub fn memory(bytes: &[u8], config: &Config) -> usize {
+    const COPIES: usize = 3;
+    const FIELD: usize = 100;
+    const EVENT: usize = 250;
+    let (mut fields, mut objects) = (1, 1);
+    for byte in bytes {
+        fields += usize::from(matches!(byte, b',' | b'&'));
+        objects += usize::from(*byte == b'{');
+    }
+    COPIES * bytes.len() + FIELD * fields + EVENT * objects.min(config.max_events)
 }
 
 /// The events in a request's body, in their order.
@@ -74,7 +90,10 @@ pub fn body(
 
 /// The event in a query string or a form; none if there is no field.
 pub fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
-    let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).collect();
+    let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).take(config.max_fields + 1).collect();
+    if fields.len() > config.max_fields {
+        return Err(DecodeError::Malformed { detail: json::too_many_fields(config.max_fields), place: None });
+    }
     if let [(name, value)] = fields.as_slice()
         && config.json_fields.iter().any(|field| field == name)
         && value.trim_start().starts_with(['{', '['])
@@ -130,7 +149,7 @@ struct Events<'a> {
 
 impl Events<'_> {
     fn read(&mut self) -> Result<(), json::Error> {
-        let mut reader = Reader::new(self.text, self.config.max_depth);
+        let mut reader = Reader::new(self.text, self.config.max_depth).with_max_fields(self.config.max_fields);
         if reader.peek() == Some(b'[') {
             self.array(&mut reader)?;
             return end(&mut reader, "expected nothing after the array");
@@ -140,7 +159,8 @@ impl Events<'_> {
         let stop = reader.position();
         if let Some(inner) = self.envelope(&members) {
             end(&mut reader, "expected nothing after the envelope")?;
-            let mut inside = Reader::new(self.text.get(..inner.end).unwrap_or_default(), self.config.max_depth);
+            let mut inside = Reader::new(self.text.get(..inner.end).unwrap_or_default(), self.config.max_depth)
+                .with_max_fields(self.config.max_fields);
             inside.skip_to(inner.start);
             return self.array(&mut inside);
         }

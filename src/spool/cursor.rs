@@ -52,20 +52,18 @@ impl Cursor {
             }
             other => other?,
         };
-        let mut newest = (0, 0);
-        for slot in 0..3 {
-            let mut bytes = [0; SLOT];
-            if file.read_at(&mut bytes, slot * SECTOR)? == SLOT {
-                newest = newest.max(read_slot(&bytes).unwrap_or_default());
-            }
-        }
-        let (sequence, position) = newest;
+        let (sequence, position) = newest_slot(&*file)?;
         // What slot 0 says may not have reached the disk: it is written anew before anything is removed on its account.
         let written = Written { sequence, noted: position, ..Written::default() };
         Ok((
             Self { sink: sink.to_owned(), file, position: AtomicU64::new(position), optional: AtomicBool::new(false) },
             written,
         ))
+    }
+
+    /// The position that the cursor file of `sink` tells, without opening it for writing.
+    pub fn read(disk: &dyn Disk, sink: &str) -> io::Result<u64> {
+        Ok(newest_slot(&*disk.open(&name(sink))?)?.1)
     }
 
     /// The sink's name.
@@ -130,6 +128,18 @@ impl Cursor {
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         self.file.write_at(&bytes, slot * SECTOR)
     }
+}
+
+/// The sequence number and the position of the newest intact slot.
+fn newest_slot(file: &dyn DiskFile) -> io::Result<(u64, u64)> {
+    let mut newest = (0, 0);
+    for slot in 0..3 {
+        let mut bytes = [0; SLOT];
+        if file.read_at(&mut bytes, slot * SECTOR)? == SLOT {
+            newest = newest.max(read_slot(&bytes).unwrap_or_default());
+        }
+    }
+    Ok(newest)
 }
 
 fn read_slot(bytes: &[u8; SLOT]) -> Option<(u64, u64)> {

@@ -41,7 +41,8 @@ pub trait DiskFile: Debug + Send + Sync {
 pub struct Directory {
     path: PathBuf,
     handle: File,
-    _lock: File,
+    /// Held by the process that uses the spool; who only looks at it has none.
+    _lock: Option<File>,
 }
 
 /// Why a directory cannot serve as a spool.
@@ -69,6 +70,11 @@ pub enum LockError {
 }
 
 impl Directory {
+    /// Opens `path` to look at it, whoever uses it.
+    pub fn read_only(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), handle: File::open(path)?, _lock: None })
+    }
+
     /// Opens `path`, which is made if it is not there, for this process alone. Its files can be read by the owner only.
     pub fn lock(path: &Path) -> Result<Self, LockError> {
         let unusable = |source| LockError::Unusable { path: path.to_owned(), source };
@@ -85,7 +91,7 @@ impl Directory {
         let pid = format!("{}\n", std::process::id());
         lock.set_len(0).and_then(|()| lock.write_all_at(pid.as_bytes(), 0)).map_err(unusable)?;
         let handle = File::open(path).map_err(unusable)?;
-        Ok(Self { path: path.to_owned(), handle, _lock: lock })
+        Ok(Self { path: path.to_owned(), handle, _lock: Some(lock) })
     }
 }
 
@@ -133,7 +139,8 @@ impl Disk for Directory {
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(private().open(self.path.join(name))?))
+        let path = self.path.join(name);
+        Ok(Box::new(if self._lock.is_some() { private().open(path)? } else { File::open(path)? }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -37,19 +37,27 @@ impl Recent {
 
     /// Adds a stored event, and lets go of those that have become too old or too many.
     pub fn insert(&mut self, id: EventId, arrival: Arrival) {
+        self.expire(arrival);
         if self.capacity > 0 && self.ids.insert(id) {
+            // Gone before it comes: one entry over the capacity could double what the containers hold.
+            if self.order.len() == self.capacity {
+                self.forget_oldest();
+            }
             self.order.push_back((arrival, id));
         }
-        self.expire(arrival);
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, id)) = self.order.pop_front() {
+            self.ids.remove(&id);
+        }
     }
 
     /// Lets go of everything that is outside the window at `now`.
     pub fn expire(&mut self, now: Arrival) {
         let since = self.since(now);
-        while self.order.front().is_some_and(|(arrival, _)| *arrival < since) || self.order.len() > self.capacity {
-            if let Some((_, id)) = self.order.pop_front() {
-                self.ids.remove(&id);
-            }
+        while self.order.front().is_some_and(|(arrival, _)| *arrival < since) {
+            self.forget_oldest();
         }
     }
 }

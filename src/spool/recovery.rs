@@ -25,6 +25,8 @@ pub struct Recovered {
     pub segments: BTreeMap<u64, Segment>,
     /// The offset after the last record.
     pub end: u64,
+    /// Bytes of the last segment behind its last acknowledged record.
+    pub surplus: u64,
     /// Bytes of unacknowledged records that were cut off.
     pub torn: u64,
     /// Offsets of acknowledged records that are unreadable in the last segment. Damage in other segments is found when
@@ -32,11 +34,38 @@ pub struct Recovered {
     pub damaged: Vec<Range<u64>>,
 }
 
-/// Lists the segments and cuts a torn end off the last one, so that it is never written to again.
+/// Cuts a torn end off the last segment, so that it is never written to again.
 pub fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
+    let mut recovered = look(disk)?;
+    let Some((&base, last)) = recovered.segments.last_key_value() else { return Ok(recovered) };
+    let name = segment::name(base);
+    if recovered.end == base {
+        recovered.segments.remove(&base);
+        disk.remove(&name)?;
+        disk.sync()?;
+        return Ok(recovered);
+    }
+    let bytes = last.bytes - recovered.surplus;
+    if recovered.surplus > 0 {
+        let file = disk.open(&name)?;
+        file.resize(bytes)?;
+        file.sync()?;
+    }
+    if let Some(last) = recovered.segments.get_mut(&base) {
+        last.bytes = bytes;
+    }
+    Ok(recovered)
+}
+
+/// Lists the segments and finds the end of the log, and changes nothing.
+pub fn look(disk: &dyn Disk) -> io::Result<Recovered> {
     let mut segments = BTreeMap::new();
     for base in disk.list()?.iter().filter_map(|name| segment::base(name)) {
-        let file = disk.open(&segment::name(base))?;
+        let file = match disk.open(&segment::name(base)) {
+            // Removed meanwhile, by the bridge that runs on this spool.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
         let mut header = [0; segment::HEADER];
         let read = file.read_at(&mut header, 0)?;
         let intact = segment::check_header(header.get(..read).unwrap_or_default(), base)?;
@@ -44,30 +73,15 @@ pub fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
         let begun = Scan::new(file)?.first_arrival()?.unwrap_or(Arrival(0));
         segments.insert(base, Segment { bytes, damaged: !intact, begun });
     }
-    let mut recovered = Recovered { segments, end: 0, torn: 0, damaged: Vec::new() };
-    let Some((&base, _)) = recovered.segments.last_key_value() else { return Ok(recovered) };
-
-    let name = segment::name(base);
-    let tail = read_tail(Scan::new(disk.open(&name)?)?, base)?;
-    recovered.end = tail.end;
-    recovered.damaged = tail.damaged;
-    if tail.end == base {
-        recovered.segments.remove(&base);
-        disk.remove(&name)?;
-        disk.sync()?;
-        return Ok(recovered);
-    }
-    let file = disk.open(&name)?;
-    recovered.torn = tail.written.saturating_sub(tail.position);
-    if file.size()? != tail.position {
-        file.resize(tail.position)?;
-        file.sync()?;
-    }
-    if let Some(last) = recovered.segments.get_mut(&base) {
-        last.bytes = tail.position;
-        last.damaged |= !recovered.damaged.is_empty();
-    }
-    Ok(recovered)
+    let mut found = Recovered { segments, end: 0, surplus: 0, torn: 0, damaged: Vec::new() };
+    let Some((&base, last)) = found.segments.iter_mut().next_back() else { return Ok(found) };
+    let tail = read_tail(Scan::new(disk.open(&segment::name(base))?)?, base)?;
+    last.damaged |= !tail.damaged.is_empty();
+    found.end = tail.end;
+    found.surplus = last.bytes.saturating_sub(tail.position);
+    found.torn = tail.written.saturating_sub(tail.position);
+    found.damaged = tail.damaged;
+    Ok(found)
 }
 
 struct Tail {

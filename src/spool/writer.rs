@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A group commit takes no more requests once it has this many bytes.
-const COMMIT_BYTES: usize = 4 << 20;
+const COMMIT_BYTES: usize = 1 << 20;
 /// After a failure, how long until another segment is tried.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often the spool looks by itself whether it can take records again.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How many events of a request were stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,10 +99,19 @@ impl Queue {
         self.state().trouble = trouble;
     }
 
+    /// The requests that wait; none at all if it is time to look whether the trouble is over, `None` at the end.
     fn take(&self) -> Option<VecDeque<Append>> {
         let mut state = self.state();
         while state.requests.is_empty() && !state.closed {
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if state.trouble.is_none() {
+                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (waited, timeout) = self.arrived.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
+            state = waited;
+            if timeout.timed_out() {
+                return Some(std::mem::take(&mut state.requests));
+            }
         }
         if state.requests.is_empty() { None } else { Some(std::mem::take(&mut state.requests)) }
     }
@@ -113,7 +124,7 @@ impl Queue {
 /// Starts the thread, which ends when the queue is closed and empty.
 pub fn start(shared: Arc<Shared>, recent: Recent) -> io::Result<JoinHandle<()>> {
     let next = *shared.end.borrow();
-    let mut writer = Writer { shared, recent, active: None, next, buffer: Vec::new(), paused: None };
+    let mut writer = Writer { shared, recent, active: None, next, buffer: Vec::new(), paused: None, refused: 0 };
     std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())
 }
 
@@ -126,6 +137,8 @@ struct Writer {
     buffer: Vec<u8>,
     /// Set after a failure: nothing is tried before this moment.
     paused: Option<(Instant, AppendError)>,
+    /// How many bytes could not be stored when the trouble began.
+    refused: u64,
 }
 
 /// The segment that is being written to.
@@ -148,6 +161,9 @@ struct Commit {
 impl Writer {
     fn run(&mut self) {
         while let Some(mut requests) = self.shared.queue.take() {
+            if requests.is_empty() {
+                self.look();
+            }
             while !requests.is_empty() {
                 self.commit(&mut requests);
             }
@@ -155,11 +171,24 @@ impl Writer {
         self.seal();
     }
 
+    /// Whether what was refused would be stored now. Readiness depends on it, and without readiness no request comes that
+    /// could find out.
+    fn look(&mut self) {
+        let trouble = self.make_room(self.refused).err();
+        if trouble.is_none()
+            && let Some(Err(cause)) = self.active.as_ref().map(|active| active.file.sync())
+        {
+            return self.fail(&cause, Commit::default());
+        }
+        self.shared.queue.set_trouble(trouble.map(|error| error.to_string()));
+    }
+
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     fn commit(&mut self, requests: &mut VecDeque<Append>) {
         let needed = requests.front().map_or(0, |first| self.needed(first));
         if let Err(error) = self.make_room(needed as u64) {
             self.shared.queue.set_trouble(Some(error.to_string()));
+            self.refused = needed as u64;
             // The first one does not fit; a later, smaller one might, and is tried in its turn.
             if let Some(append) = requests.pop_front() {
                 let _ = append.done.send(Err(error));
@@ -261,6 +290,7 @@ impl Writer {
         self.shared.metrics.failures.inc();
         let error = AppendError::Failed { cause: cause.to_string() };
         self.pause(error.clone());
+        self.refused = self.buffer.len() as u64;
         self.seal();
         for (done, _) in commit.waiting {
             let _ = done.send(Err(error.clone()));

@@ -1,10 +1,14 @@
-//! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled.
+//! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled; and the
+//! marks of those that were replayed.
 
 use crate::event::{Arrival, json};
 use crate::sink::Message;
 use crate::spool::Record;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +23,7 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Dead letters of `sink` beside the spool in `spool`; the file is made when the first one comes.
     pub fn new(spool: &Path, sink: &str) -> Self {
-        Self { path: spool.join("dead-letters").join(format!("{sink}.ndjson")), file: Arc::default() }
+        Self { path: path(spool, sink), file: Arc::default() }
     }
 
     /// Adds one line and syncs it: `time`, `sink`, `reason`, `topic`, `key`, `id`, `conversation`, `offset`, `arrival`,
@@ -41,6 +45,100 @@ impl DeadLetters {
         .await
         .map_err(io::Error::other)?
     }
+}
+
+/// A dead letter as it is read back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// When it was written, RFC 3339.
+    pub time: String,
+    /// The sink whose destination refused the message.
+    pub sink: String,
+    /// Why.
+    pub reason: String,
+    /// Where the message was to go.
+    pub topic: String,
+    /// Its key.
+    pub key: String,
+    /// The event's identity.
+    pub id: String,
+    /// The event's conversation.
+    pub conversation: String,
+    /// When the event arrived, RFC 3339.
+    pub arrival: String,
+    /// The record's offset.
+    pub offset: u64,
+    /// The event's exact text.
+    pub payload: String,
+}
+
+/// A line in the file of marks.
+#[derive(Deserialize)]
+struct Mark {
+    offset: u64,
+    id: String,
+}
+
+/// The dead letters of one sink in the order in which they were written, each with whether it was replayed. A letter that a
+/// crash caused to be written twice appears once; lines that a crash cut off are left out.
+pub fn read(spool: &Path, sink: &str) -> io::Result<Vec<(DeadLetter, bool)>> {
+    let replayed: HashSet<(u64, String)> =
+        lines::<Mark>(&marks_path(spool, sink))?.into_iter().map(|mark| (mark.offset, mark.id)).collect();
+    let mut seen = HashSet::new();
+    let letters = lines::<DeadLetter>(&path(spool, sink))?;
+    let once = letters.into_iter().filter(|letter| seen.insert((letter.offset, letter.id.clone())));
+    Ok(once
+        .map(|letter| (letter.offset, letter.id.clone(), letter))
+        .map(|(offset, id, letter)| (letter, replayed.contains(&(offset, id))))
+        .collect())
+}
+
+/// The sinks that have dead letters.
+pub fn sinks(spool: &Path) -> io::Result<Vec<String>> {
+    let mut sinks = Vec::new();
+    let dir = match std::fs::read_dir(spool.join("dead-letters")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sinks),
+        other => other?,
+    };
+    for entry in dir {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        sinks.extend(name.strip_suffix(".ndjson").map(str::to_owned));
+    }
+    sinks.sort();
+    Ok(sinks)
+}
+
+/// Notes durably that these letters were replayed.
+pub fn mark_replayed(spool: &Path, sink: &str, letters: &[&DeadLetter]) -> io::Result<()> {
+    let mut text = String::new();
+    for letter in letters {
+        text.push_str(
+            &serde_json::json!({ "offset": letter.offset, "id": letter.id, "time": Arrival::now().to_string() })
+                .to_string(),
+        );
+        text.push('\n');
+    }
+    write(&open(&marks_path(spool, sink))?, &text)
+}
+
+fn path(spool: &Path, sink: &str) -> PathBuf {
+    spool.join("dead-letters").join(format!("{sink}.ndjson"))
+}
+
+fn marks_path(spool: &Path, sink: &str) -> PathBuf {
+    spool.join("dead-letters").join(format!("{sink}.replayed"))
+}
+
+fn lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        found.extend(serde_json::from_slice(&line?));
+    }
+    Ok(found)
 }
 
 fn open(path: &Path) -> io::Result<File> {

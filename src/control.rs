@@ -1,0 +1,147 @@
+//! How commands on the same machine reach a running bridge: a socket in the spool's directory, which its owner alone may enter.
+//!
+//! One exchange a connection. The client sends a line `{"target":"SINK"}`, then one line `{"arrival":MS,"payload":"TEXT"}` per
+//! event, and closes its side. The answer is one line: how many events are stored, in order, and what stopped the rest.
+
+use crate::event::{Arrival, Event, MAX_DEPTH};
+use crate::spool::Spool;
+use serde::{Deserialize, Serialize};
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+/// Events that are appended together.
+const BATCH: usize = 100;
+/// A line longer than this is no event of ours.
+const MAX_LINE: u64 = 256 << 20;
+
+/// An event to be published again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// Milliseconds since 1970 when it first arrived.
+    pub arrival: u64,
+    /// Its exact text.
+    pub payload: String,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// So many events, from the first on, are stored durably.
+    pub stored: usize,
+    /// Why the rest is not.
+    pub error: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    target: String,
+}
+
+/// The socket of the bridge whose spool is in `spool`.
+pub fn path(spool: &Path) -> PathBuf {
+    spool.join("control")
+}
+
+/// Listens in the spool's directory, which this process has locked; a socket left there is nobody's.
+pub fn listen(spool: &Path) -> io::Result<UnixListener> {
+    let path = path(spool);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers until the future is dropped.
+pub async fn serve(listener: UnixListener, spool: Arc<Spool>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone()))),
+            Err(error) => {
+                tracing::warn!(%error, "a control connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, spool: Arc<Spool>) {
+    let (reader, mut writer) = stream.into_split();
+    let mut outcome = Outcome::default();
+    if let Err(error) = take(BufReader::new(reader), &spool, &mut outcome.stored).await {
+        outcome.error = Some(error.to_string());
+    }
+    let line = serde_json::to_string(&outcome).unwrap_or_default() + "\n";
+    // A client that is gone asks again, which is safe.
+    let _ = writer.write_all(line.as_bytes()).await;
+}
+
+async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, stored: &mut usize) -> io::Result<()> {
+    let Some(line) = next_line(&mut reader).await? else { return Ok(()) };
+    let head: Head = serde_json::from_str(&line)?;
+    loop {
+        let mut batch = Vec::with_capacity(BATCH);
+        while batch.len() < BATCH {
+            match next_line(&mut reader).await? {
+                Some(line) => batch.push(serde_json::from_str(&line)?),
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let count = batch.len();
+        store(spool, &head.target, batch).await?;
+        *stored += count;
+    }
+}
+
+async fn next_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<String>> {
+    let mut line = String::new();
+    let read = reader.take(MAX_LINE).read_line(&mut line).await?;
+    Ok((read > 0).then_some(line))
+}
+
+/// Stores events for `target` alone.
+pub async fn store(spool: &Spool, target: &str, events: Vec<Again>) -> io::Result<()> {
+    if spool.cursor(target).is_none() {
+        return Err(io::Error::other(format!("no sink is called `{target}`")));
+    }
+    let parse =
+        |again: Again| Event::parse(&again.payload, MAX_DEPTH, Arrival(again.arrival)).map_err(io::Error::other);
+    let events = events.into_iter().map(parse).collect::<io::Result<Vec<_>>>()?;
+    spool.append_again(events, target).await.map(drop).map_err(io::Error::other)
+}
+
+/// Hands events to the bridge that runs on the spool in `spool`; `None` if none does.
+pub async fn send(spool: &Path, target: &str, events: &[Again]) -> io::Result<Option<Outcome>> {
+    let stream = match UnixStream::connect(path(spool)).await {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let (mut reader, mut writer) = stream.into_split();
+    let mut text = serde_json::to_string(&Head { target: target.to_owned() })? + "\n";
+    for event in events {
+        text.push_str(&serde_json::to_string(event)?);
+        text.push('\n');
+        if text.len() > 1 << 20 {
+            writer.write_all(text.as_bytes()).await?;
+            text.clear();
+        }
+    }
+    writer.write_all(text.as_bytes()).await?;
+    writer.shutdown().await?;
+    drop(writer);
+    let mut answer = String::new();
+    reader.read_to_string(&mut answer).await?;
+    Ok(Some(serde_json::from_str(&answer)?))
+}

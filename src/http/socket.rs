@@ -1,0 +1,122 @@
+//! A client's socket, closed so that the client can read the last answer, and not waited on for ever before its first request.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// For how long, and for how many bytes, a client that was refused is listened to after the answer was sent. A socket closed
+/// with bytes unread resets the connection, and a reset takes away an answer that the client has not read yet.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
+
+/// The socket as hyper sees it.
+pub struct Socket {
+    stream: TcpStream,
+    watcher: Arc<Watcher>,
+    /// Until when the first request has to come: hyper's own timeout begins only once it knows which version is spoken.
+    first_request: Option<Pin<Box<Sleep>>>,
+    closing: Option<Pin<Box<Sleep>>>,
+    discarded: usize,
+}
+
+/// What the service tells the socket.
+#[derive(Debug, Default)]
+pub struct Watcher {
+    begun: AtomicBool,
+    http2: AtomicBool,
+    /// Bytes came that no answer has accounted for.
+    unanswered: AtomicBool,
+}
+
+impl Watcher {
+    /// A request's header has been read.
+    pub fn request_begins(&self, http2: bool) {
+        self.begun.store(true, Ordering::Relaxed);
+        self.http2.store(http2, Ordering::Relaxed);
+    }
+
+    /// A request has its answer; `unread` if the client may still be sending its body.
+    pub fn answered(&self, unread: bool) {
+        self.unanswered.store(unread, Ordering::Relaxed);
+    }
+}
+
+impl Socket {
+    /// A socket that has to bring a request within `first_request`.
+    pub fn new(stream: TcpStream, first_request: Duration) -> (Self, Arc<Watcher>) {
+        let watcher = Arc::new(Watcher::default());
+        let first_request = Some(Box::pin(sleep(first_request)));
+        (Self { stream, watcher: watcher.clone(), first_request, closing: None, discarded: 0 }, watcher)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.watcher.begun.load(Ordering::Relaxed) {
+            self.first_request = None;
+        }
+        let before = buffer.filled().len();
+        if let Poll::Ready(result) = pin!(&mut self.stream).poll_read(cx, buffer) {
+            if buffer.filled().len() > before {
+                self.watcher.unanswered.store(true, Ordering::Relaxed);
+            }
+            return Poll::Ready(result);
+        }
+        match &mut self.first_request {
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        pin!(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        pin!(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.closing.is_none() {
+            ready!(pin!(&mut self.stream).poll_shutdown(cx))?;
+            self.closing = Some(Box::pin(sleep(LINGER)));
+        }
+        let watcher = &self.watcher;
+        if watcher.http2.load(Ordering::Relaxed) || !watcher.unanswered.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        while self.discarded < LINGER_BYTES {
+            if self.closing.as_mut().is_none_or(|closing| closing.as_mut().poll(cx).is_ready()) {
+                break;
+            }
+            let mut bytes = [0; 16 << 10];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let read = ready!(pin!(&mut self.stream).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            self.discarded += buffer.filled().len();
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,210 @@
+//! What is in `deploy/` fits together and fits the program: ports, paths, files, permissions, times.
+
+use crate::command_line::cdrelay;
+use crate::support::bridge::Bridge;
+use cdrelay::config::Config;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const MANIFEST: &str = include_str!("../deploy/sidecar.yaml");
+const CONTAINERFILE: &str = include_str!("../deploy/Containerfile");
+const PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
+
+fn object(kind: &str) -> Value {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
+    objects.into_iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+fn pod() -> Value {
+    object("StatefulSet")["spec"]["template"]["spec"].clone()
+}
+
+fn sidecar() -> Value {
+    named(&pod()["initContainers"], "cdrelay")
+}
+
+fn named(list: &Value, name: &str) -> Value {
+    let found = list.as_array().into_iter().flatten().find(|item| item["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {list:#}")).clone()
+}
+
+fn config_text() -> String {
+    object("ConfigMap")["data"]["cdrelay.toml"].as_str().unwrap().to_owned()
+}
+
+fn config() -> Config {
+    Config::from_toml(&config_text()).unwrap()
+}
+
+#[test]
+fn the_configuration_in_the_manifest_is_sound() {
+    let directory = TempDir::new().unwrap();
+    let (file, password) = (directory.path().join("cdrelay.toml"), directory.path().join("password"));
+    fs::write(&file, config_text()).unwrap();
+    fs::write(&password, "secret\n").unwrap();
+    let setting = format!("sinks.kafka.sasl.password_file={}", password.display());
+    let finished = cdrelay(&["check", "--config", file.to_str().unwrap(), "--set", &setting]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+}
+
+#[test]
+fn the_sidecar_starts_first_stays_and_has_time_to_stop() {
+    let sidecar = sidecar();
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    assert_eq!(sidecar["image"], format!("cdrelay:{}", env!("CARGO_PKG_VERSION")));
+    let config = config();
+    let disconnecting = Duration::from_secs(2) * config.sinks.len() as u32;
+    let own = config.shutdown.delay + config.shutdown.grace + disconnecting;
+    let all = Duration::from_secs(pod()["terminationGracePeriodSeconds"].as_u64().unwrap());
+    assert!(config.shutdown.delay >= Duration::from_secs(5));
+    assert!(all >= own + Duration::from_secs(30), "{own:?} of {all:?} leaves the application too little");
+}
+
+#[test]
+fn every_path_is_mounted_from_something_that_exists() {
+    let (sidecar, pod, stateful) = (sidecar(), pod(), object("StatefulSet"));
+    let mount = |path: &Path| -> (Value, String) {
+        let mounts = sidecar["volumeMounts"].as_array().unwrap();
+        let holds = |mount: &&Value| path.starts_with(mount["mountPath"].as_str().unwrap());
+        let mount = mounts.iter().find(holds).unwrap_or_else(|| panic!("{} is on no volume", path.display()));
+        (mount.clone(), mount["name"].as_str().unwrap().to_owned())
+    };
+    let arguments: Vec<&str> = sidecar["args"].as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect();
+    let ["run", "--config", file] = arguments[..] else { panic!("{arguments:?}") };
+    let (config_mount, volume) = mount(Path::new(file));
+    let key = config_mount["subPath"].as_str().unwrap();
+    assert!(object("ConfigMap")["data"][key].is_string());
+    assert_eq!(named(&pod["volumes"], &volume)["configMap"]["name"], object("ConfigMap")["metadata"]["name"]);
+
+    let document: Value = {
+        use figment::Figment;
+        use figment::providers::{Format, Toml};
+        Figment::from(Toml::string(&config_text())).extract().unwrap()
+    };
+    let password = Path::new(document["sinks"]["kafka"]["sasl"]["password_file"].as_str().unwrap());
+    let (secret_mount, volume) = mount(password);
+    assert_eq!(password.parent(), Some(Path::new(secret_mount["mountPath"].as_str().unwrap())));
+    assert_eq!(named(&pod["volumes"], &volume)["secret"]["secretName"], object("Secret")["metadata"]["name"]);
+    assert!(object("Secret")["stringData"][password.file_name().unwrap().to_str().unwrap()].is_string());
+
+    let config = config();
+    let (spool_mount, volume) = mount(&config.spool.path);
+    assert!(spool_mount["readOnly"].is_null());
+    let claims = stateful["spec"]["volumeClaimTemplates"].as_array().unwrap();
+    let claim = claims.iter().find(|claim| claim["metadata"]["name"] == volume).unwrap();
+    let storage = claim["spec"]["resources"]["requests"]["storage"].as_str().unwrap();
+    let gibibytes: u64 = storage.strip_suffix("Gi").unwrap().parse().unwrap();
+    assert!(bytesize::ByteSize::gib(gibibytes) > config.spool.max_size);
+}
+
+#[tokio::test]
+async fn probes_and_service_find_what_they_look_for() {
+    let (sidecar, config) = (sidecar(), config());
+    let port = |name: &str| named(&sidecar["ports"], name)["containerPort"].clone();
+    for (name, address) in [("webhook", config.ingress.listen), ("admin", config.admin.listen)] {
+        assert!(address.ip().is_unspecified());
+        assert_eq!(port(name), address.port());
+    }
+    let service = object("Service");
+    assert_eq!(service["spec"]["ports"].as_array().unwrap().len(), 1, "the admin port stays inside");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "webhook");
+    let stateful = object("StatefulSet");
+    assert_eq!(service["spec"]["selector"], stateful["spec"]["template"]["metadata"]["labels"]);
+    assert_eq!(service["spec"]["selector"], stateful["spec"]["selector"]["matchLabels"]);
+    assert_eq!(stateful["spec"]["serviceName"], service["metadata"]["name"]);
+
+    let bridge = Bridge::start(&format!("{PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    for (probe, path) in
+        [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz/ingress")]
+    {
+        assert_eq!(sidecar[probe]["httpGet"], json!({ "path": path, "port": "admin" }));
+        assert_eq!(bridge.admin(path).await.status, 200);
+    }
+}
+
+/// `restricted`, the strictest of the Kubernetes pod security standards, and no writing outside the volume.
+#[test]
+fn every_container_is_restricted() {
+    let pod = pod();
+    let context = &pod["securityContext"];
+    assert_eq!(context["runAsNonRoot"], true);
+    assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+    assert!(context["runAsUser"].as_u64().unwrap() > 0 && context["fsGroup"] == context["runAsGroup"]);
+    assert_eq!(context["fsGroupChangePolicy"], "OnRootMismatch");
+    let containers = ["initContainers", "containers"].map(|kind| pod[kind].as_array().unwrap().clone()).concat();
+    assert!(containers.len() > 1);
+    for container in containers {
+        let own = json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        });
+        assert_eq!(container["securityContext"], own, "{}", container["name"]);
+    }
+    assert_eq!(sidecar()["resources"]["limits"], json!({ "memory": "64Mi" }));
+}
+
+/// Instructions with their arguments, continued lines joined.
+fn instructions() -> Vec<(&'static str, String)> {
+    let lines = CONTAINERFILE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let mut instructions: Vec<(&str, String)> = Vec::new();
+    let mut continued = false;
+    for line in lines {
+        let text = line.trim_end_matches('\\').trim();
+        match instructions.last_mut().filter(|_| continued) {
+            Some((_, arguments)) => *arguments += &format!(" {text}"),
+            None => instructions.push(text.split_once(' ').map(|(name, rest)| (name, rest.to_owned())).unwrap()),
+        }
+        continued = line.ends_with('\\');
+    }
+    instructions
+}
+
+#[test]
+fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
+    let instructions = instructions();
+    let stage = instructions.iter().rposition(|(name, _)| *name == "FROM").unwrap();
+    let (building, last) = instructions.split_at(stage);
+    let from: Vec<_> = building.iter().filter(|(name, _)| *name == "FROM").collect();
+    assert!(matches!(from[..], [(_, base)] if base.ends_with("-bookworm AS build")), "{from:?}");
+    assert!(last[0].1.starts_with("gcr.io/distroless/cc-debian12"), "{:?} is not of the same Debian", last[0]);
+    let version = building.iter().find_map(|(_, text)| text.strip_prefix("RUST_VERSION=")).unwrap();
+    assert_eq!(version, env!("CARGO_PKG_RUST_VERSION"));
+
+    // Everything that is copied from here exists and is sent to the builder.
+    let sent = include_str!("../.containerignore");
+    let here = instructions.iter().filter(|(name, text)| *name == "COPY" && !text.starts_with("--from=build"));
+    let mut copied = 0;
+    for (_, text) in here {
+        let sources: Vec<_> = text.split_whitespace().collect();
+        for source in &sources[..sources.len() - 1] {
+            assert!(Path::new(source).exists(), "{source}");
+            assert!(sent.lines().any(|line| line == format!("!{source}")), "{source} is ignored");
+            copied += 1;
+        }
+    }
+    assert_eq!(sent.lines().filter(|line| line.starts_with('!')).count(), copied);
+
+    let only = |name: &str| {
+        let found: Vec<_> = last.iter().filter(|(instruction, _)| *instruction == name).collect();
+        assert_eq!(found.len(), 1, "{name}");
+        found[0].1.as_str()
+    };
+    let (user, group) = only("USER").split_once(':').unwrap();
+    assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0);
+    assert_eq!(pod()["securityContext"]["runAsUser"].to_string(), user);
+    let owned = format!("--from=build --chown={user}:{group} /out/lib/ /var/lib/");
+    assert!(last.iter().any(|(name, text)| *name == "COPY" && *text == owned));
+    assert_eq!(only("ENTRYPOINT"), "[\"cdrelay\"]");
+    assert_eq!(only("EXPOSE"), "8080 9090");
+
+    let command: Vec<String> = serde_json::from_str(only("CMD")).unwrap();
+    let ["run", arguments @ ..] = &command.iter().map(String::as_str).collect::<Vec<_>>()[..] else { panic!() };
+    let finished = cdrelay(&[&["check"], arguments].concat());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let volumes: Vec<String> = serde_json::from_str(only("VOLUME")).unwrap();
+    assert!(arguments.iter().any(|argument| argument.starts_with(&format!("spool.path={}/", volumes[0]))));
+}

@@ -1,0 +1,228 @@
+//! The README says what the program does: its examples, its tables of settings with their defaults, its metrics.
+
+use crate::command_line::cdrelay;
+use crate::support::bridge::Bridge;
+use crate::support::{PATIENCE, eventually};
+use cdrelay::config::Config;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use tempfile::TempDir;
+
+const README: &str = include_str!("../README.md");
+const PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
+
+#[tokio::test]
+async fn the_first_webhook_prints_what_is_shown() {
+    let body =
+        README.lines().find_map(|line| line.strip_prefix("curl -d '")?.strip_suffix("' localhost:8080/webhook/cdr"));
+    let body = body.unwrap();
+    let bridge = Bridge::start(&format!("{PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    // What `curl -d` sends.
+    let form = "application/x-www-form-urlencoded";
+    assert_eq!(bridge.post(body, form).await.text(), "{\"stored\":1,\"duplicates\":0}\n");
+    assert_eq!(bridge.post(body, form).await.text(), "{\"stored\":0,\"duplicates\":1}\n");
+    assert!(
+        README.contains("`{\"stored\":1,\"duplicates\":0}`") && README.contains("`{\"stored\":0,\"duplicates\":1}`")
+    );
+
+    eventually(PATIENCE, "one line", async || !bridge.stdout_lines().is_empty()).await;
+    let shown: String = blocks("json")[0].lines().map(str::trim_start).collect();
+    assert_eq!(without_time(&bridge.stdout_lines()[0]), without_time(&shown));
+}
+
+fn without_time(line: &str) -> String {
+    let (before, after) = line.split_once("\"ce_time\":\"").unwrap();
+    format!("{before}{}", after.split_once('"').unwrap().1)
+}
+
+#[test]
+fn every_piece_of_configuration_is_sound() {
+    let directory = TempDir::new().unwrap();
+    let blocks = blocks("toml");
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let path = directory.path().join("cdrelay.toml");
+        fs::write(&path, &block).unwrap();
+        let finished = cdrelay(&["check", "--config", path.to_str().unwrap()]);
+        assert_eq!(finished.code, Some(0), "{block}{}", finished.stderr);
+    }
+}
+
+#[test]
+fn every_flag_and_file_named_exists() {
+    let help = cdrelay(&["run", "--help"]).stdout;
+    let ours = README.lines().filter_map(|line| {
+        let (_, arguments) = line
+            .split_once("release -- ")
+            .or_else(|| line.split_once("cdrelay ["))
+            .or_else(|| line.split_once("cdrelay check"))?;
+        Some(arguments)
+    });
+    let flags: BTreeSet<_> = ours
+        .flat_map(str::split_whitespace)
+        .filter_map(|word| word.trim_matches(['[', '`']).strip_prefix("--"))
+        .collect();
+    assert_eq!(flags, ["config", "set"].into());
+    assert!(flags.iter().all(|flag| help.contains(&format!("--{flag} "))), "{help}");
+
+    let links = README.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let headings: Vec<String> = README.lines().filter_map(|line| Some(anchor(line.strip_prefix('#')?))).collect();
+    for link in links.filter(|link| !link.starts_with("https://")) {
+        match link.strip_prefix('#') {
+            Some(anchor) => assert!(headings.contains(&anchor.to_owned()), "no heading #{anchor}: {headings:?}"),
+            None => assert!(fs::exists(link).unwrap(), "{link}"),
+        }
+    }
+    let examples = README.split("--config config/").skip(1).filter_map(|rest| rest.split_whitespace().next());
+    for example in examples {
+        assert!(fs::exists(format!("config/{example}")).unwrap(), "{example}");
+    }
+}
+
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    text.chars().filter(|character| character.is_alphanumeric() || *character == '-').collect()
+}
+
+/// A table of settings: its heading, what makes the section legal, and its place.
+const TABLES: [(&str, &[&str], &str); 12] = [
+    ("`[ingress]`", &[], "ingress"),
+    ("`[ingress.decode]`", &[], "ingress.decode"),
+    ("`[admin]`", &[], "admin"),
+    ("`[spool]`", &[], "spool"),
+    ("`[shutdown]`", &[], "shutdown"),
+    ("`[log]`", &[], "log"),
+    ("`[sinks.NAME]`", &["sinks.x.type=stdout"], "sinks.x"),
+    ("`[sinks.NAME]` of Kafka", &KAFKA, "sinks.x"),
+    ("`[sinks.NAME.tls]` of Kafka", &KAFKA, "sinks.x.tls"),
+    ("`[sinks.NAME.sasl]` of Kafka", &KAFKA, "sinks.x.sasl"),
+    ("`[sinks.NAME]` of NATS", &["sinks.x.type=nats"], "sinks.x"),
+    ("`[sinks.NAME.tls]` of NATS", &["sinks.x.type=nats"], "sinks.x.tls"),
+];
+const KAFKA: [&str; 2] = ["sinks.x.type=kafka", "sinks.x.brokers=a:1"];
+const STREAM: (&str, &[&str], &str) = ("`[sinks.NAME.stream]` of NATS", &["sinks.x.type=nats"], "sinks.x.stream");
+
+/// The program itself lists what it allows when it meets an unknown key.
+#[test]
+fn the_tables_hold_exactly_the_settings_there_are() {
+    let common = allowed(&["sinks.x.type=stdout"], "sinks.x");
+    let mut documented = BTreeSet::new();
+    for (heading, settings, place) in TABLES.into_iter().chain([STREAM]) {
+        let mut expected = allowed(settings, place);
+        if place == "sinks.x" && heading != "`[sinks.NAME]`" {
+            expected = &expected - &common;
+        }
+        let keys: BTreeSet<_> = table(heading).into_iter().map(|row| code(&row[0]).unwrap().to_owned()).collect();
+        assert_eq!(keys, expected, "{heading}");
+        documented.insert(place.split('.').next().unwrap().to_owned());
+    }
+    assert_eq!(documented, allowed(&[], ""));
+}
+
+fn allowed(settings: &[&str], place: &str) -> BTreeSet<String> {
+    let unknown = if place.is_empty() { "unknown".to_owned() } else { format!("{place}.unknown") };
+    let setting = format!("{unknown}=1");
+    let settings = settings.iter().copied().chain([setting.as_str()]);
+    let arguments = ["check"].into_iter().chain(settings.flat_map(|setting| ["--set", setting]));
+    let stderr = cdrelay(&arguments.collect::<Vec<_>>()).stderr;
+    let (_, list) =
+        stderr.split_once(&format!("`{unknown}`: is unknown; allowed are ")).unwrap_or_else(|| panic!("{stderr}"));
+    list.lines().next().unwrap().split(", ").map(str::to_owned).collect()
+}
+
+/// With every default of the tables written down, the configuration is the one without.
+#[test]
+fn the_defaults_are_those_of_the_program() {
+    let mut defaults: BTreeMap<&str, String> = BTreeMap::new();
+    let mut count = 0;
+    for (heading, ..) in TABLES.into_iter().chain([STREAM]) {
+        for row in table(heading) {
+            if let Some(default) = code(&row[1]) {
+                *defaults.entry(heading).or_default() += &format!("{} = {default}\n", code(&row[0]).unwrap());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 30, "{defaults:?}");
+    let text = |written: bool| {
+        let of =
+            |heading: &str| if written { defaults.get(heading).cloned().unwrap_or_default() } else { String::new() };
+        let (sink, kafka, nats) = (of("`[sinks.NAME]`"), of("`[sinks.NAME]` of Kafka"), of("`[sinks.NAME]` of NATS"));
+        let own = ["ingress", "ingress.decode", "admin", "spool", "shutdown", "log"];
+        let mut text: String = own.iter().map(|name| format!("[{name}]\n{}", of(&format!("`[{name}]`")))).collect();
+        text += &format!("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n{sink}{kafka}");
+        text += &format!("[sinks.k.tls]\n{}", of("`[sinks.NAME.tls]` of Kafka"));
+        text += &format!("[sinks.n]\ntype = 'nats'\n{sink}{nats}[sinks.n.tls]\n{}", of("`[sinks.NAME.tls]` of NATS"));
+        text + &format!("[sinks.n.stream]\nname = 'S'\n{}", of(STREAM.0))
+    };
+    let config = |written| format!("{:#?}", Config::from_toml(&text(written)).unwrap());
+    assert_eq!(config(true), config(false));
+}
+
+#[tokio::test]
+async fn the_metrics_are_those_of_the_program() {
+    let bridge = Bridge::start(&format!("{PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    bridge.post("{}", "application/json").await;
+    let metrics = bridge.admin("/metrics").await;
+    let families = metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let exposed: BTreeSet<_> = families
+        .map(|(name, kind)| {
+            (if kind == "counter" { format!("{name}_total") } else { name.to_owned() }, kind.to_owned())
+        })
+        .collect();
+    let documented: BTreeSet<_> =
+        table("Metrics").into_iter().map(|row| (code(&row[0]).unwrap().to_owned(), row[1].clone())).collect();
+    assert_eq!(documented, exposed);
+    let paths: Vec<_> = table("Admin port").into_iter().map(|row| code(&row[0]).unwrap().to_owned()).collect();
+    for path in &paths {
+        assert_eq!(bridge.admin(path).await.status, 200, "{path}");
+    }
+    assert_eq!(
+        bridge.admin("/").await.text().split_whitespace().collect::<BTreeSet<_>>(),
+        paths.iter().map(String::as_str).collect()
+    );
+    for name in README.split('`').filter(|span| span.starts_with("cdrelay_")) {
+        assert!(documented.iter().any(|(known, _)| known == name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_has_the_members_shown() {
+    // An event without the field would have a topic without a name.
+    let bridge = Bridge::start(&format!("{PORTS}[sinks.name]\ntype = 'stdout'\ntopic = '{{nothing}}'\n")).await;
+    bridge.post(r#"{"type":"cdr"}"#, "application/json").await;
+    let path = bridge.directory().join("spool/dead-letters/name.ndjson");
+    eventually(PATIENCE, "a dead letter", async || fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n')))
+        .await;
+    let letter: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let members: BTreeSet<_> = table("Dead letters").into_iter().map(|row| code(&row[0]).unwrap().to_owned()).collect();
+    assert_eq!(members, letter.keys().cloned().collect());
+    eventually(PATIENCE, "counted", async || {
+        bridge.metric("cdrelay_sink_dead_lettered_total{sink=\"name\"}").await == Some(1.0)
+    })
+    .await;
+}
+
+/// The code blocks in this language.
+fn blocks(language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+/// The rows of the table under a heading, without its head.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let start = README.lines().position(|line| line.trim_start_matches('#').trim() == heading && line.starts_with('#'));
+    let below = README.lines().skip(start.unwrap_or_else(|| panic!("no heading {heading}")) + 1);
+    let rows = below.take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with('|')).skip(2);
+    let cells = |row: &str| {
+        let row = row.trim_matches('|').replace("\\|", "\0");
+        row.split('|').map(|cell| cell.trim().replace('\0', "|")).collect()
+    };
+    rows.map(cells).collect()
+}
+
+/// What a cell says that is nothing but code.
+fn code(cell: &str) -> Option<&str> {
+    cell.strip_prefix('`')?.strip_suffix('`').filter(|code| !code.contains('`'))
+}
