@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How often a destination is asked whether it is there, and how often when it is not.
+/// How often a destination is asked whether it is there, and how often when it is not or publishing fails.
 const PROBE_UP: Duration = Duration::from_secs(10);
 const PROBE_DOWN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -218,8 +218,11 @@ async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
             Ok(result) => result.map_err(|failure| failure.to_string()),
             Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
         };
-        let next = if result.is_ok() { PROBE_UP } else { PROBE_DOWN };
+        let up = result.is_ok();
         health.probed(result);
-        tokio::time::sleep(next).await;
+        tokio::time::sleep(PROBE_DOWN).await;
+        if up {
+            let _ = timeout(PROBE_UP - PROBE_DOWN, health.doubted()).await;
+        }
     }
 }

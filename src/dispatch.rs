@@ -215,6 +215,7 @@ impl Lane {
             if *self.stop.borrow() {
                 return Outcome::Kept;
             }
+            let comebacks = self.health.comebacks();
             let in_flight = Held::new(&self.metrics.in_flight);
             let result = self.sink.publish(message).await;
             drop(in_flight);
@@ -230,8 +231,12 @@ impl Lane {
                 }
                 Err(Failure::Unavailable { cause, retry_after }) => {
                     retry.get_or_insert_with(|| self.health.retrying());
-                    if !self.pause(&cause, backoff.next(retry_after)).await {
+                    if !self.pause(&cause, backoff.next(retry_after), comebacks).await {
                         return Outcome::Kept;
+                    }
+                    if self.health.comebacks() > comebacks {
+                        // What failed before says nothing about the destination as it is now.
+                        backoff = Backoff::default();
                     }
                 }
             }
@@ -246,7 +251,7 @@ impl Lane {
         while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {
             retry.get_or_insert_with(|| self.health.retrying());
             let cause = format!("a dead letter cannot be written: {error}");
-            if !self.pause(&cause, backoff.next(None)).await {
+            if !self.pause(&cause, backoff.next(None), self.health.comebacks()).await {
                 return Outcome::Kept;
             }
         }
@@ -254,15 +259,16 @@ impl Lane {
         Outcome::Settled
     }
 
-    /// Waits before the next attempt, or until the destination is back; `false` if the bridge stops.
-    async fn pause(&self, cause: &str, delay: Duration) -> bool {
+    /// Waits before the next attempt, or until the destination has come back since the one that failed; `false` if the
+    /// bridge stops.
+    async fn pause(&self, cause: &str, delay: Duration, comebacks: u64) -> bool {
         self.metrics.retried.inc();
         self.health.failed(cause);
         let mut stop = self.stop.clone();
         tokio::select! {
             () = told_to_stop(&mut stop) => false,
             () = tokio::time::sleep(delay) => true,
-            () = self.health.back() => true,
+            () = self.health.back_since(comebacks) => true,
         }
     }
 }

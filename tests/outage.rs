@@ -69,9 +69,14 @@ async fn ready_again(bridge: &Bridge, sink: &str) {
     assert_eq!(bridge.admin("/readyz").await.status, 200);
 }
 
+/// Its load finds it again after a restart.
+fn on_fixed_port() -> String {
+    format!("[ingress]\nlisten = '127.0.0.1:{}'\n[admin]\nlisten = '127.0.0.1:0'\n", free_port())
+}
+
 async fn bridge_to(kafka: &str, topic: &str) -> Bridge {
     let sink = format!("[sinks.kafka]\ntype = 'kafka'\nbrokers = '{kafka}'\ntopic = '{topic}'");
-    Bridge::start(&format!("{ANY_PORTS}{sink}")).await
+    Bridge::start(&format!("{}{sink}", on_fixed_port())).await
 }
 
 /// Waits until no more than what is on its way anyway is left of an outage, and says how long that took.
@@ -134,15 +139,18 @@ async fn a_minute_without_kafka_under_load_loses_nothing_keeps_order_and_costs_n
 }
 
 #[tokio::test]
-async fn a_kafka_killed_and_a_kafka_that_hangs_get_every_event_in_order() {
+async fn a_kafka_killed_together_with_the_bridge_and_a_kafka_that_hangs_get_every_event_in_order() {
     let mut broker = kafka::Broker::start(&[]).await;
     kafka::create_topic(&broker.address(), "cdr", 12).await;
-    let bridge = bridge_to(&broker.address(), "cdr").await;
+    let mut bridge = bridge_to(&broker.address(), "cdr").await;
     let load = steady("kafka killed, then hung", &bridge);
     load.progress(500).await;
 
     broker.kill();
     watch(&bridge, "kafka", Duration::from_secs(6)).await;
+    bridge.kill();
+    bridge.start_again().await;
+    load.progress(300).await;
     broker.start_again().await;
     catch_up(&bridge, "kafka", "after the kill").await;
 
@@ -155,8 +163,8 @@ async fn a_kafka_killed_and_a_kafka_that_hangs_get_every_event_in_order() {
     settled(&bridge, &["kafka"]).await;
     ready_again(&bridge, "kafka").await;
     let consumed = kafka::consume_all(&broker.address(), "cdr", PATIENCE).await;
-    let duplicates = sent.check_kafka(&consumed);
-    assert_eq!(duplicates, 0, "the producer is idempotent");
+    // What the killed bridge had in flight is sent again by a producer that the broker does not know.
+    sent.check_kafka(&consumed);
 }
 
 #[tokio::test]
@@ -193,16 +201,8 @@ async fn a_nats_server_killed_and_restarted_and_hung_gets_every_event_in_order()
     assert_eq!(sent.refused, 0);
 }
 
-/// How fast a load came through NATS.
-#[derive(Debug, Clone, Copy)]
-struct Flow {
-    per_second: f64,
-    median: Duration,
-    slowest: Duration,
-}
-
-/// Sends a load through JetStream and measures each event from its POST to a subscriber, with and without further sinks.
-async fn flow(name: &'static str, further_sinks: &str) -> Flow {
+/// Sends a load through JetStream, measures each event from its arrival to a subscriber, and returns how many came in a second.
+async fn flow(name: &'static str, further_sinks: &str) -> f64 {
     let stream = nats::unique_name("flow");
     let config = stream::Config {
         name: stream.clone(),
@@ -238,24 +238,23 @@ async fn flow(name: &'static str, further_sinks: &str) -> Flow {
     sent.check_nats(&nats::stream_messages(&nats::shared(), &stream, count, PATIENCE).await);
     nats::delete_stream(&nats::shared(), &stream).await;
     latencies.sort();
-    let flow = Flow { per_second, median: latencies[count / 2], slowest: latencies[count - 1] };
-    println!("{name}: {count} events, {per_second:.0} a second, median {:?}, slowest {:?}", flow.median, flow.slowest);
-    flow
+    let (median, slowest) = (latencies[count / 2], latencies[count - 1]);
+    println!("{name}: {count} events, {per_second:.0} a second, median {median:?}, slowest {slowest:?}");
+    per_second
 }
 
 #[tokio::test]
 async fn nats_flows_at_full_speed_while_kafka_is_down() {
     let dead = format!("[sinks.kafka]\ntype = 'kafka'\nbrokers = '127.0.0.1:{}'", free_port());
-    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let (mut with, mut without) = (0.0, 0.0);
     for _ in 0..3 {
-        without.push(flow("NATS alone", "").await);
-        with.push(flow("NATS beside a dead Kafka", &dead).await);
+        // Both at once, so that they find the same machine, whatever else runs on it.
+        let flows = tokio::join!(flow("NATS alone", ""), flow("NATS beside a dead Kafka", &dead));
+        without += flows.0;
+        with += flows.1;
     }
-    // Other tests share the machine: the best of each is what the bridge can do.
-    let best = |flows: &[Flow]| flows.iter().map(|flow| flow.per_second).fold(0.0, f64::max);
-    let (with, without) = (best(&with), best(&without));
     println!("NATS beside a dead Kafka flows at {:.0} % of its speed alone", 100.0 * with / without);
-    assert!(with > 0.6 * without, "{with:.0} a second with a dead Kafka, {without:.0} without");
+    assert!(with > 0.7 * without, "{with:.0} a second with a dead Kafka, {without:.0} without");
 }
 
 #[tokio::test]
@@ -265,10 +264,7 @@ async fn a_bridge_killed_in_the_middle_loses_nothing_and_keeps_order_in_all_sink
     kafka::create_topic(&kafka::shared(), &topic, 12).await;
     nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
     let config = format!(
-        "[ingress]
-        listen = '127.0.0.1:{}'
-        [admin]
-        listen = '127.0.0.1:0'
+        "{}
         [sinks.stdout]
         type = 'stdout'
         [sinks.kafka]
@@ -279,7 +275,7 @@ async fn a_bridge_killed_in_the_middle_loses_nothing_and_keeps_order_in_all_sink
         type = 'nats'
         servers = '{}'
         subject = '{stream}.{{team}}.{{conversation_uuid}}'",
-        free_port(),
+        on_fixed_port(),
         kafka::shared(),
         nats::shared()
     );

@@ -18,7 +18,10 @@ pub struct Health {
     retrying: AtomicUsize,
     /// Arrival of the oldest record that is not settled, plus one; 0 for none.
     oldest: AtomicU64,
+    /// How often the destination has come back.
+    comebacks: AtomicU64,
     back: Notify,
+    doubt: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +50,9 @@ impl Health {
             state: Mutex::default(),
             retrying: AtomicUsize::new(0),
             oldest: AtomicU64::new(0),
+            comebacks: AtomicU64::new(0),
             back: Notify::new(),
+            doubt: Notify::new(),
         })
     }
 
@@ -81,6 +86,7 @@ impl Health {
             (Some(Ok(())) | None, Err(cause)) => tracing::warn!(sink = self.sink, cause, "sink cannot be reached"),
             (Some(Err(_)), Ok(())) => {
                 tracing::info!(sink = self.sink, "sink is back");
+                self.comebacks.fetch_add(1, Ordering::SeqCst);
                 self.back.notify_waiters();
             }
             _ => {}
@@ -88,9 +94,26 @@ impl Health {
         state.probed = Some(result);
     }
 
-    /// Resolves when the destination has come back.
-    pub async fn back(&self) {
-        self.back.notified().await;
+    /// How often the destination has come back so far: taken before an attempt, for [`Self::back_since`].
+    pub fn comebacks(&self) -> u64 {
+        self.comebacks.load(Ordering::SeqCst)
+    }
+
+    /// Resolves once the destination has come back more often than `comebacks`.
+    pub async fn back_since(&self, comebacks: u64) {
+        loop {
+            // Made before the look at the count: it learns of a comeback in between.
+            let back = self.back.notified();
+            if self.comebacks() > comebacks {
+                return;
+            }
+            back.await;
+        }
+    }
+
+    /// Resolves when an attempt has failed: a reason to probe.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 
     /// A record begins to be tried again.
@@ -106,6 +129,7 @@ impl Health {
 
     /// An attempt failed.
     pub fn failed(&self, cause: &str) {
+        self.doubt.notify_one();
         let mut state = self.state();
         if state.failure.as_deref() != Some(cause) {
             state.failure = Some(cause.to_owned());
@@ -131,5 +155,26 @@ impl Health {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_comeback_during_an_attempt_is_not_missed() {
+        let health = Health::new("kafka", true);
+        health.probed(Err("gone".into()));
+        let before = health.comebacks();
+        let waiting = health.back_since(before).shared();
+        assert!(waiting.clone().now_or_never().is_none());
+        health.probed(Ok(()));
+        assert!(waiting.now_or_never().is_some());
+        assert!(health.back_since(before).now_or_never().is_some());
+        assert!(health.back_since(health.comebacks()).now_or_never().is_none());
+        health.probed(Ok(()));
+        assert_eq!(health.comebacks(), before + 1);
     }
 }
