@@ -54,7 +54,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             path: "/webhook/cdr".into(),
             max_body: ByteSize::mib(1),
-            max_bodies: ByteSize::mib(8),
+            max_bodies: ByteSize::mib(4),
             max_connections: 512,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),

@@ -96,9 +96,12 @@ impl Window {
     }
 }
 
+/// The task and the rendered message, headers included, of a record under way.
+const UNDER_WAY: usize = 2048;
+
 /// A record counts with its memory and what is held for it on its way.
 fn size(record: &Record) -> usize {
-    record.event.memory() + 512
+    record.event.memory() + UNDER_WAY
 }
 
 #[cfg(test)]
