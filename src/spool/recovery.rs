@@ -93,15 +93,12 @@ pub fn recover(disk: &dyn Disk, segments: BTreeMap<u64, Segment>, settled: u64) 
     while let Some((&base, last)) = recovered.segments.iter_mut().next_back() {
         let name = segment::name(base);
         let file = disk.open(&name)?;
-        let sealed = segment::sealed_end(&*file)?;
-        let tail = read_tail(Scan::new(file)?, base, recovered.end.max(sealed.unwrap_or_default()))?;
-        let sealed = sealed == Some(tail.end) && last.bytes == tail.position + segment::FOOTER as u64;
+        let proven = recovered.end.max(segment::sealed_end(&*file)?.unwrap_or_default());
+        let tail = read_tail(Scan::new(file)?, base, proven)?;
         recovered.torn += tail.written.saturating_sub(tail.position);
         if tail.end > base {
-            if !sealed {
-                make_durable(disk, &name, &tail)?;
-                last.bytes = tail.position + segment::FOOTER as u64;
-            }
+            make_durable(disk, &name, &tail)?;
+            last.bytes = tail.position + segment::FOOTER as u64;
             recovered.end = tail.end;
             for gone in &tail.damaged {
                 last.lose(gone.clone());
