@@ -282,7 +282,7 @@ impl Run {
                     match refused {
                         Err(AppendError::Failed { .. }) => assert!(self.faulty || self.machine.is_dark()),
                         Err(AppendError::Full { .. }) => {
-                            let room = self.config.max_size.as_u64() - life.shared.log().bytes();
+                            let room = self.config.max_size.as_u64().saturating_sub(life.shared.log().bytes());
                             assert!(room < self.config.segment_size().max(4 * 10_000), "{room} bytes are room enough");
                         }
                         Err(AppendError::TooLarge { .. }) => {}
