@@ -88,9 +88,15 @@ impl Reader {
         let mut held = 0;
         while held < bytes {
             let end = *self.end.borrow();
-            let Some(segment) = self.shared.segment_of(self.next).filter(|_| self.next < end) else { break };
+            if self.next >= end {
+                break;
+            }
             // What every sink had passed has been removed.
+            let segment = self.shared.segment_of(self.next).unwrap_or(end..end);
             self.next = self.next.max(segment.start);
+            if segment.is_empty() {
+                break;
+            }
             let result = self.read_segment(segment, bytes, &mut held, &mut records);
             if let Err(error) = result {
                 self.scan = None;

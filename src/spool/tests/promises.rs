@@ -395,6 +395,13 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
     life.settle(12);
     life.settle(12);
     assert_eq!(life.start(), 8, "the segment that is written to stays");
+    let mut late = life.reader(2);
+    assert_eq!(read(&mut late, 10_000).unwrap().len(), 4, "a reader from before goes on with what there is");
+    life.writer.seal();
+    life.settle(12);
+    let mut late = life.reader(2);
+    assert_eq!((read(&mut late, 10_000).unwrap().len(), late.position()), (0, 12));
+    assert_eq!(life.damaged_records(), 0);
 }
 
 #[test]
