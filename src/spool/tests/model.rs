@@ -31,6 +31,8 @@ struct Promised {
 struct Consumer {
     reader: Reader,
     settled: u64,
+    /// The most that was settled in any life: a cut of the power can bring back what was noted then.
+    most: u64,
 }
 
 struct Run {
@@ -124,6 +126,7 @@ impl Run {
             60..72 => {
                 let consumer = &mut consumers[at];
                 consumer.settled = self.random.u64(consumer.settled..=consumer.reader.position().max(consumer.settled));
+                consumer.most = consumer.most.max(consumer.settled);
                 life.shared.cursors[at].set(consumer.settled);
             }
             72..82 => life.keeper.round(self.random.bool()),
@@ -196,11 +199,11 @@ impl Run {
             let position = cursor.position();
             assert!(bounds.contains(&position), "the cursor at {position} has to be within {bounds:?}");
             assert!(life.start() <= position, "records that are not settled were removed");
-            Consumer { reader: life.reader(position), settled: position }
+            Consumer { reader: life.reader(position), settled: position, most: *bounds.end() }
         });
         let mut consumers: Vec<Consumer> = consumers.collect();
         if self.random.u32(0..4) == 0 {
-            let mut consumer = Consumer { reader: life.reader(life.start()), settled: 0 };
+            let mut consumer = Consumer { reader: life.reader(life.start()), settled: 0, most: 0 };
             self.read_all(&life, &mut consumer);
             consumers.iter_mut().for_each(|consumer| self.read_all(&life, consumer));
         }
@@ -342,7 +345,7 @@ impl Run {
     }
 }
 
-/// Where cursors may be after this life: not before what was durable, not beyond what was settled.
+/// Where cursors may be after this life: not before what was durable, not beyond what was ever settled.
 fn bounds(life: &Life, consumers: &[Consumer]) -> Vec<std::ops::RangeInclusive<u64>> {
-    life.keeper.durable().into_iter().zip(consumers).map(|(durable, consumer)| durable..=consumer.settled).collect()
+    life.keeper.durable().into_iter().zip(consumers).map(|(durable, consumer)| durable..=consumer.most).collect()
 }
