@@ -173,6 +173,8 @@ impl Metrics {
     /// The metrics of the sink called `name`.
     pub fn sink(&self, name: &str) -> SinkMetrics {
         let label = SinkLabel { sink: name.to_owned() };
+        // Shown from the start, as the others are.
+        self.spool.skipped(name);
         SinkMetrics {
             published: self.sinks.published.get_or_create_owned(&label),
             retried: self.sinks.retried.get_or_create_owned(&label),

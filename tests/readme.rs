@@ -84,12 +84,32 @@ fn anchor(heading: &str) -> String {
     text.chars().filter(|character| character.is_alphanumeric() || *character == '-').collect()
 }
 
+#[test]
+fn every_command_shown_exists_with_its_flags() {
+    let shown: Vec<Vec<&str>> = README
+        .lines()
+        .filter_map(|line| line.strip_prefix("cdrelay "))
+        .map(|line| line.split_whitespace().collect())
+        .filter(|words: &Vec<&str>| !words[0].starts_with('[') && words[0] != "check")
+        .collect();
+    assert!(shown.len() >= 7, "{shown:?}");
+    for words in shown {
+        let command: Vec<&str> =
+            words.iter().copied().take_while(|word| !word.starts_with("--")).chain(["--help"]).collect();
+        let help = cdrelay(&command).stdout;
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(&format!("{flag} <")), "{command:?} has no {flag}: {help}");
+        }
+    }
+}
+
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 12] = [
+const TABLES: [(&str, &[&str], &str); 13] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.decode]`", &[], "ingress.decode"),
     ("`[admin]`", &[], "admin"),
     ("`[spool]`", &[], "spool"),
+    ("`[spool.retain]`", &["spool.retain.age=1h"], "spool.retain"),
     ("`[shutdown]`", &[], "shutdown"),
     ("`[log]`", &[], "log"),
     ("`[sinks.NAME]`", &["sinks.x.type=stdout"], "sinks.x"),
