@@ -95,7 +95,7 @@ struct Refusal {
     status: StatusCode,
     detail: String,
     place: Option<(usize, usize)>,
-    header: Option<(header::HeaderName, HeaderValue)>,
+    header: Option<Box<(header::HeaderName, HeaderValue)>>,
     body_unread: bool,
 }
 
@@ -157,7 +157,7 @@ impl Ingress {
         }
         if !matches!(parts.method, Method::POST | Method::GET | Method::HEAD) {
             return Err(Refusal {
-                header: Some((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST"))),
+                header: Some(Box::new((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST")))),
                 ..refusal(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST or GET")
             });
         }
@@ -165,7 +165,7 @@ impl Ingress {
         match encoding.into_iter().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             None => Ok(()),
             Some(encoding) => Err(Refusal {
-                header: Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
+                header: Some(Box::new((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))),
                 ..refusal(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     format!("bodies encoded as {encoding:?} are not taken; send them plain"),
@@ -226,7 +226,7 @@ impl Ingress {
     async fn reserve_body(&self, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
         timeout(self.config.body_timeout, reserve(&self.bodies, size)).await.unwrap_or_else(|_| {
             Err(Refusal {
-                header: Some((header::RETRY_AFTER, HeaderValue::from_static("1"))),
+                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
                 ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
             })
         })
@@ -295,7 +295,7 @@ impl From<AppendError> for Refusal {
             AppendError::Failed { .. } | AppendError::Closed => 5,
         };
         Refusal {
-            header: Some((header::RETRY_AFTER, HeaderValue::from(seconds))),
+            header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from(seconds)))),
             ..refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
         }
     }
@@ -316,7 +316,7 @@ impl Refusal {
         let mut answer = Response::new(Full::new(format!("{problem}\n").into()));
         *answer.status_mut() = self.status;
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        answer.headers_mut().extend(self.header.map(|(name, value)| (Some(name), value)));
+        answer.headers_mut().extend(self.header.map(|header| (Some(header.0), header.1)));
         if self.body_unread {
             answer.extensions_mut().insert(BodyUnread);
         }
