@@ -134,6 +134,10 @@ impl Load {
 }
 
 impl Running {
+    pub fn seed(&self) -> u64 {
+        self.load.seed
+    }
+
     /// How many events have been acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.load(Ordering::Relaxed)
