@@ -39,7 +39,9 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
 
 fn start_logging(log: &Log) {
     let filter = EnvFilter::new(format!("{},{QUIET}", log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written would be complained about where it could not be written, and that panics.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().init(),
