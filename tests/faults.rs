@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::oracle::{Load, Running, settled};
-use crate::support::{Bridge, PATIENCE, free_port, kafka, nats};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, kafka, nats};
 
 /// Its load finds it again after a restart.
 fn on_fixed_port() -> String {
@@ -101,4 +101,50 @@ async fn terminated_in_the_middle_it_ends_well_and_goes_on_where_it_was() {
         sent.count()
     );
     assert_eq!((nats, stdout), (0, 0), "what was under way got its answer before the end");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_webhooks_loses_nothing_and_is_used_again_once_there_is_room() {
+    let stream = nats::unique_name("full_disk");
+    nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
+    let config = format!(
+        "{ANY_PORTS}
+        [spool]
+        segment_size = '256KiB'
+        [sinks.nats]
+        type = 'nats'
+        servers = '{}'
+        subject = '{stream}.{{team}}.{{conversation_uuid}}'",
+        nats::shared()
+    );
+    let bridge = Bridge::start(&config).await;
+    let load = steady("disk full", &bridge);
+    // First there is no room for a new segment. Then not even for all of the one in use, where a write breaks off in the middle. Then for
+    // nothing: not for a cursor either, nor for a line of the log.
+    for room in [255 << 10, 100 << 10, 0] {
+        load.progress(200).await;
+        bridge.limit_files(Some(room));
+        eventually(PATIENCE, "webhooks are refused", async || bridge.admin("/readyz/ingress").await.status == 503)
+            .await;
+        let answer = bridge.post(r#"{"conversation_uuid":"refused","number":0}"#, "application/json").await;
+        println!("at most {room} bytes in a file: {} {}", answer.status, answer.text().trim());
+        assert_eq!(answer.status, 503);
+        assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() > 0);
+        assert_eq!(bridge.admin("/readyz").await.status, 503);
+        assert_eq!(bridge.admin("/livez").await.status, 200);
+        settled(&bridge, &["nats"]).await;
+        eventually(PATIENCE, "all that was acknowledged is delivered, and nothing else", async || {
+            nats::stream_length(&nats::shared(), &stream).await == load.acknowledged() as u64
+        })
+        .await;
+
+        bridge.limit_files(None);
+        eventually(PATIENCE, "webhooks are taken", async || bridge.admin("/readyz/ingress").await.status == 200).await;
+    }
+    load.progress(200).await;
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&all_of(&nats::shared(), &stream).await), 0);
+    assert_eq!(bridge.admin("/readyz").await.status, 200);
+    assert_eq!(bridge.metric("cdrelay_spool_damaged_records_total").await, Some(0.0));
 }

@@ -21,6 +21,9 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // Unless somebody listens for it, a file that meets the size limit (`ulimit -f`) ends the process; to the spool it is a
+        // failed write like any other.
+        let _file_too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
         let listeners = Listeners::bind(&config).await?;
         let stop = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
