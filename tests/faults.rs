@@ -1,6 +1,6 @@
 //! Everything that can go wrong around the bridge while webhooks come in: nothing acknowledged is lost, and order is held.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::oracle::{Load, Running, settled};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, kafka, nats};
@@ -21,6 +21,24 @@ async fn no_dead_letters(bridge: &Bridge, sink: &str) {
     let metric = format!("cdrelay_sink_dead_lettered_total{{sink=\"{sink}\"}}");
     assert_eq!(bridge.metric(&metric).await, Some(0.0));
     assert!(!bridge.directory().join("spool/dead-letters").exists());
+}
+
+/// Waits until the sink is not ready for a reason with this in it.
+async fn unready(bridge: &Bridge, sink: &str, reason: &str) {
+    let what = format!("{sink} is not ready: {reason}");
+    eventually(PATIENCE, &what, async || {
+        let state = bridge.admin("/readyz").await.json();
+        state["sinks"][sink]["reason"].as_str().is_some_and(|found| found.contains(reason))
+    })
+    .await;
+}
+
+/// Waits until nothing of an outage is left but what is on its way anyway.
+async fn settled_under_load(bridge: &Bridge, sink: &str) {
+    let lag = format!("cdrelay_sink_lag_seconds{{sink=\"{sink}\"}}");
+    let what = format!("{sink} has caught up");
+    eventually(PATIENCE, &what, async || bridge.metric(&lag).await.unwrap() < 0.5).await;
+    eventually(PATIENCE, "the bridge is ready", async || bridge.admin("/readyz").await.status == 200).await;
 }
 
 async fn all_of(url: &str, stream: &str) -> Vec<nats::Received> {
@@ -147,4 +165,74 @@ async fn a_full_disk_refuses_webhooks_loses_nothing_and_is_used_again_once_there
     assert_eq!(sent.check_nats(&all_of(&nats::shared(), &stream).await), 0);
     assert_eq!(bridge.admin("/readyz").await.status, 200);
     assert_eq!(bridge.metric("cdrelay_spool_damaged_records_total").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_topic_deleted_and_created_again_gets_everything_that_came_since() {
+    let (kafka, topic) = (kafka::shared(), kafka::unique_topic("deleted"));
+    kafka::create_topic(&kafka, &topic, 6).await;
+    let sink = format!("[sinks.kafka]\ntype = 'kafka'\nbrokers = '{kafka}'\ntopic = '{topic}'");
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("topic deleted", &bridge);
+    load.progress(300).await;
+    kafka::delete_topic(&kafka, &topic).await;
+    let marks = load.marks();
+    unready(&bridge, "kafka", &topic).await;
+    load.progress(300).await;
+    kafka::create_topic(&kafka, &topic, 6).await;
+    let created = Instant::now();
+    settled_under_load(&bridge, "kafka").await;
+    println!("the topic was in use again after {:?}", created.elapsed());
+    load.progress(300).await;
+    let sent = load.stop().await.emptied_at(&marks);
+    settled(&bridge, &["kafka"]).await;
+    sent.check_kafka(&kafka::consume_all(&kafka, &topic, PATIENCE).await);
+    no_dead_letters(&bridge, "kafka").await;
+}
+
+#[tokio::test]
+async fn a_stream_deleted_and_created_again_gets_everything_that_came_since() {
+    let (nats, stream) = (nats::shared(), nats::unique_name("deleted"));
+    let subjects = format!("{stream}.>");
+    nats::create_stream(&nats, &stream, &[&subjects]).await;
+    let sink =
+        format!("[sinks.nats]\ntype = 'nats'\nservers = '{nats}'\nsubject = '{stream}.{{team}}.{{conversation_uuid}}'");
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("stream deleted", &bridge);
+    load.progress(300).await;
+    nats::delete_stream(&nats, &stream).await;
+    let marks = load.marks();
+    unready(&bridge, "nats", "no JetStream stream takes subject").await;
+    load.progress(300).await;
+    nats::create_stream(&nats, &stream, &[&subjects]).await;
+    let created = Instant::now();
+    settled_under_load(&bridge, "nats").await;
+    println!("the stream was in use again after {:?}", created.elapsed());
+    load.progress(300).await;
+    let sent = load.stop().await.emptied_at(&marks);
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&all_of(&nats, &stream).await), 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_nats_server_that_comes_back_with_an_empty_disk_gets_its_stream_and_everything_that_came_since() {
+    let mut server = nats::Server::start("").await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{}'\nack_timeout = '2s'", server.url());
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}\n[sinks.nats.stream]\nname = 'CDR'\ncreate = true")).await;
+    let load = steady("empty disk", &bridge);
+    load.progress(300).await;
+    server.kill();
+    let marks = load.marks();
+    server.forget();
+    load.progress(300).await;
+    server.start_again().await;
+    let started = Instant::now();
+    settled_under_load(&bridge, "nats").await;
+    println!("the server was in use again after {:?}", started.elapsed());
+    load.progress(300).await;
+    let sent = load.stop().await.emptied_at(&marks);
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&all_of(&server.url(), "CDR").await), 0);
+    no_dead_letters(&bridge, "nats").await;
 }

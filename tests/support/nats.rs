@@ -10,7 +10,7 @@
 //! ```
 
 use std::env;
-use std::fs::write;
+use std::fs::{remove_dir_all, write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -132,6 +132,11 @@ impl Server {
     /// Starts a killed or stopped server again with its port and its streams.
     pub async fn start_again(&mut self) {
         self.process = launch(self.directory.path(), self.port).await;
+    }
+
+    /// Deletes the streams of a killed or stopped server.
+    pub fn forget(&self) {
+        remove_dir_all(self.directory.path().join("store")).unwrap();
     }
 
     /// Replaces the extra configuration while it runs.
