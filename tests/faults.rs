@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream;
+
 use crate::support::oracle::{Load, Running, settled};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, kafka, nats};
 
@@ -234,5 +236,43 @@ async fn a_nats_server_that_comes_back_with_an_empty_disk_gets_its_stream_and_ev
     let sent = load.stop().await.emptied_at(&marks);
     settled(&bridge, &["nats"]).await;
     assert_eq!(sent.check_nats(&all_of(&server.url(), "CDR").await), 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_full_stream_that_discards_new_messages_goes_on_each_time_it_is_purged() {
+    const ROOM: usize = 400;
+    let (nats, stream) = (nats::shared(), nats::unique_name("full"));
+    let limited = stream::Config {
+        name: stream.clone(),
+        subjects: vec![format!("{stream}.>")],
+        discard: stream::DiscardPolicy::New,
+        max_messages: ROOM as i64,
+        ..Default::default()
+    };
+    nats::create_stream_with(&nats, limited).await;
+    let sink =
+        format!("[sinks.nats]\ntype = 'nats'\nservers = '{nats}'\nsubject = '{stream}.{{team}}.{{conversation_uuid}}'");
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = Load { conversations: 40, events: 30, ..Load::new("stream full") }.start(&bridge.ingress_url());
+    let sent = load.finish().await;
+    assert_eq!(sent.refused, 0, "the spool takes what the stream does not");
+    let mut received = Vec::new();
+    let mut purges = 0;
+    // While the stream is full nothing comes between reading and emptying it.
+    while received.len() + ROOM < sent.count() {
+        unready(&bridge, "nats", "maximum messages exceeded").await;
+        assert_eq!(bridge.admin("/readyz").await.status, 503);
+        let held = nats::stream_messages(&nats, &stream, ROOM, PATIENCE).await;
+        received.extend(held);
+        nats::purge_stream(&nats, &stream).await;
+        purges += 1;
+        let full = async || nats::stream_length(&nats, &stream).await == ROOM as u64;
+        eventually(PATIENCE, "the stream is full again", full).await;
+    }
+    settled(&bridge, &["nats"]).await;
+    received.extend(all_of(&nats, &stream).await);
+    println!("full and purged {purges} times");
+    assert_eq!(sent.check_nats(&received), 0);
     no_dead_letters(&bridge, "nats").await;
 }

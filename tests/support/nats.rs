@@ -44,6 +44,11 @@ pub fn unique_name(prefix: &str) -> String {
     format!("{prefix}_{:016x}", fastrand::u64(..))
 }
 
+/// Empties the stream, which stays.
+pub async fn purge_stream(url: &str, name: &str) {
+    jetstream(url).await.get_stream(name).await.unwrap().purge().await.unwrap();
+}
+
 /// Creates a stream of these subjects.
 pub async fn create_stream(url: &str, name: &str, subjects: &[&str]) {
     let subjects = subjects.iter().map(|&subject| subject.to_owned()).collect();
