@@ -5,6 +5,7 @@ mod command_line;
 mod delivery;
 mod deploy;
 mod examples;
+mod faults;
 mod independence;
 mod kafka_sink;
 mod nats_sink;

@@ -21,6 +21,9 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // Unless somebody listens for it, a file that meets the size limit (`ulimit -f`) ends the process; to the spool it is a
+        // failed write like any other.
+        let _file_too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
         let listeners = Listeners::bind(&config).await?;
         let stop = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
@@ -39,7 +42,9 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
 
 fn start_logging(log: &Log) {
     let filter = EnvFilter::new(format!("{},{QUIET}", log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written would be complained about where it could not be written, and that panics.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().init(),

@@ -22,6 +22,7 @@ use hyper::{HeaderMap, Request};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustix::param::clock_ticks_per_second;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -181,6 +182,13 @@ impl Bridge {
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let ticks = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum::<u64>();
         Duration::from_millis(ticks * 1000 / clock_ticks_per_second())
+    }
+
+    /// From now on it can write to files only below this size, as if the disk were full; `None` is as if there were room again.
+    pub fn limit_files(&self, size: Option<u64>) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap());
+        let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+        prlimit(pid, Resource::Fsize, Rlimit { current: size.or(maximum), maximum }).unwrap();
     }
 
     /// How many files and sockets it has open.

@@ -10,7 +10,7 @@
 //! ```
 
 use std::env;
-use std::fs::write;
+use std::fs::{remove_dir_all, write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -42,6 +42,11 @@ pub fn shared() -> String {
 /// A name for a stream, or a token of its subjects, that no test and no earlier run has used.
 pub fn unique_name(prefix: &str) -> String {
     format!("{prefix}_{:016x}", fastrand::u64(..))
+}
+
+/// Empties the stream, which stays.
+pub async fn purge_stream(url: &str, name: &str) {
+    jetstream(url).await.get_stream(name).await.unwrap().purge().await.unwrap();
 }
 
 /// Creates a stream of these subjects.
@@ -132,6 +137,11 @@ impl Server {
     /// Starts a killed or stopped server again with its port and its streams.
     pub async fn start_again(&mut self) {
         self.process = launch(self.directory.path(), self.port).await;
+    }
+
+    /// Deletes the streams of a killed or stopped server.
+    pub fn forget(&self) {
+        remove_dir_all(self.directory.path().join("store")).unwrap();
     }
 
     /// Replaces the extra configuration while it runs.

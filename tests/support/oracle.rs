@@ -41,7 +41,7 @@ pub struct Load {
 pub struct Running {
     load: Load,
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicUsize>,
+    acknowledged: Arc<[AtomicUsize]>,
     conversations: JoinSet<(usize, Conversation)>,
 }
 
@@ -50,6 +50,8 @@ pub struct Sent {
     load: Load,
     /// How many events of each conversation.
     acknowledged: Vec<usize>,
+    /// How many of them a destination may have lost again, see [`Self::emptied_at`].
+    gone: Vec<usize>,
     /// Answers other than 200, and requests without an answer. Each was sent again.
     pub refused: usize,
     pub slowest: Duration,
@@ -91,7 +93,8 @@ impl Load {
 
     /// Starts all conversations at once. Refused events are sent again until they are acknowledged, whoever listens at the URL then.
     pub fn start(self, url: &str) -> Running {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged: Arc<[_]> = (0..self.conversations).map(|_| AtomicUsize::new(0)).collect();
         let client = client(false);
         let conversations = (0..self.conversations).map(|conversation| {
             let (load, url, client) = (self.clone(), url.to_owned(), client.clone());
@@ -123,7 +126,7 @@ impl Load {
                     }
                     sent.slowest = sent.slowest.max(begun.elapsed());
                     sent.acknowledged += 1;
-                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                    acknowledged[conversation].store(sent.acknowledged, Ordering::Relaxed);
                 }
                 (conversation, sent)
             }
@@ -134,9 +137,18 @@ impl Load {
 }
 
 impl Running {
+    pub fn seed(&self) -> u64 {
+        self.load.seed
+    }
+
     /// How many events have been acknowledged so far.
     pub fn acknowledged(&self) -> usize {
-        self.acknowledged.load(Ordering::Relaxed)
+        self.marks().iter().sum()
+    }
+
+    /// How many events of each conversation have been acknowledged so far.
+    pub fn marks(&self) -> Vec<usize> {
+        self.acknowledged.iter().map(|acknowledged| acknowledged.load(Ordering::Relaxed)).collect()
     }
 
     /// Waits until this many further events have been acknowledged.
@@ -155,6 +167,7 @@ impl Running {
     pub async fn finish(self) -> Sent {
         let mut sent = Sent {
             acknowledged: vec![0; self.load.conversations],
+            gone: vec![0; self.load.conversations],
             load: self.load,
             refused: 0,
             slowest: Duration::ZERO,
@@ -171,6 +184,13 @@ impl Running {
 impl Sent {
     pub fn count(&self) -> usize {
         self.acknowledged.iter().sum()
+    }
+
+    /// For a destination that lost what it had, when `marks` were acknowledged: of each conversation, those events and the one that was
+    /// then on its way may be gone. What came later may not, nor anything after the first event that is there.
+    pub fn emptied_at(mut self, marks: &[usize]) -> Self {
+        self.gone = marks.iter().zip(&self.acknowledged).map(|(&mark, &all)| all.min(mark + 1)).collect();
+        self
     }
 
     /// Every conversation in one partition, complete and in order. Returns the number of duplicates.
@@ -208,7 +228,7 @@ impl Sent {
             let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
             let conversation = numbers[&conversation_uuid];
             assert_eq!(payload, self.load.event(conversation, number).as_bytes(), "seed {seed}");
-            if number > last[conversation].map_or(0, |last| last + 1) {
+            if number > last[conversation].map_or(self.gone[conversation], |last| last + 1) {
                 reordered.push((conversation, last[conversation], number));
             }
             last[conversation] = Some(number);
@@ -217,7 +237,8 @@ impl Sent {
                 false => next[conversation] = number + 1,
             }
         }
-        let lost: Vec<_> = (0..self.load.conversations).filter(|&n| next[n] < self.acknowledged[n]).collect();
+        let complete = |n: usize| self.acknowledged[n] <= if last[n].is_none() { self.gone[n] } else { next[n] };
+        let lost: Vec<_> = (0..self.load.conversations).filter(|&n| !complete(n)).collect();
         println!(
             "{name}: {sink}: {} events of {} conversations (seed {seed}), {duplicates} duplicates, {} out of order, {} conversations incomplete; {} refused and sent again, slowest answer {:?}",
             self.count(),
