@@ -180,8 +180,9 @@ fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window) {
 }
 
 fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: &Window) {
-    let (position, oldest) = window.watermark().unwrap_or((reader.position(), None));
-    lane.health.set_oldest(oldest);
+    let oldest = window.watermark();
+    lane.health.set_oldest(oldest.map(|(_, arrival)| arrival));
+    let position = oldest.map_or(reader.position(), |(offset, _)| offset);
     if position > cursor.position() {
         spool.settle(cursor, position);
     }

@@ -3,7 +3,7 @@
 use crate::event::Arrival;
 use crate::spool::Record;
 use std::collections::hash_map::{Entry, RandomState};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -45,19 +45,13 @@ impl Gate {
     }
 }
 
-/// The records that were read and are not all settled, in the order of their offsets.
+/// The records that were read and are not settled. What is settled behind one of them takes no memory: a record that waits
+/// for days must not cost more the more others pass it.
 #[derive(Debug, Default)]
 pub struct Window {
-    slots: VecDeque<Slot>,
+    open: BTreeMap<u64, Arrival>,
     settled: Vec<Arc<Record>>,
     bytes: usize,
-}
-
-#[derive(Debug)]
-struct Slot {
-    offset: u64,
-    arrival: Arrival,
-    settled: bool,
 }
 
 impl Window {
@@ -69,26 +63,20 @@ impl Window {
     /// Adds the next record.
     pub fn push(&mut self, record: &Record) {
         self.bytes += size(record);
-        self.slots.push_back(Slot { offset: record.offset, arrival: record.event.arrival(), settled: false });
+        self.open.insert(record.offset, record.event.arrival());
     }
 
     /// Marks a record as settled.
     pub fn settle(&mut self, record: &Arc<Record>) {
-        // Offsets ascend, but damage in the spool may have left gaps between them.
-        let Ok(index) = self.slots.binary_search_by_key(&record.offset, |slot| slot.offset) else { return };
-        if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.settled) {
-            slot.settled = true;
+        if self.open.remove(&record.offset).is_some() {
             self.bytes = self.bytes.saturating_sub(size(record));
             self.settled.push(record.clone());
-        }
-        while self.slots.front().is_some_and(|slot| slot.settled) {
-            self.slots.pop_front();
         }
     }
 
     /// The offset below which everything is settled and the arrival of the record there; `None` if all is settled.
-    pub fn watermark(&self) -> Option<(u64, Option<Arrival>)> {
-        self.slots.front().map(|slot| (slot.offset, Some(slot.arrival)))
+    pub fn watermark(&self) -> Option<(u64, Arrival)> {
+        self.open.first_key_value().map(|(offset, arrival)| (*offset, *arrival))
     }
 
     fn take_settled(&mut self) -> Vec<Arc<Record>> {
@@ -126,11 +114,11 @@ mod tests {
 
         window.settle(&records[2]);
         assert!(gate.released(&mut window).is_empty());
-        assert_eq!(window.watermark(), Some((0, Some(Arrival(0)))));
+        assert_eq!(window.watermark(), Some((0, Arrival(0))));
 
         window.settle(&records[0]);
         assert_eq!(gate.released(&mut window), [records[1].clone()]);
-        assert_eq!(window.watermark(), Some((1, Some(Arrival(1)))));
+        assert_eq!(window.watermark(), Some((1, Arrival(1))));
 
         window.settle(&records[1]);
         assert_eq!(gate.released(&mut window), [records[3].clone()]);
@@ -138,6 +126,20 @@ mod tests {
         assert!(gate.released(&mut window).is_empty());
         assert_eq!((window.watermark(), window.bytes()), (None, 0));
         assert!(gate.busy.is_empty());
+    }
+
+    #[test]
+    fn what_passes_a_record_that_waits_takes_no_memory() {
+        let mut window = Window::default();
+        window.push(&record(0, "stuck"));
+        for offset in 1..1000 {
+            let passing = record(offset, "a");
+            window.push(&passing);
+            window.settle(&passing);
+            window.take_settled();
+        }
+        assert_eq!((window.open.len(), window.settled.len()), (1, 0));
+        assert_eq!(window.watermark(), Some((0, Arrival(0))));
     }
 
     #[test]
