@@ -1,11 +1,13 @@
 //! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
 
+mod bounds;
 mod brokers;
 mod command_line;
 mod delivery;
 mod deploy;
 mod examples;
 mod independence;
+mod ingress;
 mod kafka_sink;
 mod nats_sink;
 mod ordering;
@@ -15,4 +17,5 @@ mod readme;
 mod recovery;
 mod replay;
 mod routing;
+mod stopping;
 mod support;

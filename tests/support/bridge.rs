@@ -7,7 +7,6 @@
 //! bridge.start_again().await; // same configuration, same spool
 //! assert_eq!(bridge.metric("cdrelay_spool_records").await, Some(1.0));
 //! ```
-#![expect(dead_code, reason = "not every promise is tested yet")]
 
 use std::env;
 use std::fs::{read, read_dir, read_to_string, write};
@@ -22,6 +21,7 @@ use hyper::{HeaderMap, Request};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustix::param::clock_ticks_per_second;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -103,6 +103,11 @@ impl Bridge {
         self.directory.path()
     }
 
+    /// Address and port of the ingress.
+    pub fn ingress(&self) -> &str {
+        &self.ingress
+    }
+
     pub fn ingress_url(&self) -> String {
         format!("http://{}/webhook/cdr", self.ingress)
     }
@@ -169,8 +174,17 @@ impl Bridge {
 
     /// The memory it holds now.
     pub fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory it has held since its last start.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB")).unwrap();
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.strip_suffix("kB")).unwrap();
         kibibytes.trim().parse::<u64>().unwrap() * 1024
     }
 
@@ -181,6 +195,12 @@ impl Bridge {
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let ticks = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum::<u64>();
         Duration::from_millis(ticks * 1000 / clock_ticks_per_second())
+    }
+
+    /// Lets it open no more than so many files and sockets.
+    pub fn limit_open_files(&self, limit: u64) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap());
+        prlimit(pid, Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
     }
 
     /// How many files and sockets it has open.
