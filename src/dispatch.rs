@@ -91,6 +91,9 @@ enum Outcome {
     Kept,
 }
 
+/// How many bytes of records are taken from the spool at once. The window counts more for a record than the reader does, and
+/// has to see it before there can be too many.
+const MOST_READ: usize = 64 << 10;
 /// How long to wait when the spool could not be read.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -140,7 +143,7 @@ impl Dispatcher {
                     }
                     under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
                 }
-                () = reader.ready(), if room > 0 => match reader.read(room).await {
+                () = reader.ready(), if room > 0 => match reader.read(room.min(MOST_READ)).await {
                     Ok(records) => for record in records {
                         window.push(&record);
                         under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));

@@ -21,7 +21,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How large the header of a request may be, and how much of its body a connection holds.
 const BUFFER: usize = 32 << 10;
-const MAX_STREAMS: u32 = 128;
+/// Over HTTP/2. A connection's window has room for all its streams, so that streams which wait for their turn cannot keep from
+/// those whose turn it is the bytes that they need to finish.
+const MAX_STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 16 << 10;
 /// After a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -36,7 +39,7 @@ pub struct BodyUnread;
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a connection may take for the next request's header, the time it stays idle included.
+    /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
     pub header_timeout: Duration,
     /// How many connections there may be; further ones wait in the backlog of the listener.
     pub max_connections: usize,
@@ -59,8 +62,8 @@ where
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(BUFFER as u32)
-        .initial_connection_window_size(2 * BUFFER as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
         .keep_alive_interval(limits.header_timeout);
     let graceful = GracefulShutdown::new();
     let mut failing = false;

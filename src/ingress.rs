@@ -41,7 +41,7 @@ pub struct Config {
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
-    /// How long a connection may take for the next request's header, the time it stays idle included.
+    /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
     #[serde(with = "crate::setting::period")]
     pub header_timeout: Duration,
     /// How bodies are read.

@@ -1,5 +1,6 @@
 //! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
 
+mod bounds;
 mod brokers;
 mod command_line;
 mod delivery;
@@ -7,6 +8,7 @@ mod deploy;
 mod examples;
 mod faults;
 mod independence;
+mod ingress;
 mod kafka_sink;
 mod nats_sink;
 mod ordering;
@@ -16,4 +18,5 @@ mod readme;
 mod recovery;
 mod replay;
 mod routing;
+mod stopping;
 mod support;

@@ -5,6 +5,7 @@
 //! - [`nats`], the same for NATS.
 //! - [`oracle`], a load whose every event is accounted for.
 //! - [`proxy`], a network between bridge and broker that can be made bad.
+//! - [`raw`], HTTP by hand.
 //! - [`tls`], certificates.
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
@@ -14,6 +15,7 @@ pub mod nats;
 pub mod oracle;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 pub mod tls;
 
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! A client's socket, closed so that the client can read the last answer, and not waited on for ever before its first request.
+//! A client's socket, closed so that the client can read the last answer, and not waited on for ever.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -19,8 +19,11 @@ const LINGER_BYTES: usize = 64 << 20;
 pub struct Socket {
     stream: TcpStream,
     watcher: Arc<Watcher>,
+    patience: Duration,
     /// Until when the first request has to come: hyper's own timeout begins only once it knows which version is spoken.
     first_request: Option<Pin<Box<Sleep>>>,
+    /// Until when the client has to read something, while there is more than the system takes for it.
+    writable: Option<Pin<Box<Sleep>>>,
     closing: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
@@ -48,11 +51,22 @@ impl Watcher {
 }
 
 impl Socket {
-    /// A socket that has to bring a request within `first_request`.
-    pub fn new(stream: TcpStream, first_request: Duration) -> (Self, Arc<Watcher>) {
+    /// A socket that fails when the client lets `patience` pass without its first request, or without reading.
+    pub fn new(stream: TcpStream, patience: Duration) -> (Self, Arc<Watcher>) {
         let watcher = Arc::new(Watcher::default());
-        let first_request = Some(Box::pin(sleep(first_request)));
-        (Self { stream, watcher: watcher.clone(), first_request, closing: None, discarded: 0 }, watcher)
+        let first_request = Some(Box::pin(sleep(patience)));
+        let kept = watcher.clone();
+        (Self { stream, watcher, patience, first_request, writable: None, closing: None, discarded: 0 }, kept)
+    }
+
+    /// What writing came to, or that it takes too long.
+    fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.writable = None;
+            return written;
+        }
+        let deadline = self.writable.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+        deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -77,7 +91,8 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        pin!(&mut self.stream).poll_write(cx, bytes)
+        let written = pin!(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, written)
     }
 
     fn poll_write_vectored(
@@ -85,7 +100,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        pin!(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = pin!(&mut self.stream).poll_write_vectored(cx, slices);
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

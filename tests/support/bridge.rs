@@ -7,7 +7,6 @@
 //! bridge.start_again().await; // same configuration, same spool
 //! assert_eq!(bridge.metric("cdrelay_spool_records").await, Some(1.0));
 //! ```
-#![expect(dead_code, reason = "not every promise is tested yet")]
 
 use std::env;
 use std::fs::{read, read_dir, read_to_string, write};
@@ -104,6 +103,11 @@ impl Bridge {
         self.directory.path()
     }
 
+    /// Address and port of the ingress.
+    pub fn ingress(&self) -> &str {
+        &self.ingress
+    }
+
     pub fn ingress_url(&self) -> String {
         format!("http://{}/webhook/cdr", self.ingress)
     }
@@ -170,8 +174,17 @@ impl Bridge {
 
     /// The memory it holds now.
     pub fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory it has held since its last start.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB")).unwrap();
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.strip_suffix("kB")).unwrap();
         kibibytes.trim().parse::<u64>().unwrap() * 1024
     }
 
@@ -189,6 +202,12 @@ impl Bridge {
         let pid = Pid::from_raw(self.pid().try_into().unwrap());
         let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
         prlimit(pid, Resource::Fsize, Rlimit { current: size.or(maximum), maximum }).unwrap();
+    }
+
+    /// Lets it open no more than so many files and sockets.
+    pub fn limit_open_files(&self, limit: u64) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap());
+        prlimit(pid, Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
     }
 
     /// How many files and sockets it has open.

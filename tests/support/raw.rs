@@ -1,0 +1,87 @@
+//! HTTP by hand, for what no client library would send.
+
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::PATIENCE;
+use super::bridge::{Answer, Bridge};
+
+/// A connection to the ingress.
+pub struct Raw {
+    pub stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+impl Raw {
+    pub async fn connect(bridge: &Bridge) -> Self {
+        Self { stream: TcpStream::connect(bridge.ingress()).await.unwrap(), unread: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Sends without minding that the other side may have closed.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).await.is_ok()
+    }
+
+    /// The head of a request to the webhook, with further header lines.
+    pub fn head(method: &str, lines: &str) -> String {
+        format!("{method} /webhook/cdr HTTP/1.1\r\nhost: test\r\n{lines}\r\n")
+    }
+
+    /// A whole request to the webhook.
+    pub fn post(body: &str) -> String {
+        Self::head("POST", &format!("content-length: {}\r\n", body.len())) + body
+    }
+
+    /// The next answer; panics when there is none in time.
+    pub async fn answer(&mut self) -> Answer {
+        self.try_answer(PATIENCE).await.expect("an answer")
+    }
+
+    /// The next answer; `None` when the connection ends, breaks or stays silent instead.
+    pub async fn try_answer(&mut self, within: Duration) -> Option<Answer> {
+        timeout(within, self.read_answer()).await.ok().flatten()
+    }
+
+    async fn read_answer(&mut self) -> Option<Answer> {
+        let end = loop {
+            if let Some(end) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end;
+            }
+            self.fill().await?;
+        };
+        let head = String::from_utf8(self.unread.drain(..end + 4).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+            headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        let length = headers.get("content-length").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
+        while self.unread.len() < length {
+            self.fill().await?;
+        }
+        let body = self.unread.drain(..length).collect::<Vec<_>>().into();
+        Some(Answer { status, headers, body })
+    }
+
+    /// Whether the other side ends the connection, cleanly or not, without sending anything more.
+    pub async fn ends(&mut self, within: Duration) -> bool {
+        self.unread.is_empty() && timeout(within, self.fill()).await == Ok(None)
+    }
+
+    async fn fill(&mut self) -> Option<()> {
+        let mut bytes = [0; 4096];
+        let count = self.stream.read(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        self.unread.extend_from_slice(&bytes[..count]);
+        Some(())
+    }
+}
