@@ -276,3 +276,81 @@ async fn a_full_stream_that_discards_new_messages_goes_on_each_time_it_is_purged
     assert_eq!(sent.check_nats(&received), 0);
     no_dead_letters(&bridge, "nats").await;
 }
+
+#[tokio::test]
+async fn a_nats_user_who_may_not_publish_gets_everything_through_once_he_may() {
+    let users = |denied: &str| {
+        format!(
+            "no_auth_user: admin
+            authorization {{ users: [
+                {{ user: admin, password: admin }}
+                {{ user: cdrelay, password: secret, permissions: {{ publish: {{ deny: [{denied}] }} }} }}
+            ] }}"
+        )
+    };
+    let server = nats::Server::start(&users("")).await;
+    nats::create_stream(&server.url(), "CDR", &["telecmi.cdr.>"]).await;
+    let sink = format!(
+        "[sinks.nats]\ntype = 'nats'\nservers = '{}'\nuser = 'cdrelay'\npassword = 'secret'\nack_timeout = '1s'",
+        server.url()
+    );
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("permission denied", &bridge);
+    for _ in 0..2 {
+        load.progress(300).await;
+        server.reload(&users("\"telecmi.>\""));
+        unready(&bridge, "nats", "Permissions Violation").await;
+        load.progress(300).await;
+        server.reload(&users(""));
+        let granted = Instant::now();
+        settled_under_load(&bridge, "nats").await;
+        println!("the permission was in use after {:?}", granted.elapsed());
+    }
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&all_of(&server.url(), "CDR").await), 0);
+    assert_eq!(sent.refused, 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_kafka_user_who_may_not_write_gets_everything_through_once_he_may() {
+    let broker = kafka::Broker::start_sasl_tls(&[
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("super.users", "User:ANONYMOUS"),
+    ])
+    .await;
+    kafka::create_topic(&broker.address(), "cdr", 6).await;
+    let config = format!(
+        "{ANY_PORTS}
+        [sinks.kafka]
+        type = 'kafka'
+        brokers = '{}'
+        topic = 'cdr'
+        [sinks.kafka.tls]
+        ca_file = {:?}
+        [sinks.kafka.sasl]
+        mechanism = 'PLAIN'
+        username = '{}'
+        password = '{}'",
+        broker.secure_address(),
+        broker.authority(),
+        kafka::USER,
+        kafka::PASSWORD
+    );
+    let bridge = Bridge::start(&config).await;
+    let load = steady("ACL denied", &bridge);
+    load.progress(300).await;
+    unready(&bridge, "kafka", "uthoriz").await;
+    println!("/readyz: {}", bridge.admin("/readyz").await.json()["sinks"]["kafka"]["reason"]);
+    kafka::allow_writing(&broker.address(), "cdr").await;
+    let granted = Instant::now();
+    settled_under_load(&bridge, "kafka").await;
+    println!("the permission was in use after {:?}", granted.elapsed());
+    load.progress(300).await;
+    let sent = load.stop().await;
+    settled(&bridge, &["kafka"]).await;
+    assert_eq!(sent.check_kafka(&kafka::consume_all(&broker.address(), "cdr", PATIENCE).await), 0);
+    assert_eq!(sent.refused, 0);
+    no_dead_letters(&bridge, "kafka").await;
+}

@@ -25,7 +25,7 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 pub use broker::{Broker, PASSWORD, USER};
-pub use java::java_consume;
+pub use java::{allow_writing, java_consume};
 
 use super::{PATIENCE, eventually};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 use super::Consumed;
-use super::broker::java;
+use super::broker::{USER, java};
 
 // Keys, headers and values are printed as they are, line breaks and all. These do not occur in them.
 const FIELD: &str = "\u{1}field\u{2}";
@@ -34,6 +34,15 @@ pub async fn java_consume(address: &str, topic: &str, count: usize, within: Dura
         "not within {within:?}: {count} messages of {topic}, only {consumed:#?}\n{stderr}"
     );
     consumed
+}
+
+/// Allows [`USER`] to write to the topic.
+pub async fn allow_writing(address: &str, topic: &str) {
+    let mut command = java("org.apache.kafka.tools.AclCommand");
+    command.args(["--bootstrap-server", address, "--add", "--allow-principal", &format!("User:{USER}")]);
+    command.args(["--operation", "Write", "--operation", "Describe", "--topic", topic]);
+    let output = spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "cannot allow writing: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// `Partition:0 | Offset:7 | name:value, name:value | key | value`
