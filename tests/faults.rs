@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
+use tokio::time::sleep;
 
 use crate::support::oracle::{Load, Running, settled};
+use crate::support::proxy::{Line, Proxy};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, kafka, nats};
 
 /// Its load finds it again after a restart.
@@ -353,4 +355,47 @@ async fn a_kafka_user_who_may_not_write_gets_everything_through_once_he_may() {
     assert_eq!(sent.check_kafka(&kafka::consume_all(&broker.address(), "cdr", PATIENCE).await), 0);
     assert_eq!(sent.refused, 0);
     no_dead_letters(&bridge, "kafka").await;
+}
+
+#[tokio::test]
+async fn a_network_that_is_slow_breaks_off_and_falls_silent_loses_nothing() {
+    const RESETS: usize = 5;
+    let server = nats::Server::start("").await;
+    nats::create_stream(&server.url(), "CDR", &["telecmi.cdr.>"]).await;
+    let proxy = Proxy::start(server.url().replace("nats://", "")).await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = 'nats://{}'\nack_timeout = '2s'", proxy.address());
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("bad network", &bridge);
+    let mut random = fastrand::Rng::with_seed(load.seed());
+    load.progress(200).await;
+
+    proxy.set(Line { delay: Duration::from_millis(30), ..Line::default() });
+    load.progress(200).await;
+    for bytes_per_second in [400_000, 200_000] {
+        proxy.set(Line { bytes_per_second: Some(bytes_per_second), ..Line::default() });
+        load.progress(200).await;
+    }
+    for _ in 0..RESETS {
+        proxy.set(Line { delay: Duration::from_millis(random.u64(0..10)), ..Line::default() });
+        load.progress(random.usize(1..150)).await;
+        let connections = proxy.connections();
+        proxy.reset();
+        eventually(PATIENCE, "the bridge connects again", async || proxy.connections() > connections).await;
+    }
+    proxy.set(Line::default());
+    settled_under_load(&bridge, "nats").await;
+
+    proxy.set(Line { silent: true, ..Line::default() });
+    unready(&bridge, "nats", "").await;
+    // Not a wait for anything: this is how long the silence lasts.
+    sleep(Duration::from_secs(15)).await;
+    proxy.set(Line::default());
+    let back = Instant::now();
+    settled_under_load(&bridge, "nats").await;
+    println!("{RESETS} resets, {} connections; in use {:?} after the silence", proxy.connections(), back.elapsed());
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&all_of(&server.url(), "CDR").await), 0, "the stream knows what it has");
+    assert_eq!(sent.refused, 0);
+    no_dead_letters(&bridge, "nats").await;
 }

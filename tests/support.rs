@@ -4,6 +4,7 @@
 //! - [`kafka`], the shared Kafka, private ones to break, topics, consumers.
 //! - [`nats`], the same for NATS.
 //! - [`oracle`], a load whose every event is accounted for.
+//! - [`proxy`], a network between bridge and broker that can be made bad.
 //! - [`tls`], certificates.
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
@@ -12,6 +13,7 @@ pub mod kafka;
 pub mod nats;
 pub mod oracle;
 pub mod process;
+pub mod proxy;
 pub mod tls;
 
 use std::net::TcpListener;
