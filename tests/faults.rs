@@ -344,7 +344,7 @@ async fn a_kafka_user_who_may_not_write_gets_everything_through_once_he_may() {
     let load = steady("ACL denied", &bridge);
     load.progress(300).await;
     unready(&bridge, "kafka", "uthoriz").await;
-    println!("/readyz: {}", bridge.admin("/readyz").await.text());
+    println!("/readyz: {}", bridge.admin("/readyz").await.json()["sinks"]["kafka"]["reason"]);
     kafka::allow_writing(&broker.address(), "cdr").await;
     let granted = Instant::now();
     settled_under_load(&bridge, "kafka").await;
