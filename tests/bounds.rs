@@ -75,13 +75,13 @@ impl Shape {
         match self {
             Self::Small => event(100),
             Self::Large => event((MIB - 1000) as usize),
-            Self::Array => format!("[{}]", [(); 1000].iter().map(|()| event(300)).collect::<Vec<_>>().join(",")),
+            Self::Array => format!("[{}]", (0..1000).map(|_| event(300)).collect::<Vec<_>>().join(",")),
             Self::ArrayOfTiny => {
                 let events: Vec<_> = (0..1000).map(|_| format!("{{\"a\":{}}}", fresh())).collect();
                 format!("[{}]", events.join(","))
             }
             Self::ManyFields => {
-                format!("[{}]", [(); 50].iter().map(|()| fields(900)).collect::<Vec<_>>().join(","))
+                format!("[{}]", (0..50).map(|_| fields(900)).collect::<Vec<_>>().join(","))
             }
             Self::TooManyFields => fields(40_000),
             Self::Nested => format!("{{\"n\":{},\"x\":{}}}", fresh(), fields(40_000)),
