@@ -1,13 +1,10 @@
 //! The command-line program.
 #![forbid(unsafe_code)]
 
-use cdrelay::cli::Cli;
+use cdrelay::cli::{Cli, USAGE};
 use clap::Parser;
 use clap::error::ErrorKind;
 use std::process::ExitCode;
-
-/// `EX_USAGE` of `sysexits.h`.
-const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
