@@ -13,6 +13,9 @@ use crate::config::{Config, ConfigError};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
+/// `EX_USAGE` of `sysexits.h`.
+pub const USAGE: u8 = 64;
+
 /// Receives telephony call-detail-record webhooks and publishes them to Kafka, NATS or stdout.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
@@ -82,6 +85,9 @@ impl Settings {
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
+    /// An option's value makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// The configuration is wrong.
     #[error("{0}")]
     Config(#[from] ConfigError),
@@ -106,9 +112,10 @@ impl From<RunError> for CommandError {
 }
 
 impl CommandError {
-    /// As in `sysexits.h`: 78 for the configuration, else 1.
+    /// As in `sysexits.h`: 64 for the command line, 78 for the configuration, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
             Self::Run(_) | Self::Io(_) | Self::Damaged => 1,
         }

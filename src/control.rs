@@ -11,11 +11,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Events that are appended together.
+/// Events that are appended together, and their bytes: the bridge has little memory to spare for a replay.
 const BATCH: usize = 100;
+const BATCH_BYTES: usize = 1 << 20;
 /// A line longer than this is no event of ours.
 const MAX_LINE: u64 = 256 << 20;
 
@@ -88,11 +89,11 @@ async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, stored: &
     let head: Head = serde_json::from_str(&line)?;
     loop {
         let mut batch = Vec::with_capacity(BATCH);
-        while batch.len() < BATCH {
-            match next_line(&mut reader).await? {
-                Some(line) => batch.push(serde_json::from_str(&line)?),
-                None => break,
-            }
+        let mut bytes = 0;
+        while batch.len() < BATCH && bytes < BATCH_BYTES {
+            let Some(line) = next_line(&mut reader).await? else { break };
+            bytes += line.len();
+            batch.push(serde_json::from_str(&line)?);
         }
         if batch.is_empty() {
             return Ok(());
@@ -128,7 +129,19 @@ pub async fn send(spool: &Path, target: &str, events: &[Again]) -> io::Result<Op
         }
         other => other?,
     };
-    let (mut reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = stream.into_split();
+    // A bridge that cannot store an event answers at once and reads no further: what it says counts, not that it hung up.
+    let sent = send_all(&mut writer, target, events).await;
+    let mut answer = String::new();
+    let answered = BufReader::new(reader).read_line(&mut answer).await;
+    if answer.is_empty() {
+        sent.and(answered)?;
+        return Err(io::Error::other("the bridge stopped before it answered; run the command again when it is back"));
+    }
+    Ok(Some(serde_json::from_str(&answer)?))
+}
+
+async fn send_all(writer: &mut (impl AsyncWrite + Unpin), target: &str, events: &[Again]) -> io::Result<()> {
     let mut text = serde_json::to_string(&Head { target: target.to_owned() })? + "\n";
     for event in events {
         text.push_str(&serde_json::to_string(event)?);
@@ -139,9 +152,26 @@ pub async fn send(spool: &Path, target: &str, events: &[Again]) -> io::Result<Op
         }
     }
     writer.write_all(text.as_bytes()).await?;
-    writer.shutdown().await?;
-    drop(writer);
-    let mut answer = String::new();
-    reader.read_to_string(&mut answer).await?;
-    Ok(Some(serde_json::from_str(&answer)?))
+    writer.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn the_answer_is_heard_though_the_bridge_takes_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
+        let spool = Arc::new(Spool::open(&config, &["known"], Metrics::default().spool).unwrap());
+        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool));
+        let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(1000));
+        let events = vec![Again { arrival: 1, payload }; 5000];
+        let outcome = send(dir.path(), "unknown", &events).await.unwrap().unwrap();
+        assert_eq!(outcome.stored, 0);
+        assert!(outcome.error.unwrap().contains("`unknown`"));
+        assert_eq!(send(dir.path(), "known", &events).await.unwrap().unwrap().stored, 5000);
+        server.abort();
+    }
 }

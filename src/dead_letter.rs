@@ -17,30 +17,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     path: PathBuf,
-    file: Arc<Mutex<Option<File>>>,
+    /// Held while a line is written.
+    turn: Arc<Mutex<()>>,
 }
 
 impl DeadLetters {
     /// Dead letters of `sink` beside the spool in `spool`; the file is made when the first one comes.
     pub fn new(spool: &Path, sink: &str) -> Self {
-        Self { path: path(spool, sink), file: Arc::default() }
+        Self { path: path(spool, sink), turn: Arc::default() }
     }
 
     /// Adds one line and syncs it: `time`, `sink`, `reason`, `topic`, `key`, `id`, `conversation`, `offset`, `arrival`,
     /// `headers`, and the event's exact text as the string `payload`.
     pub async fn append(&self, sink: &str, record: &Record, message: &Message, reason: &str) -> io::Result<()> {
         let line = line(sink, record, message, reason);
-        let (path, file) = (self.path.clone(), self.file.clone());
+        let (path, turn) = (self.path.clone(), self.turn.clone());
         tokio::task::spawn_blocking(move || {
-            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = match file.take() {
-                Some(open) => open,
-                None => open(&path)?,
-            };
-            write(&open, &line)?;
-            // Only a file whose last write was whole is written to again.
-            *file = Some(open);
-            Ok(())
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            // Opened anew for every line: somebody may have moved or removed the file, and a line in it would be lost.
+            write(&open(&path)?, &line)
         })
         .await
         .map_err(io::Error::other)?
@@ -142,23 +137,21 @@ fn lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let fresh = !path.exists();
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-    if file.metadata()?.len() > 0 {
+    if file.metadata()?.len() == 0 {
+        for dir in path.ancestors().skip(1).take(2) {
+            File::open(dir)?.sync_all()?;
+        }
+    } else {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
         if last != *b"\n" {
             // A crash cut the last line off. It was not acknowledged; the next one begins on a line of its own.
             file.write_all(b"\n")?;
-        }
-    }
-    if fresh {
-        for dir in path.ancestors().skip(1).take(2) {
-            File::open(dir)?.sync_all()?;
         }
     }
     Ok(file)
@@ -223,7 +216,8 @@ mod tests {
         let path = dir.path().join("dead-letters/kafka.ndjson");
         DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "too \"large\"").await.unwrap();
         std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat()).unwrap();
-        DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "again").await.unwrap();
+        let letters = DeadLetters::new(dir.path(), "kafka");
+        letters.append("kafka", &record, &message, "again").await.unwrap();
 
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -236,5 +230,10 @@ mod tests {
         assert_eq!(first["arrival"], "2021-10-20T09:11:39.442Z");
         assert_eq!(first["headers"]["ce_id"], "x");
         assert_eq!(serde_json::from_str::<serde_json::Value>(lines[2]).unwrap()["reason"], "again");
+
+        std::fs::rename(&path, dir.path().join("rotated")).unwrap();
+        letters.append("kafka", &record, &message, "after rotation").await.unwrap();
+        let letters = read(dir.path(), "kafka").unwrap();
+        assert_eq!(letters.iter().map(|(letter, _)| &*letter.reason).collect::<Vec<_>>(), ["after rotation"]);
     }
 }

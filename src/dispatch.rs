@@ -24,6 +24,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
 #[derive(Clone, Debug, Deserialize)]
@@ -91,11 +92,11 @@ enum Outcome {
     Kept,
 }
 
-/// How many bytes of records are taken from the spool at once. The window counts more for a record than the reader does, and
-/// has to see it before there can be too many.
-const MOST_READ: usize = 64 << 10;
 /// How long to wait when the spool could not be read.
 const READ_PAUSE: Duration = Duration::from_secs(1);
+/// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
+/// and while the disk is waited for, nothing else moves.
+const READ: usize = 64 << 10;
 
 type Attempt = BoxFuture<'static, (Arc<Record>, Outcome)>;
 
@@ -112,7 +113,7 @@ impl Dispatcher {
             route: parts.route,
             sink: parts.sink,
             dead_letters: parts.dead_letters,
-            places: Semaphore::new(parts.config.max_in_flight.max(1)),
+            places: Semaphore::new(parts.config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
             metrics: parts.metrics,
             health: parts.health,
             stop: stop.clone(),
@@ -128,6 +129,7 @@ impl Dispatcher {
         let mut under_way: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut gate = Gate::default();
         let mut window = Window::default();
+        let mut not_before = None;
         loop {
             let room = look_ahead.saturating_sub(window.bytes());
             reader.advance(cursor.position());
@@ -143,14 +145,17 @@ impl Dispatcher {
                     }
                     under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
                 }
-                () = reader.ready(), if room > 0 => match reader.read(room.min(MOST_READ)).await {
-                    Ok(records) => for record in records {
-                        window.push(&record);
-                        under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
-                    },
+                () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
+                    Ok(records) => {
+                        not_before = None;
+                        for record in records {
+                            window.push(&record);
+                            under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
+                        }
+                    }
                     Err(error) => {
                         tracing::error!(%error, sink = lane.name, "the spool cannot be read; trying again");
-                        tokio::time::sleep(READ_PAUSE).await;
+                        not_before = Some(Instant::now() + READ_PAUSE);
                     }
                 },
             }
@@ -166,6 +171,14 @@ impl Dispatcher {
 /// Resolves when the bridge stops, and when whoever could say so is gone.
 async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Resolves when there is something to read, and not before that moment.
+async fn readable(reader: &mut Reader, not_before: Option<Instant>) {
+    if let Some(moment) = not_before {
+        tokio::time::sleep_until(moment).await;
+    }
+    reader.ready().await;
 }
 
 fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> Attempt {
@@ -292,3 +305,6 @@ impl Drop for Held<'_> {
         self.0.dec();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The command-line program.
 #![forbid(unsafe_code)]
 
-use cdrelay::cli::Cli;
+use cdrelay::cli::{Cli, USAGE};
 use clap::Parser;
 use clap::error::ErrorKind;
 use std::process::ExitCode;
@@ -10,9 +10,6 @@ use std::process::ExitCode;
 /// How this one is set up stands in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// `EX_USAGE` of `sysexits.h`.
-const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -134,6 +134,13 @@ impl<'de> Deserialize<'de> for Secret {
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Secret, E> {
                 Ok(Secret::new(number.to_string()))
             }
+            // What serde says of these by itself would hold the value.
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Secret, E> {
+                Err(E::custom("found a number with a fraction or exponent; put a secret in quotes"))
+            }
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Secret, E> {
+                Err(E::custom("found a truth value; put a secret in quotes"))
+            }
         }
         deserializer.deserialize_any(Text)
     }
@@ -147,6 +154,8 @@ mod tests {
     fn a_secret_never_shows_its_text() {
         let secret = Secret::new("hunter2");
         assert!(!format!("{secret:?} {secret}").contains("hunter2"));
+        let error = serde_json::from_str::<Secret>("1234.5").unwrap_err().to_string();
+        assert!(error.contains("quotes") && !error.contains("1234"), "{error}");
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn a_wrong_command_line_exits_with_64() {
     refused(&["--bogus"], 64, &["--bogus"]);
     refused(&["publish"], 64, &["publish"]);
     refused(&["check", "--config"], 64, &["--config"]);
+    refused(&["dead-letters", "list", "--spool", "/nowhere", "--sink", "x", "--since", "soon"], 64, &["--since", "2h"]);
 }
 
 #[test]

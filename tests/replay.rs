@@ -131,6 +131,8 @@ async fn the_spool_is_inspected_verified_and_exported_alive_and_dead() {
         let team = cdrelay(&bridge, &["spool", "export", "--team", "Sales.*>"]);
         assert_eq!(text(&team).lines().count(), 1);
         assert_eq!(text(&cdrelay(&bridge, &["spool", "export", "--undelivered", "all"])), "");
+        let unknown = cdrelay(&bridge, &["spool", "export", "--undelivered", "al"]);
+        assert_eq!((unknown.status.code(), &*unknown.stdout), (Some(64), &b""[..]), "{unknown:?}");
     }
     let segment = bridge.directory().join("spool/segment-00000000000000000000");
     let mut bytes = std::fs::read(&segment).unwrap();

@@ -9,6 +9,9 @@ use crate::event::Arrival;
 use clap::{Args, Subcommand};
 use std::io::{self, Write};
 
+/// Dead letters that are handed over together.
+const PORTION: usize = 100;
+
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
     /// List what sinks refused for good, one line each.
@@ -95,23 +98,28 @@ fn show(which: &Which) -> Result<(), CommandError> {
 fn replay(which: &Which) -> Result<(), CommandError> {
     let spool = which.location.spool()?;
     for sink in which.sinks()? {
+        let mut replayed = 0;
         let letters = which.of_sink(&sink)?;
         let letters: Vec<&DeadLetter> = letters.iter().map(|(letter, _)| letter).collect();
-        if letters.is_empty() {
-            continue;
+        // Marked portion by portion: what follows a failure is what was not replayed.
+        for portion in letters.chunks(PORTION) {
+            let again = portion.iter().map(|letter| Again {
+                arrival: letter.arrival.parse().unwrap_or(Arrival(0)).0,
+                payload: letter.payload.clone(),
+            });
+            let outcome = publish_again(&which.location, &sink, &again.collect::<Vec<_>>())?;
+            let stored = portion.get(..outcome.stored).unwrap_or(portion);
+            if !stored.is_empty() {
+                dead_letter::mark_replayed(&spool, &sink, stored)?;
+            }
+            replayed += stored.len();
+            if let Some(error) = outcome.error {
+                println!("{sink}: {replayed} of {} dead letter(s) back in the spool", letters.len());
+                return Err(CommandError::Io(io::Error::other(error)));
+            }
         }
-        let again = letters.iter().map(|letter| Again {
-            arrival: letter.arrival.parse().unwrap_or(Arrival(0)).0,
-            payload: letter.payload.clone(),
-        });
-        let outcome = publish_again(&which.location, &sink, &again.collect::<Vec<_>>())?;
-        let stored = letters.get(..outcome.stored).unwrap_or(&letters);
-        if !stored.is_empty() {
-            dead_letter::mark_replayed(&spool, &sink, stored)?;
-        }
-        println!("{sink}: {} of {} dead letter(s) back in the spool", stored.len(), letters.len());
-        if let Some(error) = outcome.error {
-            return Err(CommandError::Io(io::Error::other(error)));
+        if !letters.is_empty() {
+            println!("{sink}: {replayed} of {} dead letter(s) back in the spool", letters.len());
         }
     }
     Ok(())

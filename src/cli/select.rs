@@ -1,7 +1,6 @@
 //! Which events a command is about.
 
 use super::CommandError;
-use crate::config::ConfigError;
 use crate::dead_letter::DeadLetter;
 use crate::event::{Arrival, Event, MAX_DEPTH};
 use clap::Args;
@@ -44,10 +43,9 @@ fn moment(option: &str, text: &str) -> Result<Arrival, CommandError> {
     }
     match text.parse::<jiff::SignedDuration>() {
         Ok(period) => Ok(Arrival(Arrival::now().0.saturating_sub(period.as_millis().max(0) as u64))),
-        Err(_) => Err(ConfigError::new(format!(
+        Err(_) => Err(CommandError::Usage(format!(
             "{option} {text:?}: expected a period such as 2h, or a time such as 2026-01-31T03:00:00Z"
-        ))
-        .into()),
+        ))),
     }
 }
 

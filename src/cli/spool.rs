@@ -71,14 +71,15 @@ fn verify(location: &Location) -> Result<(), CommandError> {
 fn export(location: &Location, selection: &Selection, undelivered: Option<&str>) -> Result<(), CommandError> {
     let inspection = Inspection::of(&location.spool()?)?;
     let from = match undelivered {
-        Some(sink) => inspection.cursors.iter().find(|(name, _)| name == sink).map_or(0, |(_, position)| *position),
+        Some(sink) => position(&inspection, sink)?,
         None => 0,
     };
     let chosen = selection.compile()?;
     let mut out = BufWriter::new(io::stdout().lock());
     let damaged = inspection.read(from, |record| {
         let event = &record.event;
-        if !chosen.takes_event(event) {
+        let for_another = undelivered.is_some_and(|sink| record.target.as_deref().is_some_and(|target| target != sink));
+        if for_another || !chosen.takes_event(event) {
             return Ok(());
         }
         let mut line = format!("{{\"offset\":{},\"id\":\"{}\",\"conversation\":", record.offset, event.id());
@@ -93,4 +94,16 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         eprintln!("damaged: offsets {} to {}", gone.start, gone.end - 1);
     }
     Ok(())
+}
+
+/// How far `sink` has settled the spool.
+fn position(inspection: &Inspection, sink: &str) -> Result<u64, CommandError> {
+    match inspection.cursors.iter().find(|(name, _)| name == sink) {
+        Some((_, position)) => Ok(*position),
+        None => {
+            let names: Vec<&str> = inspection.cursors.iter().map(|(name, _)| name.as_str()).collect();
+            let known = names.join(", ");
+            Err(CommandError::Usage(format!("--undelivered {sink}: the spool knows no such sink; it knows: {known}")))
+        }
+    }
 }

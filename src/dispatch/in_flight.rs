@@ -63,7 +63,9 @@ impl Window {
     /// Adds the next record.
     pub fn push(&mut self, record: &Record) {
         self.bytes += size(record);
-        self.open.insert(record.offset, record.event.arrival());
+        // Who asks for an event of last week again is not a week behind.
+        let since = if record.target.is_some() { Arrival::now() } else { record.event.arrival() };
+        self.open.insert(record.offset, since);
     }
 
     /// Marks a record as settled.
@@ -74,7 +76,7 @@ impl Window {
         }
     }
 
-    /// The offset below which everything is settled and the arrival of the record there; `None` if all is settled.
+    /// The offset below which everything is settled and since when the record there waits; `None` if all is settled.
     pub fn watermark(&self) -> Option<(u64, Arrival)> {
         self.open.first_key_value().map(|(offset, arrival)| (*offset, *arrival))
     }
@@ -140,6 +142,15 @@ mod tests {
         }
         assert_eq!((window.open.len(), window.settled.len()), (1, 0));
         assert_eq!(window.watermark(), Some((0, Arrival(0))));
+    }
+
+    #[test]
+    fn a_replayed_record_waits_since_its_replay() {
+        let event = Event::parse("{}", 9, Arrival(1)).unwrap();
+        let before = Arrival::now();
+        let mut window = Window::default();
+        window.push(&Record { offset: 5, target: Some("a".into()), event });
+        assert!(window.watermark().is_some_and(|(_, since)| since >= before));
     }
 
     #[test]
