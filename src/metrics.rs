@@ -76,7 +76,7 @@ pub struct SinkMetrics {
     pub lag_records: Gauge,
     /// Age of the oldest record that is not settled.
     pub lag_seconds: Gauge<f64, AtomicU64>,
-    /// 1 if the destination could be reached lately.
+    /// 1 if the destination takes messages.
     pub up: Gauge,
 }
 
@@ -157,7 +157,7 @@ impl Default for Metrics {
         at.register("retrying", "Records that wait to be tried again", sinks.retrying.clone());
         at.register("lag_records", "Records stored and not settled", sinks.lag_records.clone());
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
-        at.register("up", "1 if the destination could be reached lately", sinks.up.clone());
+        at.register("up", "1 if the destination takes messages", sinks.up.clone());
         Self { registry, ingress, spool, sinks }
     }
 }

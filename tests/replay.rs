@@ -122,7 +122,11 @@ async fn the_spool_is_inspected_verified_and_exported_alive_and_dead() {
         }
         let inspected = cdrelay(&bridge, &["spool", "inspect"]);
         assert!(text(&inspected).contains("11 records from 0"), "{inspected:?}");
-        assert!(text(&inspected).contains("sink all: settled below 11, 0 waiting"), "{inspected:?}");
+        // The cursors reach the disk a moment later.
+        eventually(PATIENCE, "the cursor says so", async || {
+            text(&cdrelay(&bridge, &["spool", "inspect"])).contains("sink all: settled below 11, 0 waiting")
+        })
+        .await;
         assert!(text(&cdrelay(&bridge, &["spool", "verify"])).contains("11 record(s) intact, 0 damaged"));
         let exported = cdrelay(&bridge, &["spool", "export"]);
         let lines: Vec<Value> = text(&exported).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
