@@ -171,6 +171,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         () = stop => false,
         _ = dispatchers.join_next() => true,
         _ = &mut webhooks => true,
+        () = spool.abandoned() => true,
     };
     tracing::info!("stopping");
     admin.stop();

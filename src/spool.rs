@@ -169,6 +169,8 @@ struct Shared {
     segment_size: u64,
     memory: usize,
     retain: Option<Retain>,
+    /// Whether one of the threads has panicked.
+    abandoned: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -257,6 +259,13 @@ impl Spool {
     /// Whether the next append has a chance: `Err` tells why not.
     pub fn health(&self) -> Result<(), String> {
         self.shared.queue.trouble().map_or(Ok(()), Err)
+    }
+
+    /// Resolves when the spool can do no more because one of its threads has panicked.
+    pub async fn abandoned(&self) {
+        let mut abandoned = self.shared.abandoned.subscribe();
+        // The sender lives as long as this spool.
+        let _ = abandoned.wait_for(|abandoned| *abandoned).await;
     }
 
     /// Finishes the appends that wait, writes the cursors, and takes nothing more.
@@ -390,6 +399,7 @@ fn assemble(
         segment_size: config.segment_size(),
         memory: config.memory.as_u64() as usize,
         retain: config.retain,
+        abandoned: watch::Sender::new(false),
     });
     Ok((Writer::new(shared.clone(), recent), Keeper::new(shared, written, known)))
 }

@@ -1,6 +1,7 @@
 //! `when`: a CEL expression on `event` that decides whether a sink wants a record.
 
 use crate::event::Event;
+use cel::common::ast::{EntryExpr, Expr, IdedExpr, MapExpr, StructExpr};
 use cel::objects::Key;
 use cel::{Context, ExecutionError, Program, Value};
 use std::collections::HashMap;
@@ -34,8 +35,7 @@ impl Filter {
             Ok(Err(error)) => return Err(FilterError(format!("not a CEL expression: {error}"))),
             Err(_) => return Err(FilterError("not a CEL expression".into())),
         };
-        let references = program.references();
-        if let Some(unknown) = references.variables().into_iter().find(|name| *name != "event") {
+        if let Some(unknown) = unknown(program.expression(), &mut vec!["event"]) {
             return Err(FilterError(format!("`{unknown}` is unknown; fields are written event.{unknown}")));
         }
         Ok(Self { program, source: source.to_owned() })
@@ -61,6 +61,33 @@ impl Filter {
             Ok(Err(_)) => Err(FilterError("an operator or function does not fit the type of the event's field".into())),
             Err(_) => Err(FilterError("the evaluation failed".into())),
         }
+    }
+}
+
+/// A name that nothing in scope has: neither `event` nor a variable of the macro (`all`, `exists`, `map`, …) around it.
+fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a str> {
+    match &expression.expr {
+        Expr::Ident(name) => (!scope.contains(&name.as_str())).then_some(name),
+        Expr::Select(select) => unknown(&select.operand, scope),
+        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).find_map(|part| unknown(part, scope)),
+        Expr::List(list) => list.elements.iter().find_map(|element| unknown(element, scope)),
+        Expr::Map(MapExpr { entries }) | Expr::Struct(StructExpr { entries, .. }) => {
+            entries.iter().find_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => unknown(&entry.key, scope).or_else(|| unknown(&entry.value, scope)),
+                EntryExpr::StructField(field) => unknown(&field.value, scope),
+            })
+        }
+        Expr::Comprehension(inner) => {
+            let found = unknown(&inner.iter_range, scope).or_else(|| unknown(&inner.accu_init, scope));
+            let outside = scope.len();
+            scope.extend([inner.iter_var.as_str(), inner.accu_var.as_str()]);
+            scope.extend(inner.iter_var2.as_deref());
+            let parts = [&inner.loop_cond, &inner.loop_step, &inner.result];
+            let found = found.or_else(|| parts.into_iter().find_map(|part| unknown(part, scope)));
+            scope.truncate(outside);
+            found
+        }
+        Expr::Literal(_) | Expr::Unspecified => None,
     }
 }
 
@@ -108,6 +135,9 @@ mod tests {
             "event.type in ['cdr', 'event']",
             "true",
             "size(event.x.a) == 2",
+            "event.x.a.exists(item, item == 'b')",
+            "event.x.a.filter(i, event.x.a.exists(j, i == j)).size() == 2",
+            "{'a': event.type}.a == 'cdr'",
         ] {
             assert_eq!(passes(when, event), Ok(true), "{when}");
         }
@@ -125,7 +155,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_found_at_load() {
-        for when in ["", "event.type ==", "type == 'cdr'", "evnt.type == 'cdr'", "event.type = 'x'", "((("] {
+        for when in [
+            "",
+            "event.type ==",
+            "type == 'cdr'",
+            "evnt.type == 'cdr'",
+            "event.type = 'x'",
+            "(((",
+            "event.x.a.exists(i, i == j)",
+            "[1].all(i, i > 0) && i > 0",
+        ] {
             assert!(Filter::compile(when).is_err(), "{when}");
         }
     }

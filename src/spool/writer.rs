@@ -184,6 +184,7 @@ impl Drop for AbandonOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.queue.abandon("a thread of the spool panicked; restart the bridge");
+            self.0.abandoned.send_replace(true);
         }
     }
 }
@@ -319,7 +320,8 @@ impl Writer {
 
     /// Shows the durable records to the readers and releases those who wait for them.
     fn publish(&mut self, batch: u64, commit: Commit) {
-        for record in &commit.records {
+        // What is published again came long ago, and what is like it may come again.
+        for record in commit.records.iter().filter(|record| record.target.is_none()) {
             self.recent.insert(record.event.id(), record.event.arrival());
         }
         if self.next > batch {

@@ -197,6 +197,8 @@ async fn a_defect_in_the_writer_leaves_nobody_waiting() {
     }
     let trouble = eventually(async || spool.health().err()).await;
     assert_eq!(trouble, "a thread of the spool panicked; restart the bridge");
+    // The bridge ends on this, so that whoever supervises it starts it again.
+    tokio::time::timeout(Duration::from_secs(60), spool.abandoned()).await.unwrap();
 }
 
 #[test]
