@@ -31,6 +31,7 @@ pub mod disk;
 pub mod inspect;
 mod janitor;
 mod known;
+mod queue;
 mod reader;
 mod recent;
 mod recovery;
@@ -38,8 +39,8 @@ pub mod segment;
 mod writer;
 
 pub use cursor::Cursor;
+pub use queue::{AppendError, Appended};
 pub use reader::Reader;
-pub use writer::{AppendError, Appended};
 
 use crate::event::{Arrival, Event};
 use crate::metrics::SpoolMetrics;
@@ -47,6 +48,7 @@ use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
 use janitor::{Janitor, Keeper};
 use known::Known;
+use queue::Queue;
 use recent::Recent;
 use recovery::{Recovered, Segment};
 use serde::Deserialize;
@@ -58,7 +60,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use writer::{Queue, Writer};
+use writer::Writer;
 
 /// `[spool]`
 #[derive(Clone, Debug, Deserialize)]
@@ -214,7 +216,7 @@ impl Spool {
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(writer::Append { events, target: None, done });
+        self.shared.queue.push(queue::Append { events, target: None, done });
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 
@@ -222,7 +224,7 @@ impl Spool {
     /// were stored before.
     pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(writer::Append { events, target: Some(target.into()), done });
+        self.shared.queue.push(queue::Append { events, target: Some(target.into()), done });
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 

@@ -2,7 +2,7 @@
 
 use super::cursor::Written;
 use super::known::Known;
-use super::writer::AbandonOnPanic;
+use super::queue::AbandonOnPanic;
 use super::{Log, Shared, segment};
 use crate::event::Arrival;
 use std::io;

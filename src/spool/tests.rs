@@ -8,8 +8,9 @@ mod promises;
 
 use super::disk::simulated::Machine;
 use super::janitor::Keeper;
+use super::queue::Append;
 use super::segment::{Found, Scan};
-use super::writer::{Append, Writer};
+use super::writer::Writer;
 use super::*;
 use crate::event::EventId;
 use std::sync::LazyLock;

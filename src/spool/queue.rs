@@ -1,0 +1,143 @@
+//! Requests that wait for the writer, and what they are told.
+
+use super::Shared;
+use crate::event::Event;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How often the spool looks by itself whether it can take records again.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How many events of a request were stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Stored and durable.
+    pub stored: usize,
+    /// Durable already.
+    pub duplicates: usize,
+}
+
+/// Why nothing of a request was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// No room until sinks have caught up.
+    #[error("the spool is full")]
+    Full {
+        /// When there should be room again, from how fast the slowest sink drains it.
+        retry_after: Duration,
+    },
+    /// There will never be room.
+    #[error("the events of the request take {needed} bytes and the spool holds {max_size}")]
+    TooLarge {
+        /// What they take on disk.
+        needed: u64,
+        /// `spool.max_size`.
+        max_size: u64,
+    },
+    /// The disk refused a write or a sync.
+    #[error("the spool cannot write: {cause}")]
+    Failed {
+        /// What the system said.
+        cause: String,
+    },
+    /// The bridge is stopping.
+    #[error("the spool is closed")]
+    Closed,
+}
+
+/// The events of one request and whom to tell.
+#[derive(Debug)]
+pub struct Append {
+    pub events: Vec<Event>,
+    /// The only sink they are for. Such events are stored even if they were before.
+    pub target: Option<Box<str>>,
+    pub done: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// Requests that wait for the next group commit.
+#[derive(Debug, Default)]
+pub struct Queue {
+    state: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: VecDeque<Append>,
+    closed: bool,
+    trouble: Option<String>,
+}
+
+impl Queue {
+    /// Adds a request; it learns at once if the queue is closed.
+    pub fn push(&self, append: Append) {
+        let mut state = self.state();
+        if state.closed {
+            let _ = append.done.send(Err(AppendError::Closed));
+            return;
+        }
+        state.requests.push_back(append);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// No more requests; those that wait are still written.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.arrived.notify_all();
+    }
+
+    /// Why the last append failed, if it did.
+    pub fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
+    }
+
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        self.state().trouble = trouble;
+    }
+
+    /// Refuses what waits and all that is to come: no thread is left to do it.
+    pub fn abandon(&self, cause: &str) {
+        let mut state = self.state();
+        state.closed = true;
+        state.trouble = Some(cause.to_owned());
+        state.requests.clear();
+        drop(state);
+        self.arrived.notify_all();
+    }
+
+    /// The requests that wait; none at all if it is time to look whether the trouble is over, `None` at the end.
+    pub fn take(&self) -> Option<VecDeque<Append>> {
+        let mut state = self.state();
+        while state.requests.is_empty() && !state.closed {
+            if state.trouble.is_none() {
+                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (waited, timeout) = self.arrived.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
+            state = waited;
+            if timeout.timed_out() {
+                return Some(std::mem::take(&mut state.requests));
+            }
+        }
+        if state.requests.is_empty() { None } else { Some(std::mem::take(&mut state.requests)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A spool without one of its threads takes nothing more, and says so.
+pub struct AbandonOnPanic(pub Arc<Shared>);
+
+impl Drop for AbandonOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.abandon("a thread of the spool panicked; restart the bridge");
+            self.0.abandoned.send_replace(true);
+        }
+    }
+}
