@@ -17,8 +17,10 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = if cfg!(debug_assertions) { 64 + 8 } else { 64 } * MIB;
 const START: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 100 });
-/// Syncs per event at 64 connections. Slow code brings the requests one by one, and a fast disk does not let them gather.
-const SHARE: f64 = if cfg!(debug_assertions) { 0.9 } else { 0.25 };
+/// Syncs per event at 64 connections. It follows from how long the disk takes against how long a request does: a build for
+/// debugging takes its requests slowly, and a fast disk does not let them gather. That requests which do wait take exactly one sync
+/// is shown beside the spool.
+const SHARE: f64 = if cfg!(debug_assertions) { 0.75 } else { 0.25 };
 const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
 const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 
@@ -243,7 +245,18 @@ fn gets_200(port: u16) -> bool {
 #[tokio::test]
 async fn requests_that_wait_together_share_a_sync() {
     let bridge = Bridge::start(&format!("{LISTEN}{STDOUT}")).await;
-    assert_eq!(hammer(&bridge, Shape::Small, 64, 50).await, [(200, 3200)].into());
+    let mut clients = join_all((0..64).map(|_| Raw::connect(&bridge))).await;
+    // While the bridge stands still all requests arrive: then they do wait together, however slow this client is.
+    for _ in 0..50 {
+        bridge.pause();
+        for client in &mut clients {
+            assert!(client.try_send(Raw::post(&Shape::Small.body())).await);
+        }
+        bridge.resume();
+        for client in &mut clients {
+            assert_eq!(client.try_answer(PATIENCE).await.unwrap().status, 200);
+        }
+    }
     let syncs = bridge.metric("cdrelay_spool_syncs_total").await.unwrap();
     let records = bridge.metric("cdrelay_spool_appended_records_total").await.unwrap();
     println!("64 connections: {syncs} syncs for {records} events, {:.3} each", syncs / records);

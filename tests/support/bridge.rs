@@ -157,6 +157,16 @@ impl Bridge {
         self.process.wait(within).await
     }
 
+    /// SIGSTOP
+    pub fn pause(&self) {
+        self.process.pause();
+    }
+
+    /// SIGCONT
+    pub fn resume(&self) {
+        self.process.resume();
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
