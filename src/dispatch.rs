@@ -22,6 +22,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use in_flight::{Gate, Window};
 use serde::Deserialize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -61,6 +62,8 @@ struct Lane {
     sink: Arc<dyn Sink>,
     dead_letters: DeadLetters,
     places: Semaphore,
+    /// One more than the highest offset that was handed to the destination.
+    handed_over: AtomicU64,
     metrics: SinkMetrics,
     health: Arc<Health>,
     stop: watch::Receiver<bool>,
@@ -114,6 +117,7 @@ impl Dispatcher {
             sink: parts.sink,
             dead_letters: parts.dead_letters,
             places: Semaphore::new(parts.config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            handed_over: AtomicU64::new(0),
             metrics: parts.metrics,
             health: parts.health,
             stop: stop.clone(),
@@ -122,8 +126,9 @@ impl Dispatcher {
         Some(Self { spool, reader, cursor, look_ahead, lane: Arc::new(lane), stop })
     }
 
-    /// Delivers until told to stop, then waits for the messages that are with the destination. The caller bounds that wait
-    /// by dropping the future; what is not settled stays in the spool.
+    /// Delivers until told to stop, then waits for the messages that are with the destination and sends those between them
+    /// that waited their turn: the cursor cannot pass an open record, and what is settled behind one would be sent again by
+    /// the next process. The caller bounds that by dropping the future; what is not settled stays in the spool.
     pub async fn run(self) {
         let Self { spool, mut reader, cursor, look_ahead, lane, mut stop } = self;
         let mut under_way: FuturesUnordered<Attempt> = FuturesUnordered::new();
@@ -163,6 +168,7 @@ impl Dispatcher {
         }
         while let Some((record, outcome)) = under_way.next().await {
             finish(record, outcome, &mut window);
+            under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
             settle(&spool, &cursor, &reader, &lane, &window);
         }
     }
@@ -229,9 +235,10 @@ impl Lane {
         let mut retry = None;
         loop {
             let Ok(place) = self.places.acquire().await else { return Outcome::Kept };
-            if *self.stop.borrow() {
+            if *self.stop.borrow() && record.offset >= self.handed_over.load(Ordering::Relaxed) {
                 return Outcome::Kept;
             }
+            self.handed_over.fetch_max(record.offset + 1, Ordering::Relaxed);
             let comebacks = self.health.comebacks();
             let in_flight = Held::new(&self.metrics.in_flight);
             let result = self.sink.publish(message).await;

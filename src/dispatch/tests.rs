@@ -2,7 +2,9 @@ use super::*;
 use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use tokio::sync::oneshot;
 
 /// Takes every message and answers for none.
 #[derive(Default)]
@@ -25,30 +27,103 @@ impl Sink for Silent {
     }
 }
 
+/// Answers only for what the test lets go, in the test's order.
+#[derive(Default)]
+struct Manual {
+    waiting: Mutex<Vec<(String, oneshot::Sender<()>)>>,
+}
+
+impl Manual {
+    /// Waits until `payload` has been handed over, and acknowledges it.
+    async fn acknowledge(&self, payload: &str) {
+        loop {
+            let found = {
+                let mut waiting = self.waiting.lock().unwrap();
+                waiting.iter().position(|(held, _)| held == payload).map(|place| waiting.remove(place))
+            };
+            if let Some((_, answer)) = found {
+                return answer.send(()).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Sink for Manual {
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+        let (answer, answered) = oneshot::channel();
+        let payload = String::from_utf8(message.payload.to_vec()).unwrap();
+        self.waiting.lock().unwrap().push((payload, answer));
+        answered.map(|answer| answer.map_err(|_| Failure::unavailable("gone"))).boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// A spool with one sink, and the loop that delivers to it.
+struct Bench {
+    spool: Arc<Spool>,
+    dispatcher: Dispatcher,
+    stop: watch::Sender<bool>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new(sink: Arc<dyn Sink>, config: Config, events: Vec<Event>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
+        let spool = Arc::new(Spool::open(&settings, &["sink"], Metrics::default().spool).unwrap());
+        spool.append(events).await.unwrap();
+        let parts = Parts {
+            name: "sink".into(),
+            config,
+            route: Route::compile(&crate::route::Config::default(), Dialect::Kafka).unwrap(),
+            sink,
+            dead_letters: DeadLetters::new(dir.path(), "sink"),
+            metrics: SinkMetrics::default(),
+            health: Health::new("sink", true),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).unwrap();
+        Self { spool, dispatcher, stop, _dir: dir }
+    }
+}
+
 #[tokio::test]
 async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
-    let spool = Arc::new(Spool::open(&config, &["silent"], Metrics::default().spool).unwrap());
     let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
-    spool.append((0..4000).map(event).collect()).await.unwrap();
-
     let sink = Arc::new(Silent::default());
-    let parts = Parts {
-        name: "silent".into(),
-        // More than a semaphore can have.
-        config: Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() },
-        route: Route::compile(&crate::route::Config::default(), Dialect::Kafka).unwrap(),
-        sink: sink.clone(),
-        dead_letters: DeadLetters::new(dir.path(), "silent"),
-        metrics: SinkMetrics::default(),
-        health: Health::new("silent", true),
-    };
-    let (stop, stopped) = watch::channel(false);
-    let dispatcher = Dispatcher::new(spool, parts, stopped).unwrap();
-    let ended = tokio::time::timeout(Duration::from_millis(500), dispatcher.run()).await;
+    // More places than a semaphore can have.
+    let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
+    let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
+    let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
     assert!(ended.is_err());
-    drop(stop);
+    drop(bench.stop);
     let taken = sink.taken.load(Ordering::Relaxed);
     assert!((400..1000).contains(&taken), "{taken}");
+}
+
+#[tokio::test]
+async fn a_stop_leaves_nothing_open_below_what_was_handed_over() {
+    let payload =
+        |conversation: &str, number: u64| format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
+    let event = |(conversation, number)| Event::parse(&payload(conversation, number), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(Manual::default());
+    let events = [("a", 0), ("a", 1), ("b", 2), ("a", 3)].map(event).into();
+    let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
+    let running = tokio::spawn(dispatcher.run());
+    sink.acknowledge(&payload("b", 2)).await;
+    stop.send_replace(true);
+    // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
+    sink.acknowledge(&payload("a", 0)).await;
+    sink.acknowledge(&payload("a", 1)).await;
+    tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
+    assert_eq!(spool.cursor("sink").unwrap().position(), 3);
+    assert!(sink.waiting.lock().unwrap().is_empty());
 }
