@@ -4,7 +4,7 @@
 
 pub mod decode;
 
-use crate::event::{Arrival, Event};
+use crate::event::Arrival;
 use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Spool};
@@ -147,7 +147,7 @@ impl Ingress {
         if events.is_empty() {
             return Ok(Appended::default());
         }
-        self.store(events, memory).await
+        self.spool.append_holding(events, Some(memory)).await.map_err(Refusal::from)
     }
 
     /// What can be said without the body.
@@ -230,19 +230,6 @@ impl Ingress {
                 ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
             })
         })
-    }
-
-    /// Stores the events even if the client goes away meanwhile, so that their memory stays accounted for.
-    async fn store(&self, events: Vec<Event>, memory: OwnedSemaphorePermit) -> Result<Appended, Refusal> {
-        let (spool, metrics) = (self.spool.clone(), self.metrics.clone());
-        let stored = tokio::spawn(async move {
-            let appended = spool.append(events).await?;
-            drop(memory);
-            metrics.accepted.inc_by(appended.stored as u64);
-            metrics.duplicates.inc_by(appended.duplicates as u64);
-            Ok(appended)
-        });
-        stored.await.unwrap_or(Err(AppendError::Closed)).map_err(Refusal::from)
     }
 
     fn too_large(&self) -> Refusal {

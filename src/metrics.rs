@@ -25,15 +25,15 @@ pub struct IngressMetrics {
     pub requests: Family<StatusLabel, Counter>,
     /// Requests being read, stored or answered.
     pub in_flight: Gauge,
-    /// Events stored durably.
-    pub accepted: Counter,
-    /// Events that had been stored before.
-    pub duplicates: Counter,
 }
 
 /// Counts what the spool does.
 #[derive(Clone, Debug, Default)]
 pub struct SpoolMetrics {
+    /// Events of requests, stored durably. Shown with the ingress, counted here: the client may be gone by then.
+    pub accepted: Counter,
+    /// Events of requests that had been stored before.
+    pub duplicates: Counter,
     /// Records written and synced.
     pub appended_records: Counter,
     /// Bytes written and synced.
@@ -114,14 +114,13 @@ impl Default for Metrics {
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", build);
 
-        let ingress = IngressMetrics::default();
+        let (ingress, spool) = (IngressMetrics::default(), SpoolMetrics::default());
         let at = registry.sub_registry_with_prefix("ingress");
         at.register("requests", "Requests by HTTP status", ingress.requests.clone());
         at.register("requests_in_flight", "Requests being read, stored or answered", ingress.in_flight.clone());
-        at.register("events_accepted", "Events stored durably", ingress.accepted.clone());
-        at.register("events_duplicate", "Events that had been stored before", ingress.duplicates.clone());
+        at.register("events_accepted", "Events stored durably", spool.accepted.clone());
+        at.register("events_duplicate", "Events that had been stored before", spool.duplicates.clone());
 
-        let spool = SpoolMetrics::default();
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());
         at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());

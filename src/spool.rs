@@ -59,7 +59,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use writer::Writer;
 
 /// `[spool]`
@@ -215,8 +215,17 @@ impl Spool {
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
+        self.append_holding(events, None).await
+    }
+
+    /// The same, and `held` is dropped once the events are stored or refused, even if the returned future is dropped before.
+    pub async fn append_holding(
+        &self,
+        events: Vec<Event>,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: None, done });
+        self.shared.queue.push(queue::Append { events, target: None, held, done }).await;
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 
@@ -224,7 +233,7 @@ impl Spool {
     /// were stored before.
     pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: Some(target.into()), done });
+        self.shared.queue.push(queue::Append { events, target: Some(target.into()), held: None, done }).await;
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 

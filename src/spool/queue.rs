@@ -5,7 +5,8 @@ use crate::event::Event;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::yield_now;
 
 /// How often the spool looks by itself whether it can take records again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ pub struct Append {
     pub events: Vec<Event>,
     /// The only sink they are for. Such events are stored even if they were before.
     pub target: Option<Box<str>>,
+    /// What their memory is accounted for with, until they are stored.
+    pub held: Option<OwnedSemaphorePermit>,
     pub done: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -68,19 +71,36 @@ struct Waiting {
     requests: VecDeque<Append>,
     closed: bool,
     trouble: Option<String>,
+    /// The writer sleeps and nobody has undertaken to wake it yet.
+    asleep: bool,
+}
+
+/// Wakes the writer when dropped: also when whoever undertook that is gone.
+struct Wake<'a>(&'a Condvar);
+
+impl Drop for Wake<'_> {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl Queue {
-    /// Adds a request; it learns at once if the queue is closed.
-    pub fn push(&self, append: Append) {
+    /// Adds a request; it learns at once if the queue is closed. The writer is woken by the first one, once the tasks that are
+    /// ready to run have run: their requests go into the same commit, and switching threads costs more than writing a record.
+    pub async fn push(&self, append: Append) {
+        if let Some(_wake) = self.add(append) {
+            yield_now().await;
+        }
+    }
+
+    fn add(&self, append: Append) -> Option<Wake<'_>> {
         let mut state = self.state();
         if state.closed {
             let _ = append.done.send(Err(AppendError::Closed));
-            return;
+            return None;
         }
         state.requests.push_back(append);
-        drop(state);
-        self.arrived.notify_one();
+        std::mem::take(&mut state.asleep).then_some(Wake(&self.arrived))
     }
 
     /// No more requests; those that wait are still written.
@@ -112,6 +132,7 @@ impl Queue {
     pub fn take(&self) -> Option<VecDeque<Append>> {
         let mut state = self.state();
         while state.requests.is_empty() && !state.closed {
+            state.asleep = true;
             if state.trouble.is_none() {
                 state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;

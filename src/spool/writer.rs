@@ -10,7 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// A group commit takes no more requests once it has this many bytes.
 const COMMIT_BYTES: usize = 1 << 20;
@@ -54,6 +54,11 @@ struct Commit {
     records: Vec<Arc<Record>>,
     ids: HashSet<EventId>,
     waiting: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Appended)>,
+    /// The memory of the requests, accounted for until all that is left of them is what the readers hold.
+    held: Vec<OwnedSemaphorePermit>,
+    /// Of what was not asked for again by a command.
+    accepted: usize,
+    duplicates: usize,
 }
 
 impl Writer {
@@ -138,7 +143,7 @@ impl Writer {
             if self.buffer.len() + size > room || self.buffer.len() > COMMIT_BYTES {
                 break;
             }
-            let Some(Append { events, target, done }) = requests.pop_front() else { break };
+            let Some(Append { events, target, held, done }) = requests.pop_front() else { break };
             let total = events.len();
             let mut fresh: VecDeque<Event> = match target {
                 Some(_) => events.into(),
@@ -150,6 +155,11 @@ impl Writer {
                 segment::write_record(&record, batch, fresh.len() as u32, &mut self.buffer);
                 self.next += 1;
                 commit.records.push(Arc::new(record));
+            }
+            commit.held.extend(held);
+            if target.is_none() {
+                commit.accepted += appended.stored;
+                commit.duplicates += appended.duplicates;
             }
             commit.waiting.push((done, appended));
         }
@@ -202,6 +212,9 @@ impl Writer {
             drop(log);
             self.shared.end.send_replace(self.next);
         }
+        drop(commit.held);
+        self.shared.metrics.accepted.inc_by(commit.accepted as u64);
+        self.shared.metrics.duplicates.inc_by(commit.duplicates as u64);
         for (done, appended) in commit.waiting {
             let _ = done.send(Ok(appended));
         }
