@@ -29,6 +29,8 @@
 
 pub mod cli;
 
+pub mod soak;
+
 pub mod bridge;
 pub mod config;
 

@@ -1,0 +1,3 @@
+//! Puts a running bridge to the test.
+
+pub mod oracle;
