@@ -12,6 +12,8 @@
 //!                  order, retry, dead letters
 //! ```
 //!
+//! [`soak`] stands outside: it plays the sender and reads what comes out at the sinks, to tell whether the promise is kept.
+//!
 //! The modules below stand in the order of the flow, callers first; each uses only what stands below it.
 //!
 //! | term | meaning |
