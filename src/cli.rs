@@ -6,10 +6,12 @@ mod dead_letters;
 mod replay;
 mod run;
 mod select;
+mod soak;
 mod spool;
 
 use crate::bridge::RunError;
 use crate::config::{Config, ConfigError};
+use crate::soak::SoakError;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -40,6 +42,8 @@ enum Command {
     Spool(spool::Spool),
     #[command(name = "replay")]
     Replay(replay::Replay),
+    #[command(name = "soak")]
+    Soak(soak::Soak),
 }
 
 /// Where the configuration comes from.
@@ -97,6 +101,12 @@ pub enum CommandError {
     /// Records of the spool are unreadable.
     #[error("the spool is damaged; a bridge that runs on it delivers all the rest and keeps the damaged files aside")]
     Damaged,
+    /// A soak could not be run.
+    #[error("{0}")]
+    Soak(SoakError),
+    /// A soak found something wrong, which has been reported.
+    #[error("the promise was not kept, or not put to the test")]
+    NotKept,
     /// The system refuses something.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -111,13 +121,23 @@ impl From<RunError> for CommandError {
     }
 }
 
+impl From<SoakError> for CommandError {
+    fn from(error: SoakError) -> Self {
+        match error {
+            SoakError::StdoutUnknown { .. } => Self::Usage(error.to_string()),
+            SoakError::Setup { .. } => Self::Config(ConfigError::new(error.to_string())),
+            other => Self::Soak(other),
+        }
+    }
+}
+
 impl CommandError {
     /// As in `sysexits.h`: 64 for the command line, 78 for the configuration, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
-            Self::Run(_) | Self::Io(_) | Self::Damaged => 1,
+            Self::Run(_) | Self::Io(_) | Self::Damaged | Self::Soak(_) | Self::NotKept => 1,
         }
     }
 }
@@ -131,6 +151,7 @@ impl Cli {
             Command::DeadLetters(command) => command.execute(),
             Command::Spool(command) => command.execute(),
             Command::Replay(command) => command.execute(),
+            Command::Soak(command) => command.execute(),
         }
     }
 }

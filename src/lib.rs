@@ -12,6 +12,8 @@
 //!                  order, retry, dead letters
 //! ```
 //!
+//! [`soak`] stands outside: it plays the sender and reads what comes out at the sinks, to tell whether the promise is kept.
+//!
 //! The modules below stand in the order of the flow, callers first; each uses only what stands below it.
 //!
 //! | term | meaning |
@@ -28,6 +30,8 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod cli;
+
+pub mod soak;
 
 pub mod bridge;
 pub mod config;

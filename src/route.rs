@@ -135,6 +135,19 @@ impl Route {
         self.topic.constant()
     }
 
+    /// Whether this route can make the topic `name`.
+    pub fn may_name(&self, name: &str) -> bool {
+        let pattern = self.topic.pattern('\0');
+        let mut texts = pattern.split('\0');
+        let Some(mut rest) = name.strip_prefix(texts.next().unwrap_or_default()) else { return false };
+        let Some(end) = texts.next_back() else { return rest.is_empty() };
+        for text in texts {
+            let Some((_, behind)) = rest.split_once(text) else { return false };
+            rest = behind;
+        }
+        rest.ends_with(end)
+    }
+
     /// A NATS subject with wildcards that takes every subject this route can make.
     pub fn subject_wildcard(&self) -> String {
         let pattern = self.topic.pattern('\0');
@@ -367,6 +380,22 @@ mod tests {
             message(&route(Config::default(), Dialect::Kafka), r#"{"team":null,"request_id":"r"}"#).key,
             "unassigned/r"
         );
+    }
+
+    #[test]
+    fn a_route_knows_the_topics_it_can_make() {
+        let route = |topic: &str| route(Config { topic: Some(topic.into()), ..Config::default() }, Dialect::Kafka);
+        for (topic, yes, no) in [
+            ("cdr", &["cdr"][..], &["", "cdr.", "a.cdr", "cd"][..]),
+            ("cdr.{team}", &["cdr.Sales", "cdr.a.b"], &["cdr", "xcdr.a"]),
+            ("{team}.cdr", &["Sales.cdr"], &["cdr", "Sales.cdr.x"]),
+            ("a.{team}.b.{user}.c", &["a.1.b.2.c", "a..b.x.b.2.c"], &["a.1.b.c", "a.1.2.c", "b.1.b.2.c"]),
+            ("{team}", &["anything"], &[]),
+        ] {
+            let route = route(topic);
+            assert!(yes.iter().all(|name| route.may_name(name)), "{topic}");
+            assert!(!no.iter().any(|name| route.may_name(name)), "{topic}");
+        }
     }
 
     #[test]

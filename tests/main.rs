@@ -18,5 +18,6 @@ mod readme;
 mod recovery;
 mod replay;
 mod routing;
+mod soak;
 mod stopping;
 mod support;

@@ -103,6 +103,28 @@ fn every_command_shown_exists_with_its_flags() {
     }
 }
 
+#[test]
+fn the_flags_of_a_soak_are_those_of_the_program() {
+    let help = cdrelay(&["soak", "--help"]).stdout;
+    let exist: BTreeSet<_> = help.split_whitespace().filter_map(|word| word.strip_prefix("--")).collect();
+    let rows: Vec<_> = table("See it yourself").into_iter().filter(|row| row[0].starts_with("`--")).collect();
+    let flags = rows.iter().flat_map(|row| row[0].split('`')).filter_map(|word| word.strip_prefix("--"));
+    let documented: BTreeSet<_> = flags.chain(["help", "set", "config"]).collect();
+    assert!(exist.is_superset(&documented), "{help}");
+    let options: BTreeSet<_> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--").or_else(|| line.trim_start().strip_prefix("-h, --")))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(documented, options);
+    for row in rows.iter().filter(|row| row[1].starts_with(|first: char| first.is_ascii_digit())) {
+        let flag = code(&row[0]).unwrap();
+        let (_, described) = help.split_once(&format!("{flag} <")).unwrap();
+        let (_, default) = described.split_once("[default: ").unwrap();
+        assert_eq!(default.split(']').next(), Some(row[1].as_str()), "{flag}");
+    }
+}
+
 /// A table of settings: its heading, what makes the section legal, and its place.
 const TABLES: [(&str, &[&str], &str); 13] = [
     ("`[ingress]`", &[], "ingress"),

@@ -52,7 +52,7 @@ fn start_logging(log: &Log) {
 }
 
 /// Every connection takes a file descriptor; the soft limit is often 1024.
-fn raise_file_limit() {
+pub(super) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {

@@ -13,10 +13,12 @@
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
 
 mod auth;
+mod connection;
 mod link;
 mod replies;
 mod stream;
 
+pub use connection::Connection;
 pub use stream::{Discard, Storage, StreamConfig};
 
 use crate::setting::{Secret, period};

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cdrelay::soak::oracle::{Delivery, Oracle, Position};
 use fastrand::Rng;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -195,18 +196,17 @@ impl Sent {
 
     /// Every conversation in one partition, complete and in order. Returns the number of duplicates.
     pub fn check_kafka(&self, consumed: &[Consumed]) -> usize {
-        let mut partitions = HashMap::new();
-        for message in consumed {
-            let mark: Mark = serde_json::from_slice(&message.payload).unwrap();
-            let partition = *partitions.entry(mark.conversation_uuid.clone()).or_insert(message.partition);
-            assert_eq!(message.partition, partition, "{} is in two partitions", mark.conversation_uuid);
-        }
-        self.check("Kafka", consumed.iter().map(|message| message.payload.as_slice()))
+        let place = |message: &Consumed| Position {
+            place: message.partition.try_into().unwrap(),
+            offset: message.offset.try_into().unwrap(),
+        };
+        self.check("Kafka", consumed.iter().map(|message| (message.payload.as_slice(), place(message))))
     }
 
     /// Every conversation complete and in order. Returns the number of duplicates.
     pub fn check_nats(&self, received: &[Received]) -> usize {
-        self.check("JetStream", received.iter().map(|message| message.payload.as_slice()))
+        let place = |message: &Received| Position { place: 0, offset: message.sequence };
+        self.check("JetStream", received.iter().map(|message| (message.payload.as_slice(), place(message))))
     }
 
     /// Every conversation complete and in order. Returns the number of duplicates.
@@ -214,43 +214,41 @@ impl Sent {
         // A killed process can leave a torn line behind.
         let whole = lines.iter().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
         let events = whole.map(|line| line.split_once(",\"event\":").unwrap().1.strip_suffix('}').unwrap());
-        self.check("stdout", events.map(str::as_bytes))
+        let place = |line: usize| Position { place: 0, offset: line as u64 };
+        self.check("stdout", events.enumerate().map(|(line, event)| (event.as_bytes(), place(line))))
     }
 
-    /// A destination may get events again, from any one on that it had, but never one before its predecessor.
-    fn check<'a>(&self, sink: &str, payloads: impl Iterator<Item = &'a [u8]>) -> usize {
+    /// The verdict is that of `cdrelay soak`.
+    fn check<'a>(&self, sink: &str, payloads: impl Iterator<Item = (&'a [u8], Position)>) -> usize {
         let Load { name, seed, .. } = &self.load;
+        let mut oracle = Oracle::default();
+        for (conversation, (&acknowledged, &gone)) in self.acknowledged.iter().zip(&self.gone).enumerate() {
+            for _ in 0..acknowledged {
+                oracle.sent(conversation, true);
+                oracle.acknowledged(conversation);
+            }
+            oracle.emptied(conversation, gone);
+        }
         let numbers: HashMap<_, _> = (0..self.load.conversations).map(|n| (self.load.conversation(n), n)).collect();
-        let mut next = vec![0; self.load.conversations];
-        let mut last = vec![None; self.load.conversations];
-        let (mut duplicates, mut reordered) = (0, Vec::new());
-        for payload in payloads {
+        for (payload, at) in payloads {
             let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
             let conversation = numbers[&conversation_uuid];
             assert_eq!(payload, self.load.event(conversation, number).as_bytes(), "seed {seed}");
-            if number > last[conversation].map_or(self.gone[conversation], |last| last + 1) {
-                reordered.push((conversation, last[conversation], number));
-            }
-            last[conversation] = Some(number);
-            match number < next[conversation] {
-                true => duplicates += 1,
-                false => next[conversation] = number + 1,
-            }
+            oracle.arrived(Delivery { conversation, number, lane: 0, at });
         }
-        let complete = |n: usize| self.acknowledged[n] <= if last[n].is_none() { self.gone[n] } else { next[n] };
-        let lost: Vec<_> = (0..self.load.conversations).filter(|&n| !complete(n)).collect();
+        let verdict = oracle.verdict();
         println!(
-            "{name}: {sink}: {} events of {} conversations (seed {seed}), {duplicates} duplicates, {} out of order, {} conversations incomplete; {} refused and sent again, slowest answer {:?}",
+            "{name}: {sink}: {} events of {} conversations (seed {seed}), {} duplicates, {} out of order, {} lost; {} refused and sent again, slowest answer {:?}",
             self.count(),
             self.load.conversations,
-            reordered.len(),
-            lost.len(),
+            verdict.duplicated,
+            verdict.reordered,
+            verdict.lost.len(),
             self.refused,
             self.slowest,
         );
-        assert!(reordered.is_empty(), "seed {seed}: (conversation, last, next) out of order: {reordered:?}");
-        assert!(lost.is_empty(), "seed {seed}: incomplete: {lost:?}");
-        duplicates
+        assert!(verdict.is_clean(), "seed {seed}: {verdict:?}");
+        verdict.duplicated.try_into().unwrap()
     }
 }
 

@@ -178,20 +178,51 @@ fn yes() -> bool {
 impl Config {
     /// The producer's properties, every name and value checked by librdkafka. Files are read later, when the producer is made.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
+        let mut client = self.connection()?;
+        promise(&mut client);
+        client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
+        client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
+        self.pass_through(&mut client)?;
+        client.create_native_config().map_err(|error| refused(&error))?;
+        Ok(client)
+    }
+
+    /// The properties of a consumer that reaches the same brokers as the same user. It may be assigned partitions; it commits nothing
+    /// and joins no group. Where an offset is gone it goes on with the oldest.
+    pub fn consumer(&self) -> Result<ClientConfig, SetupError> {
+        let mut client = self.connection()?;
+        self.pass_through(&mut client)?;
+        for (property, value) in [
+            ("group.id", "librdkafka demands one"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("enable.partition.eof", "false"),
+            ("auto.offset.reset", "earliest"),
+            ("allow.auto.create.topics", "false"),
+            ("queued.max.messages.kbytes", "4096"),
+        ] {
+            client.set(property, value);
+        }
+        client.create_native_config().map_err(|error| refused(&error))?;
+        Ok(client)
+    }
+
+    /// Where the brokers are, and who we are to them.
+    fn connection(&self) -> Result<ClientConfig, SetupError> {
         let mut client = ClientConfig::new();
         // Debug lines cost nothing until the property `debug` asks for some.
         client.set_log_level(RDKafkaLogLevel::Debug);
-        promise(&mut client);
         if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
             return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));
         }
         client.set("bootstrap.servers", self.brokers.join(","));
         client.set("client.id", &self.client_id);
-        client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
-        client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
+        // A cluster that comes back is found within this time.
+        client.set("reconnect.backoff.max.ms", "2000");
+        client.set("socket.keepalive.enable", "true");
+        client.set("log.connection.close", "false");
+        client.set("statistics.interval.ms", "0");
         self.secure(&mut client)?;
-        self.pass_through(&mut client)?;
-        client.create_native_config().map_err(|error| refused(&error))?;
         Ok(client)
     }
 
@@ -262,11 +293,6 @@ fn promise(client: &mut ClientConfig) {
         ("allow.auto.create.topics", "false"),
         // A topic deleted under our feet fails its messages this soon, so that they return to the dispatcher.
         ("topic.metadata.propagation.max.ms", "3000"),
-        // A cluster that comes back is found within this time.
-        ("reconnect.backoff.max.ms", "2000"),
-        ("socket.keepalive.enable", "true"),
-        ("log.connection.close", "false"),
-        ("statistics.interval.ms", "0"),
     ] {
         client.set(property, value);
     }
@@ -365,6 +391,22 @@ mod tests {
         assert_eq!(protocol(&format!("brokers = 'a:1'\n{sasl}")), "sasl_plaintext");
         assert_eq!(protocol(&format!("brokers = 'a:1'\ntls = {{}}\n{sasl}")), "sasl_ssl");
         assert!(refusal("brokers = 'a:1'\nsasl = { mechanism = 'PLAIN', username = 'u' }").contains("`password_file`"));
+    }
+
+    #[test]
+    fn a_consumer_reaches_the_same_brokers_as_the_same_user() {
+        let config = parse(
+            "brokers = 'a:1'\ntls = {}\nsasl = { mechanism = 'PLAIN', username = 'u', password = 'p' }\n[librdkafka]\nsocket.timeout.ms = 1234\n'group.id' = 'g'\n'batch.size' = 9",
+        );
+        let (producer, consumer) = (config.client().unwrap(), config.consumer().unwrap());
+        for property in
+            ["bootstrap.servers", "security.protocol", "sasl.username", "sasl.password", "socket.timeout.ms"]
+        {
+            assert!(consumer.get(property).is_some(), "{property}");
+            assert_eq!(consumer.get(property), producer.get(property));
+        }
+        assert_eq!(consumer.get("enable.auto.commit"), Some("false"));
+        assert_ne!(consumer.get("group.id"), Some("g"));
     }
 
     #[test]

@@ -246,10 +246,7 @@ impl StreamCheck {
     }
 
     fn context(&self, client: &Client) -> Context {
-        match &self.domain {
-            Some(domain) => ContextBuilder::new().domain(domain).timeout(API_TIMEOUT).build(client.clone()),
-            None => ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone()),
-        }
+        context(self.domain.as_deref(), client)
     }
 
     fn error(&self) -> MutexGuard<'_, Option<String>> {
@@ -257,11 +254,19 @@ impl StreamCheck {
     }
 }
 
+/// The JetStream of this domain.
+pub(super) fn context(domain: Option<&str>, client: &Client) -> Context {
+    match domain {
+        Some(domain) => ContextBuilder::new().domain(domain).timeout(API_TIMEOUT).build(client.clone()),
+        None => ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone()),
+    }
+}
+
 /// The answer to `STREAM.NAMES`.
 #[derive(Deserialize)]
-struct Names {
+pub(super) struct Names {
     #[serde(default)]
-    streams: Option<Vec<String>>,
+    pub(super) streams: Option<Vec<String>>,
 }
 
 fn takes(names: &Names, expected: Option<&str>) -> bool {
@@ -272,7 +277,7 @@ fn takes(names: &Names, expected: Option<&str>) -> bool {
     }
 }
 
-fn no_jetstream() -> Failure {
+pub(super) fn no_jetstream() -> Failure {
     Failure::unavailable(
         "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
     )

@@ -1,0 +1,232 @@
+//! `cdrelay soak`: put a running bridge to the test.
+
+use super::run::raise_file_limit;
+use super::{CommandError, Settings};
+use crate::config::{Config, Destination};
+use crate::soak::follow::Lines;
+use crate::soak::load::Load;
+use crate::soak::{self, Plan, Standing};
+use clap::{Args, value_parser};
+use hyper::Uri;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, stderr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often a line tells how far it is, where there is no terminal for a progress bar.
+const LINE: Duration = Duration::from_secs(10);
+
+/// Send synthetic conversations to a running bridge, read what comes out at its sinks, and tell what was lost, duplicated or
+/// reordered, and how long it took. Exits with 1 if anything acknowledged is lost or out of order.
+///
+/// The configuration is the bridge's own: it says where webhooks are taken and where events go. Everything is read from where it ends
+/// when this starts, and only events of this run count. Bridge and brokers may be down for a while meanwhile. Ctrl-C ends sending, and
+/// the report follows; a second one ends everything.
+#[derive(Debug, Args)]
+pub struct Soak {
+    #[command(flatten)]
+    settings: Settings,
+    /// Read only this sink; may be given several times. Otherwise all are read.
+    #[arg(long, value_name = "NAME")]
+    sink: Vec<String>,
+    /// Where the bridge takes webhooks, if not at `ingress.listen` and `ingress.path`.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Events a second.
+    #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = rate)]
+    rate: f64,
+    /// How long to send.
+    #[arg(long, value_name = "PERIOD", default_value = "60s", value_parser = period)]
+    duration: Duration,
+    /// How many conversations are under way at once; each waits for an acknowledgement before it sends its next event.
+    #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = value_parser!(u32).range(1..=100_000))]
+    conversations: u32,
+    /// How many events a conversation has; then another one takes its place.
+    #[arg(long, value_name = "NUMBER", default_value = "20", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    events: u32,
+    /// What the content of the events is made from; random otherwise, and printed.
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// How long to wait for what has not come when the last event was sent.
+    #[arg(long, value_name = "PERIOD", default_value = "60s", value_parser = period)]
+    settle: Duration,
+    /// The file or named pipe that the bridge's stdout goes to, or `-` for this command's stdin. Needed for a stdout sink.
+    #[arg(long, value_name = "FILE|-")]
+    stdout_from: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Soak {
+    pub fn execute(self) -> Result<(), CommandError> {
+        let config = self.settings.load()?;
+        let plan = self.plan(&config)?;
+        raise_file_limit();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let mut display = Display::new(&plan);
+        let report = runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let stop = async move {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                tokio::spawn(async move {
+                    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                    eprintln!("cdrelay: ended without a verdict");
+                    std::process::exit(1);
+                });
+            };
+            Ok::<_, CommandError>(soak::run(&config, plan, stop, |standing| display.show(standing)).await?)
+        });
+        // Reading a pipe may still be waiting for whoever writes.
+        runtime.shutdown_background();
+        display.end();
+        let report = report?;
+        if self.json {
+            println!("{}", serde_json::to_string(&report).map_err(std::io::Error::other)?);
+        } else {
+            println!("{report}");
+        }
+        if report.clean { Ok(()) } else { Err(CommandError::NotKept) }
+    }
+
+    fn plan(&self, config: &Config) -> Result<Plan, CommandError> {
+        let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
+        if let Some(unknown) = self.sink.iter().find(|name| !names.contains(&name.as_str())) {
+            let problem = format!("--sink {unknown}: no sink is called that; there are {}", names.join(", "));
+            return Err(CommandError::Usage(problem));
+        }
+        let sinks =
+            if self.sink.is_empty() { names.into_iter().map(str::to_owned).collect() } else { self.sink.clone() };
+        let stdout = |name: &&String| {
+            config.sinks.get(*name).is_some_and(|sink| matches!(sink.destination, Destination::Stdout(_)))
+        };
+        let same: Vec<&str> = sinks.iter().filter(stdout).map(String::as_str).collect();
+        if same.len() > 1 {
+            let problem =
+                format!("{} write to the same stdout, where nobody can tell their lines apart", same.join(" and "));
+            return Err(CommandError::Usage(format!(
+                "{problem}; choose one of them with --sink, and run the bridge with that one alone"
+            )));
+        }
+        Ok(Plan {
+            load: Load {
+                url: self.url(config)?,
+                rate: self.rate,
+                duration: self.duration,
+                conversations: self.conversations as usize,
+                events: self.events as usize,
+            },
+            sinks,
+            seed: self.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
+            settle: self.settle,
+            stdout: self.stdout_from.clone().map(|path| match path.to_str() {
+                Some("-") => Lines::Stdin,
+                _ => Lines::File(path),
+            }),
+        })
+    }
+
+    fn url(&self, config: &Config) -> Result<Uri, CommandError> {
+        let (text, origin) = match &self.url {
+            Some(url) => (url.clone(), "--url"),
+            None if config.ingress.listen.port() == 0 => {
+                let problem =
+                    "`ingress.listen` lets the system choose the port; tell with --url where the bridge listens";
+                return Err(CommandError::Usage(problem.to_owned()));
+            }
+            None => (format!("http://{}{}", reachable(config.ingress.listen), config.ingress.path), "`ingress.path`"),
+        };
+        let problem = |what: &str| {
+            CommandError::Usage(format!(
+                "{origin} {text}: {what}; expected something like http://127.0.0.1:8080/webhook/cdr"
+            ))
+        };
+        let url: Uri = text.parse().map_err(|error| problem(&format!("{error}")))?;
+        match (url.scheme_str(), url.host()) {
+            (Some("http"), Some(_)) => Ok(url),
+            (Some("https"), _) => Err(problem("the bridge itself speaks no TLS; name its own address")),
+            _ => Err(problem("not a URL that begins with http://")),
+        }
+    }
+}
+
+/// Who listens on all addresses listens on loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let loopback = match listen {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    if listen.ip().is_unspecified() { SocketAddr::new(loopback, listen.port()) } else { listen }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=100_000.0).contains(&rate) => Ok(rate),
+        _ => Err("expected a number of events a second, from 0.001 to 100000".to_owned()),
+    }
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    let period = text.parse::<jiff::SignedDuration>().ok().and_then(|period| Duration::try_from(period).ok());
+    period.ok_or_else(|| "expected a period such as 60s, 10m or \"1h 30m\"".to_owned())
+}
+
+/// How far it is, on stderr: a bar on a terminal, else a line now and then.
+struct Display {
+    duration: Duration,
+    bar: Option<ProgressBar>,
+    told: Duration,
+}
+
+impl Display {
+    fn new(plan: &Plan) -> Self {
+        let duration = plan.load.duration;
+        let bar = stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+            // The template is a constant; without it the bar has the library's own looks.
+            match ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {wide_msg}") {
+                Ok(style) => bar.with_style(style.progress_chars("=> ")),
+                Err(_) => bar,
+            }
+        });
+        Self { duration, bar, told: Duration::ZERO }
+    }
+
+    fn show(&mut self, standing: &Standing) {
+        let Standing { elapsed, accepted, refused, sinks, .. } = standing;
+        let mut text = format!("{accepted} accepted");
+        if *refused > 0 {
+            text += &format!(", {refused} refused");
+        }
+        for (name, delivered, missing) in sinks {
+            text += &format!(" | {name} {delivered}");
+            if *missing > 0 {
+                text += &format!(", {missing} to come");
+            }
+        }
+        if let Some(trouble) = &standing.trouble {
+            text += &format!(" | {trouble}");
+        }
+        match &self.bar {
+            Some(bar) => {
+                let sending = if standing.sending { *elapsed } else { self.duration };
+                bar.set_position(u64::try_from(sending.as_millis()).unwrap_or(u64::MAX));
+                bar.set_message(text);
+            }
+            None if *elapsed >= self.told + LINE => {
+                self.told = *elapsed;
+                eprintln!("{:.0} s: {text}", elapsed.as_secs_f64());
+            }
+            None => {}
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

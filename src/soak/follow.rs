@@ -1,0 +1,77 @@
+//! Reads what arrives at the destinations, from where they were before the first event was sent.
+
+mod kafka;
+mod nats;
+mod stdout;
+
+use super::SoakError;
+use super::watch::Watch;
+use crate::config::Destination;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// How long a destination may take to say where it stands.
+const START: Duration = Duration::from_secs(30);
+/// How long a thread may take to notice that it is no longer wanted.
+const END: Duration = Duration::from_secs(2);
+
+/// Where the lines of a bridge's stdout can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// A file that is being written, or a named pipe.
+    File(PathBuf),
+    /// This process's own stdin.
+    Stdin,
+}
+
+/// What is being read. Ends when dropped.
+pub struct Following {
+    ended: Ended,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Whether reading is to end.
+#[derive(Clone, Default)]
+struct Ended(Arc<AtomicBool>);
+
+impl Ended {
+    fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Finds out where the destination stands, and reads on from there in the background.
+pub async fn follow(
+    watch: Arc<Watch>,
+    destination: &Destination,
+    stdout: Option<&Lines>,
+) -> Result<Following, SoakError> {
+    match destination {
+        Destination::Kafka(config) => kafka::follow(watch, config).await,
+        Destination::Nats(config) => nats::follow(watch, config).await,
+        Destination::Stdout(_) => match stdout {
+            Some(lines) => stdout::follow(watch, lines).await,
+            None => Err(SoakError::StdoutUnknown { sink: watch.name().to_owned() }),
+        },
+    }
+}
+
+/// Why the sink's destination cannot be read.
+fn unreadable(watch: &Watch, cause: impl std::fmt::Display) -> SoakError {
+    SoakError::Unreadable { sink: watch.name().to_owned(), cause: cause.to_string() }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.ended.0.store(true, Ordering::Relaxed);
+        self.tasks.iter().for_each(JoinHandle::abort);
+        // A client library's threads should not run into the end of the process.
+        let deadline = Instant::now() + END;
+        while !self.tasks.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

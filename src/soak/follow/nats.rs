@@ -1,0 +1,167 @@
+//! Reads JetStream streams from where they end, with consumers that leave nothing behind; or what core NATS passes on.
+//!
+//! Streams that appear later, or are made anew, are read from their beginning: they hold nothing that was there before.
+
+use super::{Ended, Following, START, unreadable};
+use crate::sink::nats::{Config, Connection, Mode};
+use crate::soak::SoakError;
+use crate::soak::oracle::Position;
+use crate::soak::watch::Watch;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use futures_util::StreamExt;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+
+/// How often to look for new streams, and to try again what failed.
+const LOOK: Duration = Duration::from_secs(1);
+/// A consumer this long without a message is replaced: the stream may have been made anew, which no consumer is told.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A stream, and how far it has been read.
+struct Stream {
+    name: String,
+    /// The sequence to read next.
+    next: u64,
+    /// When the stream was made, which tells it from another one of its name.
+    created: Option<String>,
+}
+
+pub async fn follow(watch: Arc<Watch>, config: &Config) -> Result<Following, SoakError> {
+    let connection = Connection::open(watch.name(), config)
+        .map_err(|error| SoakError::Setup { sink: watch.name().to_owned(), cause: error.to_string() })?;
+    let connection = Arc::new(connection);
+    let task = match config.mode {
+        Mode::Core => {
+            let subscription = until_possible(&watch, async || subscribe(&connection, &watch).await).await?;
+            tokio::spawn(hear(connection, watch, subscription))
+        }
+        Mode::Jetstream => {
+            let streams = until_possible(&watch, async || streams(&connection, &watch).await).await?;
+            tokio::spawn(keep_reading(connection, watch, streams))
+        }
+    };
+    Ok(Following { ended: Ended::default(), tasks: vec![task] })
+}
+
+async fn until_possible<T>(watch: &Watch, attempt: impl AsyncFn() -> Result<T, String>) -> Result<T, SoakError> {
+    let deadline = Instant::now() + START;
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(cause) if Instant::now() > deadline => return Err(unreadable(watch, cause)),
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn subscribe(connection: &Connection, watch: &Watch) -> Result<async_nats::Subscriber, String> {
+    let client = connection.client().map_err(|failure| failure.to_string())?;
+    let subscription = client.subscribe(watch.route().subject_wildcard()).await.map_err(|error| error.to_string())?;
+    // Once this is through, the server knows of the subscription.
+    client.flush().await.map_err(|error| error.to_string())?;
+    Ok(subscription)
+}
+
+/// The library subscribes again by itself after each reconnect.
+async fn hear(connection: Arc<Connection>, watch: Arc<Watch>, mut subscription: async_nats::Subscriber) {
+    let place = watch.place("message");
+    let mut count = 0;
+    loop {
+        match timeout(LOOK, subscription.next()).await {
+            Ok(Some(message)) => {
+                count += 1;
+                watch.arrived(&message.payload, Position { place, offset: count });
+            }
+            Ok(None) => return watch.trouble("the connection to nats is closed"),
+            Err(_) => note(&watch, connection.client().map(drop)),
+        }
+    }
+}
+
+fn note(watch: &Watch, outcome: Result<(), crate::sink::Failure>) {
+    match outcome {
+        Ok(()) => watch.fine(),
+        Err(failure) => watch.trouble(failure.to_string()),
+    }
+}
+
+/// The streams that take the sink's subjects, each at its end.
+async fn streams(connection: &Connection, watch: &Watch) -> Result<Vec<Stream>, String> {
+    let mut streams = Vec::new();
+    for name in connection.stream_names(&watch.route().subject_wildcard()).await? {
+        let context = connection.jetstream().map_err(|failure| failure.to_string())?;
+        let start = Instant::now();
+        let stream = context.get_stream(&name).await;
+        let stream = stream.map_err(|error| format!("stream `{name}`: {}", connection.explain(start, &error)))?;
+        let info = stream.cached_info();
+        streams.push(Stream { next: info.state.last_sequence + 1, created: Some(info.created.to_string()), name });
+    }
+    Ok(streams)
+}
+
+/// Reads these streams, and those to come.
+async fn keep_reading(connection: Arc<Connection>, watch: Arc<Watch>, streams: Vec<Stream>) {
+    let mut known: HashSet<String> = HashSet::new();
+    let mut readers = tokio::task::JoinSet::new();
+    for stream in streams {
+        known.insert(stream.name.clone());
+        readers.spawn(read(connection.clone(), watch.clone(), stream));
+    }
+    loop {
+        sleep(LOOK).await;
+        match connection.stream_names(&watch.route().subject_wildcard()).await {
+            Ok(names) => {
+                for name in names.into_iter().filter(|name| known.insert(name.clone())) {
+                    readers.spawn(read(connection.clone(), watch.clone(), Stream { name, next: 1, created: None }));
+                }
+                if known.is_empty() {
+                    watch.trouble("no JetStream stream takes its subject yet");
+                }
+            }
+            Err(cause) => watch.trouble(cause),
+        }
+    }
+}
+
+async fn read(connection: Arc<Connection>, watch: Arc<Watch>, mut stream: Stream) {
+    loop {
+        if let Err(cause) = read_on(&connection, &watch, &mut stream).await {
+            watch.trouble(cause);
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Reads until there is nothing for a while, or no more is to be had from this consumer.
+async fn read_on(connection: &Connection, watch: &Watch, stream: &mut Stream) -> Result<(), String> {
+    let name = &stream.name;
+    let start = Instant::now();
+    let refused =
+        |error: &dyn std::fmt::Display| format!("stream `{name}` cannot be read: {}", connection.explain(start, error));
+    let context = connection.jetstream().map_err(|failure| failure.to_string())?;
+    let found = context.get_stream(name).await.map_err(|error| refused(&error))?;
+    let created = Some(found.cached_info().created.to_string());
+    if stream.created.is_some() && stream.created != created {
+        stream.next = 1;
+    }
+    stream.created = created;
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: stream.next },
+        filter_subject: watch.route().subject_wildcard(),
+        ..Default::default()
+    };
+    let consumer = found.create_consumer(config).await.map_err(|error| refused(&error))?;
+    let mut messages = consumer.messages().await.map_err(|error| refused(&error))?;
+    let place = watch.place(&format!("in stream {name} at sequence"));
+    watch.fine();
+    while let Ok(next) = timeout(IDLE, messages.next()).await {
+        let message = next.ok_or("the consumer ended")?.map_err(|error| refused(&error))?;
+        let sequence = message.info().map_err(|error| refused(&error))?.stream_sequence;
+        watch.arrived(&message.payload, Position { place, offset: sequence });
+        stream.next = sequence + 1;
+    }
+    Ok(())
+}

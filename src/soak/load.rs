@@ -1,0 +1,264 @@
+//! Sends the events: an open loop at a rate over many conversations, each of which sends one event at a time.
+//!
+//! An event that was not acknowledged is sent again until it is, so that a bridge may be away for a while. When all conversations
+//! wait for an acknowledgement, the moments at which something should have been sent pass unused; they are counted, not made up for.
+
+use super::latency::Latency;
+use super::script::{self, Script};
+use super::watch::Watch;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
+use std::collections::VecDeque;
+use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// An answer that takes longer counts as none.
+const ANSWER: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(5);
+/// Between two attempts to send an event, doubled each time.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A bridge has only so many connections to give; those that one stall has opened are closed again.
+const IDLE_CONNECTIONS: usize = 64;
+/// More of an answer than is ever needed.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// How much to send where.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// The bridge's webhook.
+    pub url: Uri,
+    /// Events per second.
+    pub rate: f64,
+    /// For how long.
+    pub duration: Duration,
+    /// How many conversations are under way at once.
+    pub conversations: usize,
+    /// After how many events a conversation ends and a new one takes its place.
+    pub events: usize,
+}
+
+/// What was sent so far.
+#[derive(Default)]
+pub struct Sent {
+    /// Events that were acknowledged.
+    pub accepted: AtomicU64,
+    /// Those among them that the bridge had from an earlier attempt.
+    pub known: AtomicU64,
+    /// Attempts that were not acknowledged. The event was sent again.
+    pub refused: AtomicU64,
+    /// Moments at which an event was due.
+    pub due: AtomicU64,
+    /// Those among them at which every conversation waited for an acknowledgement.
+    pub missed: AtomicU64,
+    /// Conversations that were begun.
+    pub conversations: AtomicU64,
+    /// Events that were given up without an acknowledgement.
+    pub unacknowledged: AtomicU64,
+    /// Why the last attempt failed.
+    trouble: Mutex<Option<String>>,
+    /// From the first attempt to the acknowledgement.
+    pub latency: Mutex<Latency>,
+}
+
+/// The bridge answers in a way that sending again does not mend.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} answered {status}: {detail}")]
+pub struct Unusable {
+    url: Uri,
+    status: StatusCode,
+    detail: String,
+}
+
+/// How far sending may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// New events are sent.
+    Sending,
+    /// What is on its way may still be acknowledged.
+    Finishing,
+    /// Nothing more is tried.
+    Over,
+}
+
+#[derive(Clone, Copy)]
+struct Conversation {
+    index: usize,
+    number: usize,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    #[serde(default)]
+    duplicates: u64,
+}
+
+struct Sender {
+    load: Load,
+    client: legacy::Client<HttpConnector, Full<Bytes>>,
+    script: Arc<Script>,
+    watches: Vec<Arc<Watch>>,
+    began: Instant,
+    sent: Arc<Sent>,
+    phase: watch::Receiver<Phase>,
+}
+
+/// Sends for the duration, or until `phase` says otherwise, and returns when nothing is on its way any more.
+pub async fn send(
+    load: Load,
+    script: Arc<Script>,
+    watches: Vec<Arc<Watch>>,
+    began: Instant,
+    sent: Arc<Sent>,
+    phase: watch::Receiver<Phase>,
+) -> Result<(), Unusable> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT));
+    let client = legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build(connector);
+    Arc::new(Sender { load, client, script, watches, began, sent, phase }).run().await
+}
+
+impl Sender {
+    async fn run(self: Arc<Self>) -> Result<(), Unusable> {
+        let start = Instant::now();
+        let total = (self.load.rate * self.load.duration.as_secs_f64()).ceil() as u64;
+        let moment = |tick: u64| start + Duration::from_secs_f64(tick as f64 / self.load.rate);
+        let mut phase = self.phase.clone();
+        let mut idle: VecDeque<Conversation> =
+            (0..self.load.conversations).map(|index| Conversation { index, number: 0 }).collect();
+        let mut begun = self.load.conversations;
+        let mut on_their_way = JoinSet::new();
+        let mut tick = 0;
+        while tick < total {
+            tokio::select! {
+                () = sleep_until(moment(tick)) => {
+                    tick += 1;
+                    self.sent.due.fetch_add(1, Ordering::Relaxed);
+                    match idle.pop_front() {
+                        Some(conversation) => drop(on_their_way.spawn(self.clone().advance(conversation))),
+                        None => drop(self.sent.missed.fetch_add(1, Ordering::Relaxed)),
+                    }
+                }
+                Some(done) = on_their_way.join_next() => {
+                    // A task that panicked has lost its conversation; nothing here panics.
+                    let Ok(advanced) = done else { continue };
+                    let Some(mut conversation) = advanced? else { continue };
+                    if conversation.number == self.load.events {
+                        conversation = Conversation { index: begun, number: 0 };
+                        begun += 1;
+                    }
+                    idle.push_back(conversation);
+                }
+                _ = phase.wait_for(|phase| *phase != Phase::Sending) => break,
+            }
+        }
+        while let Some(done) = on_their_way.join_next().await {
+            done.map_or(Ok(None), |advanced| advanced)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the conversation's next event until it is acknowledged; `None` if it is given up.
+    async fn advance(self: Arc<Self>, conversation: Conversation) -> Result<Option<Conversation>, Unusable> {
+        let Conversation { index, number } = conversation;
+        let first = Instant::now();
+        let at = u64::try_from(first.duration_since(self.began).as_micros()).unwrap_or(u64::MAX);
+        let text = self.script.event(index, number, at);
+        if let Some(event) = script::parse(&text) {
+            self.watches.iter().for_each(|watch| watch.sent(index, &event));
+        }
+        self.sent.conversations.fetch_add(u64::from(number == 0), Ordering::Relaxed);
+        let body = Bytes::from(text);
+        let mut phase = self.phase.clone();
+        let mut pause = PAUSE;
+        loop {
+            let over = phase.wait_for(|phase| *phase == Phase::Over);
+            let answer = tokio::select! {
+                answer = self.post(body.clone()) => answer,
+                _ = over => {
+                    self.sent.unacknowledged.fetch_add(1, Ordering::Relaxed);
+                    return Ok(None);
+                }
+            };
+            match answer? {
+                Ok(duplicates) => {
+                    self.watches.iter().for_each(|watch| watch.acknowledged(index));
+                    self.sent.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.sent.known.fetch_add(duplicates, Ordering::Relaxed);
+                    let micros = u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    self.sent.latency.lock().unwrap_or_else(PoisonError::into_inner).record(micros);
+                    self.sent.note(None);
+                    return Ok(Some(Conversation { index, number: number + 1 }));
+                }
+                Err(trouble) => {
+                    self.sent.refused.fetch_add(1, Ordering::Relaxed);
+                    self.sent.note(Some(trouble));
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// How many events of the request the bridge had already, or why it did not take it.
+    async fn post(&self, body: Bytes) -> Result<Result<u64, String>, Unusable> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = self.load.url.clone();
+        request.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+        let exchange = async {
+            let (head, body) = self.client.request(request).await.map_err(|error| innermost(&error))?.into_parts();
+            // To its end, so that the connection can serve the next one.
+            let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
+            Ok((head.status, body.to_bytes()))
+        };
+        let (status, body) = match timeout(ANSWER, exchange).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(trouble)) => return Ok(Err(trouble)),
+            Err(_) => return Ok(Err(format!("no answer within {ANSWER:?}"))),
+        };
+        let detail = || String::from_utf8_lossy(&body).trim().chars().take(200).collect::<String>();
+        match status {
+            _ if status.is_success() => {
+                Ok(Ok(serde_json::from_slice(&body).map_or(0, |stored: Stored| stored.duplicates)))
+            }
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Ok(Err(format!("{status}: {}", detail()))),
+            _ if status.is_server_error() => Ok(Err(format!("{status}: {}", detail()))),
+            _ => Err(Unusable { url: self.load.url.clone(), status, detail: detail() }),
+        }
+    }
+}
+
+impl Sent {
+    /// Why the last attempt was not acknowledged, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}
+
+/// The library's outer errors say no more than that something failed.
+fn innermost(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
