@@ -139,9 +139,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
             sink,
             health,
         };
-        if let Some(dispatcher) = Dispatcher::new(spool.clone(), parts, dispatching.clone()) {
-            dispatchers.spawn(dispatcher.run());
-        }
+        // The spool was opened with all of these sinks.
+        let dispatcher = Dispatcher::new(spool.clone(), parts, dispatching.clone()).ok_or(RunError::Defect)?;
+        dispatchers.spawn(dispatcher.run());
     }
 
     match control::listen(&config.spool.path) {
@@ -171,6 +171,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         () = stop => false,
         _ = dispatchers.join_next() => true,
         _ = &mut webhooks => true,
+        _ = background.join_next() => true,
         () = spool.abandoned() => true,
     };
     tracing::info!("stopping");
