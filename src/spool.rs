@@ -39,7 +39,7 @@ pub mod segment;
 mod writer;
 
 pub use cursor::Cursor;
-pub use queue::{AppendError, Appended};
+pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
 use crate::event::{Arrival, Event};
@@ -75,7 +75,7 @@ pub struct Config {
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub duplicate_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
+    /// How many of the latest events are recognised at the most; each takes about 70 bytes of memory.
     pub duplicate_capacity: usize,
     /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
     pub retain: Option<Retain>,
@@ -215,17 +215,29 @@ impl Spool {
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
-        let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: None, done });
-        stored.await.unwrap_or(Err(AppendError::Closed))
+        self.place(events).await.map(|placed| placed.count())
+    }
+
+    /// The same as [`Self::append`], for who wants to know where the events are.
+    pub async fn place(&self, events: Vec<Event>) -> Result<Placed, AppendError> {
+        self.enqueue(events, None).await
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
     /// were stored before.
     pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
+        self.enqueue(events, Some(target.into())).await.map(|placed| placed.count())
+    }
+
+    async fn enqueue(&self, events: Vec<Event>, target: Option<Box<str>>) -> Result<Placed, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: Some(target.into()), done });
+        self.shared.queue.push(queue::Append { events, target, done });
         stored.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Whether the record at `offset` was found to be unreadable. It is of no more interest when its segment is gone.
+    pub fn is_gone(&self, offset: u64) -> bool {
+        self.shared.is_gone(offset)
     }
 
     /// A reader for `sink` that begins at its cursor; `None` if the spool was opened without that sink.
@@ -334,6 +346,12 @@ impl Shared {
         self.janitor.hurry();
     }
 
+    fn is_gone(&self, offset: u64) -> bool {
+        let log = self.log();
+        let segment = log.segments.range(..=offset).next_back();
+        segment.is_some_and(|(_, segment)| segment.gone.iter().any(|gone| gone.contains(&offset)))
+    }
+
     /// Takes note of acknowledged records that cannot be read, and tells of them once.
     fn lose(&self, base: u64, gone: Range<u64>) {
         let news = match self.log().segments.get_mut(&base) {
@@ -383,7 +401,7 @@ fn assemble(
     let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
     // The segments that are gone come first.
     let mut known = Known::new(config.duplicate_window, recent.capacity());
-    if let Err(error) = known.load(&*disk, |id, arrival| recent.insert(id, arrival)) {
+    if let Err(error) = known.load(&*disk, |id, arrival, offset| recent.insert(id, arrival, offset)) {
         tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
     }
     if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
@@ -428,12 +446,12 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
         }
         let mut ids = VecDeque::new();
         let mut oldest = None;
-        result = known::identities(disk, base..limit, |id, arrival| {
+        result = known::identities(disk, base..limit, |id, arrival, offset| {
             oldest = oldest.or(Some(arrival));
             if ids.len() == wanted {
                 ids.pop_front();
             }
-            ids.push_back((id, arrival));
+            ids.push_back((id, arrival, offset));
         });
         limit = base;
         newest_first.extend(ids.into_iter().rev());
@@ -441,8 +459,8 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
             break;
         }
     }
-    for (id, arrival) in newest_first.into_iter().rev() {
-        recent.insert(id, arrival);
+    for (id, arrival, offset) in newest_first.into_iter().rev() {
+        recent.insert(id, arrival, offset);
     }
     recent.expire(Arrival::now());
     result

@@ -3,6 +3,7 @@
 use super::Shared;
 use crate::event::Event;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -17,6 +18,23 @@ pub struct Appended {
     pub stored: usize,
     /// Durable already.
     pub duplicates: usize,
+}
+
+/// Where the events of one request are in the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// Those that were stored.
+    pub fresh: Range<u64>,
+    /// Those that were durable already; for one whose segment has been removed, any offset in that segment.
+    pub earlier: Vec<u64>,
+}
+
+impl Placed {
+    /// How many events there are of each kind.
+    pub fn count(&self) -> Appended {
+        let stored = self.fresh.end.saturating_sub(self.fresh.start) as usize;
+        Appended { stored, duplicates: self.earlier.len() }
+    }
 }
 
 /// Why nothing of a request was acknowledged.
@@ -53,7 +71,7 @@ pub struct Append {
     pub events: Vec<Event>,
     /// The only sink they are for. Such events are stored even if they were before.
     pub target: Option<Box<str>>,
-    pub done: oneshot::Sender<Result<Appended, AppendError>>,
+    pub done: oneshot::Sender<Result<Placed, AppendError>>,
 }
 
 /// Requests that wait for the next group commit.
