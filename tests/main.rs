@@ -3,6 +3,7 @@
 mod bounds;
 mod brokers;
 mod command_line;
+mod delivered;
 mod delivery;
 mod deploy;
 mod examples;
