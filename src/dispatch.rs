@@ -164,19 +164,25 @@ impl Dispatcher {
                 }),
                 () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
                     Ok(records) => {
-                        not_before = None;
+                        if not_before.take().is_some() {
+                            lane.health.readable();
+                        }
                         for record in records {
                             window.push(&record);
                             under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
                         }
                     }
                     Err(error) => {
-                        tracing::error!(%error, sink = lane.name, "the spool cannot be read; trying again");
+                        lane.health.unreadable(&error.to_string());
                         not_before = Some(Instant::now() + READ_PAUSE);
                     }
                 },
             }
             settle(&spool, &cursor, &reader, &lane, &window);
+            if not_before.is_some() && window.watermark().is_none() {
+                // What cannot be read is waited for all the same.
+                lane.health.set_oldest(spool.begun(reader.position()));
+            }
         }
         while let Some((record, outcome)) = under_way.next().await {
             finish(record, outcome, &mut window, &mut watches);

@@ -5,7 +5,8 @@
 //! - Offsets are given in order of arrival, without gaps, and never twice.
 //! - Acknowledged bytes are never written to again. A file whose write or sync failed is left alone and a new one is begun.
 //! - A segment is removed only once the durable cursor of every sink has passed its last record.
-//! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside.
+//! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside. A disk that refuses to
+//!   read is waited for, see `spool/reader.rs`; a start needs the end of the log alone.
 //!
 //! # On disk, format version 1
 //! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
@@ -183,7 +184,13 @@ struct Log {
     /// The latest records, without gaps up to the end.
     tail: VecDeque<Arc<Record>>,
     tail_bytes: usize,
+    /// Offsets of records that turned out to be unreadable, from the first to behind the last of each gap: also of segments
+    /// that have been removed since, for as long as their events may be sent again. The latest [`GAPS`] of them.
+    gone: BTreeMap<u64, u64>,
 }
+
+/// A disk that has more gaps than this is past mending.
+const GAPS: usize = 10_000;
 
 impl Log {
     fn bytes(&self) -> u64 {
@@ -235,7 +242,15 @@ impl Spool {
         stored.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// Whether the record at `offset` was found to be unreadable. It is of no more interest when its segment is gone.
+    /// When the segment with the record at `offset` was begun: the record arrived then or later. `None` if nothing tells.
+    pub fn begun(&self, offset: u64) -> Option<Arrival> {
+        let log = self.shared.log();
+        let base = *log.segments.range(..=offset).next_back()?.0;
+        // One that cannot be read at all is older than the next.
+        log.segments.range(base..).map(|(_, segment)| segment.begun).find(|begun| *begun != Arrival::default())
+    }
+
+    /// Whether the record at `offset` was found to be unreadable.
     pub fn is_gone(&self, offset: u64) -> bool {
         self.shared.is_gone(offset)
     }
@@ -347,17 +362,21 @@ impl Shared {
     }
 
     fn is_gone(&self, offset: u64) -> bool {
-        let log = self.log();
-        let segment = log.segments.range(..=offset).next_back();
-        segment.is_some_and(|(_, segment)| segment.gone.iter().any(|gone| gone.contains(&offset)))
+        self.log().gone.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
     }
 
     /// Takes note of acknowledged records that cannot be read, and tells of them once.
     fn lose(&self, base: u64, gone: Range<u64>) {
-        let news = match self.log().segments.get_mut(&base) {
+        let mut log = self.log();
+        log.gone.insert(gone.start, gone.end);
+        if log.gone.len() > GAPS {
+            log.gone.pop_first();
+        }
+        let news = match log.segments.get_mut(&base) {
             Some(segment) => segment.lose(gone.clone()),
             None => gone.end - gone.start,
         };
+        drop(log);
         if news > 0 {
             report_damage(&self.metrics, &gone, news);
         }
@@ -409,7 +428,7 @@ fn assemble(
     }
     let shared = Arc::new(Shared {
         disk,
-        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0 }),
+        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0, gone: BTreeMap::new() }),
         end: watch::Sender::new(end),
         queue: Queue::default(),
         janitor: Janitor::default(),

@@ -3,6 +3,7 @@
 mod bounds;
 mod brokers;
 mod command_line;
+mod damage;
 mod delivered;
 mod delivery;
 mod deploy;

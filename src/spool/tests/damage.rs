@@ -117,6 +117,12 @@ fn what_is_damaged_can_be_mended_by_sending_it_again() {
     assert_eq!(life.store(events(4..7, 900)), Ok(Appended { stored: 1, duplicates: 2 }));
     assert_eq!(life.events_from(12), [event(5, 900)]);
     assert_eq!(life.store(events(4..7, 900)), Ok(Appended { stored: 0, duplicates: 3 }));
+    let places = layout(&machine, 0, 4);
+    machine.flip(&segment::name(0), places[2].1.start + 70, 1);
+    life.read_from(0);
+    life.settle(12);
+    assert_eq!(life.start(), 12, "the damaged ones are out of the way");
+    assert_eq!(life.store(events(0..12, 900)), Ok(Appended { stored: 1, duplicates: 11 }));
     machine.kill();
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
     assert_eq!(life.store(events(0..12, 900)), Ok(Appended { stored: 0, duplicates: 12 }));
