@@ -67,6 +67,33 @@ impl Sink for Manual {
     }
 }
 
+/// Cannot be reached the first few times.
+#[derive(Default)]
+struct Flaky {
+    attempts: AtomicUsize,
+    taken: Mutex<Vec<String>>,
+}
+
+const FAILURES: usize = 4;
+
+impl Sink for Flaky {
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+        let failed = self.attempts.fetch_add(1, Ordering::Relaxed) < FAILURES;
+        if !failed {
+            self.taken.lock().unwrap().push(String::from_utf8(message.payload.to_vec()).unwrap());
+        }
+        std::future::ready(if failed { Err(Failure::unavailable("down")) } else { Ok(()) }).boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
 /// A spool with one sink, and the loop that delivers to it.
 struct Bench {
     spool: Arc<Spool>,
@@ -161,4 +188,23 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
     assert_eq!(all.await, Some(0), "also while the bridge stops");
     assert_eq!(ask(0..1).await, None);
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_and_nothing_of_its_conversation_passes() {
+    let payload = |number: u64| format!("{{\"conversation_uuid\":\"c\",\"n\":{number}}}");
+    let event = |number| Event::parse(&payload(number), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(Flaky::default());
+    let bench = Bench::new(sink.clone(), Config::default(), (0..5).map(event).collect()).await;
+    let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cursor.position() < 5 {
+        assert!(cursor.position() <= sink.taken.lock().unwrap().len() as u64, "settled before it was acknowledged");
+        assert!(Instant::now() < deadline, "settled up to {}", cursor.position());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.stop.send_replace(true);
+    running.await.unwrap();
+    assert_eq!(*sink.taken.lock().unwrap(), (0..5).map(payload).collect::<Vec<_>>());
+    assert_eq!(sink.attempts.load(Ordering::Relaxed), FAILURES + 5);
 }
