@@ -4,9 +4,9 @@ use crate::admin::AdminService;
 use crate::config::{Config, Destination, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::DeadLetters;
-use crate::dispatch::{Dispatcher, Health, Parts};
+use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Limits};
-use crate::ingress::Ingress;
+use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::Metrics;
 use crate::route::{Route, RouteError};
 use crate::sink::kafka::KafkaSink;
@@ -125,11 +125,18 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let mut dispatchers = JoinSet::new();
     let mut background = JoinSet::new();
     let mut open_sinks = Vec::new();
+    let mut watchers = Vec::new();
     for Prepared { name, config: sink_config, route, sink } in sinks {
         let health = Health::new(&name, sink_config.dispatch.required);
         healths.push(health.clone());
         background.spawn(probe(sink.clone(), health.clone()));
         open_sinks.push(sink.clone());
+        let mut watches = None;
+        if config.ingress.ack == Ack::Delivered && sink_config.dispatch.required {
+            let (watcher, asked) = dispatch::watches();
+            watchers.push(watcher);
+            watches = Some(asked);
+        }
         let parts = Parts {
             dead_letters: DeadLetters::new(&config.spool.path, &name),
             metrics: metrics.sink(&name),
@@ -138,10 +145,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
             route,
             sink,
             health,
+            watches,
         };
-        if let Some(dispatcher) = Dispatcher::new(spool.clone(), parts, dispatching.clone()) {
-            dispatchers.spawn(dispatcher.run());
-        }
+        // The spool was opened with all of these sinks.
+        let dispatcher = Dispatcher::new(spool.clone(), parts, dispatching.clone()).ok_or(RunError::Defect)?;
+        dispatchers.spawn(dispatcher.run());
     }
 
     match control::listen(&config.spool.path) {
@@ -149,7 +157,10 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
     }
 
-    let ingress = Arc::new(Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone()));
+    let delivery = (config.ingress.ack == Ack::Delivered)
+        .then(|| Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
+    let ingress = Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone(), delivery);
+    let ingress = Arc::new(ingress);
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
@@ -171,6 +182,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         () = stop => false,
         _ = dispatchers.join_next() => true,
         _ = &mut webhooks => true,
+        _ = background.join_next() => true,
         () = spool.abandoned() => true,
     };
     tracing::info!("stopping");

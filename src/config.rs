@@ -246,6 +246,12 @@ impl Config {
             format!("found {:?}; a path begins with `/`", ingress.path),
         );
         check(
+            ingress.ack == ingress::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
+            "ingress.ack",
+            "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
+                .into(),
+        );
+        check(
             ingress.decode.max_depth <= crate::event::MAX_DEPTH,
             "ingress.decode.max_depth",
             format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),

@@ -7,8 +7,10 @@
 mod backoff;
 mod health;
 mod in_flight;
+mod watch;
 
 pub use health::Health;
+pub use watch::{Watcher, Watches, watches};
 
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
@@ -24,8 +26,9 @@ use serde::Deserialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, watch as signal};
 use tokio::time::Instant;
+use watch::{Asked, Progress};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,7 +55,8 @@ pub struct Dispatcher {
     cursor: Arc<Cursor>,
     look_ahead: usize,
     lane: Arc<Lane>,
-    stop: watch::Receiver<bool>,
+    watches: Option<Watches>,
+    stop: signal::Receiver<bool>,
 }
 
 /// What every message under way needs.
@@ -66,7 +70,7 @@ struct Lane {
     handed_over: AtomicU64,
     metrics: SinkMetrics,
     health: Arc<Health>,
-    stop: watch::Receiver<bool>,
+    stop: signal::Receiver<bool>,
 }
 
 /// The parts that a [`Dispatcher`] is put together from.
@@ -85,12 +89,16 @@ pub struct Parts {
     pub metrics: SinkMetrics,
     /// What readiness is told.
     pub health: Arc<Health>,
+    /// Who asks when records are settled, if anybody does.
+    pub watches: Option<Watches>,
 }
 
 /// What became of a record.
 enum Outcome {
-    /// Acknowledged, filtered out or dead-lettered.
+    /// Acknowledged or filtered out.
     Settled,
+    /// Settled too, as a dead letter.
+    DeadLettered,
     /// Given up because the bridge stops; it stays in the spool.
     Kept,
 }
@@ -105,7 +113,7 @@ type Attempt = BoxFuture<'static, (Arc<Record>, Outcome)>;
 
 impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
-    pub fn new(spool: Arc<Spool>, parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
+    pub fn new(spool: Arc<Spool>, parts: Parts, stop: signal::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
         if !parts.config.required {
             cursor.make_optional();
@@ -123,14 +131,14 @@ impl Dispatcher {
             stop: stop.clone(),
         };
         let look_ahead = parts.config.look_ahead.as_u64() as usize;
-        Some(Self { spool, reader, cursor, look_ahead, lane: Arc::new(lane), stop })
+        Some(Self { spool, reader, cursor, look_ahead, lane: Arc::new(lane), watches: parts.watches, stop })
     }
 
     /// Delivers until told to stop, then waits for the messages that are with the destination and sends those between them
     /// that waited their turn: the cursor cannot pass an open record, and what is settled behind one would be sent again by
     /// the next process. The caller bounds that by dropping the future; what is not settled stays in the spool.
     pub async fn run(self) {
-        let Self { spool, mut reader, cursor, look_ahead, lane, mut stop } = self;
+        let Self { spool, mut reader, cursor, look_ahead, lane, mut watches, mut stop } = self;
         let mut under_way: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut gate = Gate::default();
         let mut window = Window::default();
@@ -145,29 +153,39 @@ impl Dispatcher {
                     // What has finished meanwhile is settled along with it.
                     let mut next = Some(done);
                     while let Some((record, outcome)) = next {
-                        finish(record, outcome, &mut window);
+                        finish(record, outcome, &mut window, &mut watches);
                         next = under_way.next().now_or_never().flatten();
                     }
                     under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
                 }
+                Some((asked, watches)) = asked(&mut watches), if watches.is_some() => watches.take(asked, |offset| {
+                    let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
+                    if passed { Progress::Settled } else { Progress::Open }
+                }),
                 () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
                     Ok(records) => {
-                        not_before = None;
+                        if not_before.take().is_some() {
+                            lane.health.readable();
+                        }
                         for record in records {
                             window.push(&record);
                             under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
                         }
                     }
                     Err(error) => {
-                        tracing::error!(%error, sink = lane.name, "the spool cannot be read; trying again");
+                        lane.health.unreadable(&error.to_string());
                         not_before = Some(Instant::now() + READ_PAUSE);
                     }
                 },
             }
             settle(&spool, &cursor, &reader, &lane, &window);
+            if not_before.is_some() && window.watermark().is_none() {
+                // What cannot be read is waited for all the same.
+                lane.health.set_oldest(spool.begun(reader.position()));
+            }
         }
         while let Some((record, outcome)) = under_way.next().await {
-            finish(record, outcome, &mut window);
+            finish(record, outcome, &mut window, &mut watches);
             under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
             settle(&spool, &cursor, &reader, &lane, &window);
         }
@@ -175,8 +193,15 @@ impl Dispatcher {
 }
 
 /// Resolves when the bridge stops, and when whoever could say so is gone.
-async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+async fn told_to_stop(stop: &mut signal::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The next question about records, and who keeps it.
+async fn asked(watches: &mut Option<Watches>) -> Option<(Asked, &mut Watches)> {
+    let watches = watches.as_mut()?;
+    let asked = watches.asked().await?;
+    Some((asked, watches))
 }
 
 /// Resolves when there is something to read, and not before that moment.
@@ -195,9 +220,15 @@ fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> Attempt {
     })
 }
 
-fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window) {
-    if let Outcome::Settled = outcome {
-        window.settle(&record);
+fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &mut Option<Watches>) {
+    let dead_letter = match outcome {
+        Outcome::Settled => false,
+        Outcome::DeadLettered => true,
+        Outcome::Kept => return,
+    };
+    window.settle(&record);
+    if let Some(watches) = watches {
+        watches.settled(record.offset, dead_letter);
     }
 }
 
@@ -280,7 +311,7 @@ impl Lane {
             }
         }
         self.metrics.dead_lettered.inc();
-        Outcome::Settled
+        Outcome::DeadLettered
     }
 
     /// Waits before the next attempt, or until the destination has come back since the one that failed; `false` if the

@@ -1,16 +1,21 @@
 //! The HTTP service for webhooks: request → events → append → status.
 //!
-//! A 2xx is sent only after the spool has said that the events are durable. Errors are problem details (RFC 9457).
+//! A 2xx is sent only after the spool has said that the events are durable; with `ack = "delivered"` a 200 only after the
+//! required sinks have them. Errors are problem details (RFC 9457).
 
 pub mod decode;
+mod delivery;
+
+pub use delivery::Delivery;
 
 use crate::event::Arrival;
 use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
-use crate::spool::{AppendError, Appended, Spool};
+use crate::spool::{AppendError, Appended, Placed, Spool};
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use decode::DecodeError;
+use delivery::Delivered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -44,8 +49,23 @@ pub struct Config {
     /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
     #[serde(with = "crate::setting::period")]
     pub header_timeout: Duration,
+    /// What a 200 says.
+    pub ack: Ack,
+    /// With `ack = "delivered"`, how long a stored request waits for the sinks.
+    #[serde(with = "crate::setting::period")]
+    pub delivery_timeout: Duration,
     /// How bodies are read.
     pub decode: decode::Config,
+}
+
+/// What a 200 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// The events are durable and will reach every sink.
+    Stored,
+    /// They have reached every required sink.
+    Delivered,
 }
 
 impl Default for Config {
@@ -58,6 +78,8 @@ impl Default for Config {
             max_connections: 512,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
+            ack: Ack::Stored,
+            delivery_timeout: Duration::from_secs(10),
             decode: decode::Config::default(),
         }
     }
@@ -76,6 +98,8 @@ pub struct Ingress {
     config: Config,
     spool: Arc<Spool>,
     metrics: IngressMetrics,
+    /// Who waits for the sinks, if anybody is to.
+    delivery: Option<Delivery>,
     /// A permit for every byte of large body that may be in memory.
     bodies: Arc<Semaphore>,
     /// A permit for every byte that decoding and the decoded events may take, `budget` of them.
@@ -100,11 +124,11 @@ struct Refusal {
 }
 
 impl Ingress {
-    /// A service that stores what it takes in `spool`.
-    pub fn new(config: Config, spool: Arc<Spool>, metrics: IngressMetrics) -> Self {
+    /// A service that stores what it takes in `spool`, and lets requests wait for `delivery` if there is such a thing.
+    pub fn new(config: Config, spool: Arc<Spool>, metrics: IngressMetrics, delivery: Option<Delivery>) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { config, spool, metrics, bodies, budget, events }
+        Self { config, spool, metrics, delivery, bodies, budget, events }
     }
 
     /// Answers one request.
@@ -113,7 +137,7 @@ impl Ingress {
         let in_flight = InFlight(self);
         let head = request.method() == Method::HEAD;
         let mut answer = match self.accept(request).await {
-            Ok(appended) => success(appended),
+            Ok(placed) => self.acknowledge(placed).await,
             Err(refusal) => refusal.answer(),
         };
         drop(in_flight);
@@ -124,12 +148,12 @@ impl Ingress {
         answer
     }
 
-    async fn accept(&self, request: Request<Incoming>) -> Result<Appended, Refusal> {
+    async fn accept(&self, request: Request<Incoming>) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         let (parts, body) = request.into_parts();
         self.check(&parts).map_err(unread)?;
         if parts.method == Method::HEAD {
-            return Ok(Appended::default());
+            return Ok(Placed::default());
         }
         let (bytes, held) = self.read(body).await.map_err(unread)?;
         let arrival = Arrival::now();
@@ -145,9 +169,9 @@ impl Ingress {
         }?;
         drop((bytes, held));
         if events.is_empty() {
-            return Ok(Appended::default());
+            return Ok(Placed::default());
         }
-        self.spool.append_holding(events, Some(memory)).await.map_err(Refusal::from)
+        self.spool.place_holding(events, memory).await.map_err(Refusal::from)
     }
 
     /// What can be said without the body.
@@ -232,6 +256,15 @@ impl Ingress {
         })
     }
 
+    /// What is stored is acknowledged, at once or when it is delivered.
+    async fn acknowledge(&self, placed: Placed) -> Answer {
+        let appended = placed.count();
+        let Some(delivery) = &self.delivery else { return success(StatusCode::OK, appended, "") };
+        let Delivered { complete, dead_letters } = delivery.wait(placed).await;
+        let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+        success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
+    }
+
     fn too_large(&self) -> Refusal {
         refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.config.max_body.as_u64()))
     }
@@ -259,8 +292,10 @@ fn refusal(status: StatusCode, detail: impl Into<String>) -> Refusal {
     Refusal { status, detail: detail.into(), place: None, header: None, body_unread: false }
 }
 
-fn success(Appended { stored, duplicates }: Appended) -> Answer {
-    let mut answer = Response::new(Full::new(format!("{{\"stored\":{stored},\"duplicates\":{duplicates}}}\n").into()));
+fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Answer {
+    let body = format!("{{\"stored\":{stored},\"duplicates\":{duplicates}{more}}}\n");
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }

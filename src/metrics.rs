@@ -42,6 +42,8 @@ pub struct SpoolMetrics {
     pub syncs: Counter,
     /// Writes, syncs or new segments that failed.
     pub failures: Counter,
+    /// Reads that the disk refused, to be tried again.
+    pub read_failures: Counter,
     /// Acknowledged records that could not be read back.
     pub damaged_records: Counter,
     skipped_records: Family<SinkLabel, Counter>,
@@ -126,6 +128,7 @@ impl Default for Metrics {
         at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());
         at.register("syncs", "Group commits, one fdatasync each", spool.syncs.clone());
         at.register("failures", "Writes, syncs or new segments that failed", spool.failures.clone());
+        at.register("read_failures", "Reads that the disk refused, tried again", spool.read_failures.clone());
         at.register(
             "damaged_records",
             "Acknowledged records that could not be read back",

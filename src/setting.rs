@@ -20,18 +20,22 @@ pub mod period {
         deserializer.deserialize_str(Text)
     }
 
+    /// A hundred years. From now on that is still a moment that can be reckoned with, which the most that can be written
+    /// is not.
+    const MOST: Duration = Duration::from_secs(876_000 * 3600);
+
     struct Text;
 
     impl Visitor<'_> for Text {
         type Value = Duration;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a period such as \"100ms\", \"30s\" or \"1h 30m\"")
+            f.write_str("a period such as \"100ms\", \"30s\" or \"1h 30m\", 876000h at the most")
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
-            let period = SpanParser::new().parse_unsigned_duration(text);
-            period.map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            let period = SpanParser::new().parse_unsigned_duration(text).ok().filter(|period| *period <= MOST);
+            period.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
         }
     }
 }

@@ -5,7 +5,8 @@
 //! - Offsets are given in order of arrival, without gaps, and never twice.
 //! - Acknowledged bytes are never written to again. A file whose write or sync failed is left alone and a new one is begun.
 //! - A segment is removed only once the durable cursor of every sink has passed its last record.
-//! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside.
+//! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside. A disk that refuses to
+//!   read is waited for, see `spool/reader.rs`; a start needs the end of the log alone.
 //!
 //! # On disk, format version 1
 //! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
@@ -39,7 +40,7 @@ pub mod segment;
 mod writer;
 
 pub use cursor::Cursor;
-pub use queue::{AppendError, Appended};
+pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
 use crate::event::{Arrival, Event};
@@ -48,7 +49,7 @@ use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
 use janitor::{Janitor, Keeper};
 use known::Known;
-use queue::Queue;
+use queue::{Queue, Release};
 use recent::Recent;
 use recovery::{Recovered, Segment};
 use serde::Deserialize;
@@ -56,10 +57,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use writer::Writer;
 
 /// `[spool]`
@@ -75,7 +76,7 @@ pub struct Config {
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub duplicate_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
+    /// How many of the latest events are recognised at the most; each takes about 70 bytes of memory.
     pub duplicate_capacity: usize,
     /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
     pub retain: Option<Retain>,
@@ -164,6 +165,8 @@ struct Shared {
     /// The offset after the last durable record.
     end: watch::Sender<u64>,
     queue: Queue,
+    /// Where the writer leaves commits for a task to answer their requests; it does so itself as long as there is none.
+    releases: OnceLock<mpsc::UnboundedSender<Release>>,
     janitor: Janitor,
     cursors: Vec<Arc<Cursor>>,
     metrics: SpoolMetrics,
@@ -183,7 +186,13 @@ struct Log {
     /// The latest records, without gaps up to the end.
     tail: VecDeque<Arc<Record>>,
     tail_bytes: usize,
+    /// Offsets of records that turned out to be unreadable, from the first to behind the last of each gap: also of segments
+    /// that have been removed since, for as long as their events may be sent again. The latest [`GAPS`] of them.
+    gone: BTreeMap<u64, u64>,
 }
+
+/// A disk that has more gaps than this is past mending.
+const GAPS: usize = 10_000;
 
 impl Log {
     fn bytes(&self) -> u64 {
@@ -202,6 +211,11 @@ impl Spool {
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
         let (writer, keeper) = assemble(disk, config, sinks, metrics)?;
         let shared = writer.shared.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (sender, releases) = mpsc::unbounded_channel();
+            shared.releases.get_or_init(|| sender);
+            runtime.spawn(queue::carry_out(releases, shared.end.clone()));
+        }
         // Should the second thread not start, dropping this ends the first.
         let spool = Self { shared, threads: Mutex::default() };
         let started = [
@@ -215,26 +229,48 @@ impl Spool {
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
     /// before within the window count as duplicates.
     pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
-        self.append_holding(events, None).await
+        self.place(events).await.map(|placed| placed.count())
     }
 
-    /// The same, and `held` is dropped once the events are stored or refused, even if the returned future is dropped before.
-    pub async fn append_holding(
-        &self,
-        events: Vec<Event>,
-        held: Option<OwnedSemaphorePermit>,
-    ) -> Result<Appended, AppendError> {
-        let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: None, held, done }).await;
-        stored.await.unwrap_or(Err(AppendError::Closed))
+    /// The same as [`Self::append`], for who wants to know where the events are.
+    pub async fn place(&self, events: Vec<Event>) -> Result<Placed, AppendError> {
+        self.enqueue(events, None, None).await
+    }
+
+    /// The same as [`Self::place`], and `held` is dropped once the events are stored or refused, even if the returned future is
+    /// dropped before.
+    pub async fn place_holding(&self, events: Vec<Event>, held: OwnedSemaphorePermit) -> Result<Placed, AppendError> {
+        self.enqueue(events, None, Some(held)).await
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
     /// were stored before.
     pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
+        self.enqueue(events, Some(target.into()), None).await.map(|placed| placed.count())
+    }
+
+    async fn enqueue(
+        &self,
+        events: Vec<Event>,
+        target: Option<Box<str>>,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<Placed, AppendError> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target: Some(target.into()), held: None, done }).await;
+        self.shared.queue.push(queue::Append { events, target, held, done }).await;
         stored.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// When the segment with the record at `offset` was begun: the record arrived then or later. `None` if nothing tells.
+    pub fn begun(&self, offset: u64) -> Option<Arrival> {
+        let log = self.shared.log();
+        let base = *log.segments.range(..=offset).next_back()?.0;
+        // One that cannot be read at all is older than the next.
+        log.segments.range(base..).map(|(_, segment)| segment.begun).find(|begun| *begun != Arrival::default())
+    }
+
+    /// Whether the record at `offset` was found to be unreadable.
+    pub fn is_gone(&self, offset: u64) -> bool {
+        self.shared.is_gone(offset)
     }
 
     /// A reader for `sink` that begins at its cursor; `None` if the spool was opened without that sink.
@@ -343,12 +379,32 @@ impl Shared {
         self.janitor.hurry();
     }
 
+    fn release(&self, release: Release) {
+        let unanswered = match self.releases.get() {
+            Some(task) => task.send(release).err().map(|refused| refused.0),
+            None => Some(release),
+        };
+        if let Some(release) = unanswered {
+            release.carry_out(&self.end);
+        }
+    }
+
+    fn is_gone(&self, offset: u64) -> bool {
+        self.log().gone.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
+    }
+
     /// Takes note of acknowledged records that cannot be read, and tells of them once.
     fn lose(&self, base: u64, gone: Range<u64>) {
-        let news = match self.log().segments.get_mut(&base) {
+        let mut log = self.log();
+        log.gone.insert(gone.start, gone.end);
+        if log.gone.len() > GAPS {
+            log.gone.pop_first();
+        }
+        let news = match log.segments.get_mut(&base) {
             Some(segment) => segment.lose(gone.clone()),
             None => gone.end - gone.start,
         };
+        drop(log);
         if news > 0 {
             report_damage(&self.metrics, &gone, news);
         }
@@ -392,7 +448,7 @@ fn assemble(
     let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
     // The segments that are gone come first.
     let mut known = Known::new(config.duplicate_window, recent.capacity());
-    if let Err(error) = known.load(&*disk, |id, arrival| recent.insert(id, arrival)) {
+    if let Err(error) = known.load(&*disk, |id, arrival, offset| recent.insert(id, arrival, offset)) {
         tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
     }
     if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
@@ -400,9 +456,10 @@ fn assemble(
     }
     let shared = Arc::new(Shared {
         disk,
-        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0 }),
+        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0, gone: BTreeMap::new() }),
         end: watch::Sender::new(end),
         queue: Queue::default(),
+        releases: OnceLock::new(),
         janitor: Janitor::default(),
         cursors,
         metrics,
@@ -437,12 +494,12 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
         }
         let mut ids = VecDeque::new();
         let mut oldest = None;
-        result = known::identities(disk, base..limit, |id, arrival| {
+        result = known::identities(disk, base..limit, |id, arrival, offset| {
             oldest = oldest.or(Some(arrival));
             if ids.len() == wanted {
                 ids.pop_front();
             }
-            ids.push_back((id, arrival));
+            ids.push_back((id, arrival, offset));
         });
         limit = base;
         newest_first.extend(ids.into_iter().rev());
@@ -450,8 +507,8 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
             break;
         }
     }
-    for (id, arrival) in newest_first.into_iter().rev() {
-        recent.insert(id, arrival);
+    for (id, arrival, offset) in newest_first.into_iter().rev() {
+        recent.insert(id, arrival, offset);
     }
     recent.expire(Arrival::now());
     result

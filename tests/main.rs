@@ -1,8 +1,11 @@
 //! The promises cdrelay makes, each kept by one module, against real brokers. `tests/run` starts those and runs this.
 
+mod backlog;
 mod bounds;
 mod brokers;
 mod command_line;
+mod damage;
+mod delivered;
 mod delivery;
 mod deploy;
 mod examples;

@@ -87,6 +87,17 @@ fn errors_name_origin_key_finding_and_remedy() {
 }
 
 #[test]
+fn a_period_beyond_all_reckoning_is_refused() {
+    for (table, key) in
+        [("shutdown", "grace"), ("shutdown", "delay"), ("ingress", "delivery_timeout"), ("spool", "duplicate_window")]
+    {
+        let found = problems(&format!("{STDOUT}[{table}]\n{key} = '5124095576030430h'"));
+        assert!(found.contains(&format!("`{table}.{key}`: found")) && found.contains("876000h at the most"), "{found}");
+        assert!(Config::from_toml(&format!("{STDOUT}[{table}]\n{key} = '876000h'")).is_ok());
+    }
+}
+
+#[test]
 fn the_environment_is_named_as_the_origin() {
     let error = layered(STDOUT, &[("CDRELAY_SPOOL__MAX_SIZE", "1KiB")], &[]).unwrap_err().to_string();
     assert!(

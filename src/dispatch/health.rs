@@ -29,6 +29,8 @@ struct State {
     probed: Option<Result<(), String>>,
     failure: Option<String>,
     logged: Option<Instant>,
+    /// Why the sink's records cannot be read, and when that was logged.
+    unreadable: Option<(String, Instant)>,
 }
 
 /// A record that waits to be tried again, for as long as this lives.
@@ -69,6 +71,9 @@ impl Health {
     /// `Err` says why the sink does not take messages now.
     pub fn check(&self) -> Result<(), String> {
         let state = self.state();
+        if let Some((cause, _)) = &state.unreadable {
+            return Err(format!("the spool cannot be read: {cause}"));
+        }
         match &state.probed {
             None => Err("not reached yet".into()),
             Some(Err(cause)) => Err(cause.clone()),
@@ -138,6 +143,29 @@ impl Health {
             state.logged = Some(Instant::now());
             tracing::warn!(sink = self.sink, cause, waiting = self.count_retrying(), "publishing failed; trying again");
         }
+    }
+
+    /// The disk refuses to read the records that come next.
+    pub fn unreadable(&self, cause: &str) {
+        let mut state = self.state();
+        let logged = match &state.unreadable {
+            Some((_, logged)) if logged.elapsed() < REMINDER => *logged,
+            _ => {
+                tracing::error!(
+                    sink = self.sink,
+                    cause,
+                    "the spool cannot be read; trying again, nothing is delivered to this sink meanwhile"
+                );
+                Instant::now()
+            }
+        };
+        state.unreadable = Some((cause.to_owned(), logged));
+    }
+
+    /// It does so again.
+    pub fn readable(&self) {
+        self.state().unreadable = None;
+        tracing::info!(sink = self.sink, "the spool can be read again");
     }
 
     /// Notes the oldest record that is not settled.

@@ -68,6 +68,11 @@ impl Window {
         self.open.insert(record.offset, since);
     }
 
+    /// Whether the record at `offset` was added and is not settled.
+    pub fn is_open(&self, offset: u64) -> bool {
+        self.open.contains_key(&offset)
+    }
+
     /// Marks a record as settled.
     pub fn settle(&mut self, record: &Arc<Record>) {
         if self.open.remove(&record.offset).is_some() {

@@ -2,6 +2,7 @@ use super::*;
 use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
+use crate::spool::Placed;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;
@@ -66,11 +67,38 @@ impl Sink for Manual {
     }
 }
 
+/// Cannot be reached the first few times.
+#[derive(Default)]
+struct Flaky {
+    attempts: AtomicUsize,
+    taken: Mutex<Vec<String>>,
+}
+
+const FAILURES: usize = 4;
+
+impl Sink for Flaky {
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+        let failed = self.attempts.fetch_add(1, Ordering::Relaxed) < FAILURES;
+        if !failed {
+            self.taken.lock().unwrap().push(String::from_utf8(message.payload.to_vec()).unwrap());
+        }
+        std::future::ready(if failed { Err(Failure::unavailable("down")) } else { Ok(()) }).boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
 /// A spool with one sink, and the loop that delivers to it.
 struct Bench {
     spool: Arc<Spool>,
     dispatcher: Dispatcher,
-    stop: watch::Sender<bool>,
+    stop: signal::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
@@ -88,8 +116,9 @@ impl Bench {
             dead_letters: DeadLetters::new(dir.path(), "sink"),
             metrics: SinkMetrics::default(),
             health: Health::new("sink", true),
+            watches: None,
         };
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = signal::channel(false);
         let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).unwrap();
         Self { spool, dispatcher, stop, _dir: dir }
     }
@@ -126,4 +155,56 @@ async fn a_stop_leaves_nothing_open_below_what_was_handed_over() {
     tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
     assert_eq!(spool.cursor("sink").unwrap().position(), 3);
     assert!(sink.waiting.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says() {
+    let payload = |number: u64| format!("{{\"conversation_uuid\":\"{number}\",\"n\":{number}}}");
+    let event = |number| Event::parse(&payload(number), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(Manual::default());
+    let mut bench = Bench::new(sink.clone(), Config::default(), (0..3).map(event).collect()).await;
+    let (watcher, watches) = watches();
+    bench.dispatcher.watches = Some(watches);
+    let running = tokio::spawn(bench.dispatcher.run());
+    let ask = |fresh| {
+        let watcher = watcher.clone();
+        async move { watcher.settled(Arc::new(Placed { fresh, earlier: Vec::new() })).await }.boxed()
+    };
+    // Asked before it is settled, and after; and before it is stored at all.
+    let (second, fourth) = (tokio::spawn(ask(1..2)), tokio::spawn(ask(3..4)));
+    sink.acknowledge(&payload(1)).await;
+    assert_eq!(second.await.unwrap(), Some(0));
+    assert_eq!(ask(1..2).await, Some(0));
+    assert_eq!(bench.spool.cursor("sink").unwrap().position(), 0);
+    let mut all = ask(0..3);
+    assert!((&mut all).now_or_never().is_none());
+    bench.spool.append(vec![event(3)]).await.unwrap();
+    sink.acknowledge(&payload(3)).await;
+    assert_eq!(fourth.await.unwrap(), Some(0));
+    sink.acknowledge(&payload(0)).await;
+    assert!((&mut all).now_or_never().is_none());
+    bench.stop.send_replace(true);
+    sink.acknowledge(&payload(2)).await;
+    tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
+    assert_eq!(all.await, Some(0), "also while the bridge stops");
+    assert_eq!(ask(0..1).await, None);
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_and_nothing_of_its_conversation_passes() {
+    let payload = |number: u64| format!("{{\"conversation_uuid\":\"c\",\"n\":{number}}}");
+    let event = |number| Event::parse(&payload(number), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(Flaky::default());
+    let bench = Bench::new(sink.clone(), Config::default(), (0..5).map(event).collect()).await;
+    let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cursor.position() < 5 {
+        assert!(cursor.position() <= sink.taken.lock().unwrap().len() as u64, "settled before it was acknowledged");
+        assert!(Instant::now() < deadline, "settled up to {}", cursor.position());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.stop.send_replace(true);
+    running.await.unwrap();
+    assert_eq!(*sink.taken.lock().unwrap(), (0..5).map(payload).collect::<Vec<_>>());
+    assert_eq!(sink.attempts.load(Ordering::Relaxed), FAILURES + 5);
 }

@@ -251,6 +251,21 @@ mod tests {
         }
     }
 
+    /// Most of these never get here: librdkafka has no timeout of its own, and asks again. Should it ever give one up, the
+    /// message must not be given up with it.
+    #[test]
+    fn a_timeout_says_nothing_about_the_message() {
+        use RDKafkaErrorCode::*;
+        for code in
+            [MessageTimedOut, RequestTimedOut, OperationTimedOut, TimedOutQueue, BrokerTransportFailure, Unknown]
+        {
+            for undelivered in [Undelivered::Failed(code), Undelivered::NotTaken(code)] {
+                let failure = classify(undelivered, &message("present"));
+                assert!(matches!(failure, Failure::Unavailable { .. }), "{code:?}: {failure}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_missing_topic_is_unavailable_until_it_exists() {
         let (cluster, sink) = cluster();

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::yield_now;
 
-/// Lines that wait for the writer before `publish` itself waits.
-const WAITING_LINES: usize = 1024;
-/// One write takes at most about this many bytes: enough to amortise the call, small enough for a 64 MiB container.
+/// No more lines are gathered once there are this many bytes: enough to amortise the write, small enough for a 64 MiB container.
 const BATCH_BYTES: usize = 256 * 1024;
 /// How long to wait when a non-blocking stdout, inherited from the parent, is full.
 const FULL_PIPE_PAUSE: Duration = Duration::from_millis(5);
@@ -27,13 +27,50 @@ pub struct Config {}
 
 /// A [`Sink`] that writes lines from one thread of its own, so that a pipe nobody reads blocks that thread and nothing else.
 pub struct StdoutSink {
-    lines: mpsc::Sender<Line>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    arrived: Condvar,
+    /// The batch has been taken.
+    taken: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    batch: Batch,
+    /// The writer sleeps and nobody has undertaken to wake it yet.
+    asleep: bool,
+    closed: bool,
     /// Why the last write failed; `None` after one that did not.
-    broken: Arc<Mutex<Option<String>>>,
+    broken: Option<String>,
+}
+
+/// Whole lines with their line breaks, and for each one where it ends and who waits for it. One without text is told when
+/// everything before it is written.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    waiting: Vec<(usize, oneshot::Sender<Outcome>)>,
+}
+
+type Outcome = Result<(), String>;
+/// Who waits, and what they are told.
+type Release = Vec<(oneshot::Sender<Outcome>, Outcome)>;
+
+/// Wakes the writer when dropped: also when whoever undertook that is gone.
+struct Wake<'a>(&'a Condvar);
+
+impl Drop for Wake<'_> {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl StdoutSink {
-    /// Writes to this process's stdout.
+    /// Writes to this process's stdout. Needs a tokio runtime.
     pub fn new() -> Result<Self, SetupError> {
         // Not `io::Stdout`: its line buffer would keep the rest of a failed write and send it after we had reported the failure.
         let stdout = io::stdout().as_fd().try_clone_to_owned();
@@ -41,91 +78,160 @@ impl StdoutSink {
         Self::to(File::from(stdout))
     }
 
-    /// Writes to `output`, which must not buffer.
+    /// Writes to `output`, which must not buffer. Needs a tokio runtime.
     pub fn to(output: impl Write + Send + 'static) -> Result<Self, SetupError> {
-        let (lines, waiting) = mpsc::channel(WAITING_LINES);
-        let broken = Arc::new(Mutex::new(None));
-        let writer = Writer { output, torn: false, broken: broken.clone() };
-        let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.run(waiting));
+        let shared = Arc::new(Shared::default());
+        let (released, releases) = mpsc::unbounded_channel();
+        let writer = Writer { output, torn: false, shared: shared.clone(), released };
+        let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.run());
         thread.map_err(|error| SetupError(format!("cannot start the stdout writer: {error}")))?;
-        Ok(Self { lines, broken })
+        tokio::spawn(carry_out(releases));
+        Ok(Self { shared })
     }
 
-    async fn write(&self, text: Vec<u8>) -> Result<(), Failure> {
+    /// Adds a line and waits until it is written. The writer is woken by the first one, once the tasks that are ready to run
+    /// have run: their lines go into the same write, and switching threads costs more than writing a line.
+    async fn write(&self, render: impl Fn(&mut Vec<u8>) -> Result<(), Failure>) -> Result<(), Failure> {
         let (written, outcome) = oneshot::channel();
-        let gone = || Failure::unavailable("the stdout writer has stopped");
-        self.lines.send(Line { text, written }).await.map_err(|_| gone())?;
-        outcome.await.map_err(|_| gone())?.map_err(Failure::unavailable)
+        let mut written = Some(written);
+        let wake = loop {
+            let mut taken = pin!(self.shared.taken.notified());
+            taken.as_mut().enable();
+            if let Some(wake) = self.shared.add(&render, &mut written)? {
+                break wake;
+            }
+            taken.await;
+        };
+        if let Some(_wake) = wake {
+            yield_now().await;
+        }
+        let outcome = outcome.await.unwrap_or_else(|_| Err("the stdout writer has stopped".to_owned()));
+        outcome.map_err(Failure::unavailable)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a line; `None` if the batch has to be taken first, else what may have to be done to wake the writer.
+    #[expect(clippy::option_option, reason = "no room, and nobody to wake, are two things")]
+    fn add(
+        &self,
+        render: impl Fn(&mut Vec<u8>) -> Result<(), Failure>,
+        written: &mut Option<oneshot::Sender<Outcome>>,
+    ) -> Result<Option<Option<Wake<'_>>>, Failure> {
+        let mut state = self.state();
+        if state.batch.text.len() >= BATCH_BYTES {
+            return Ok(None);
+        }
+        let start = state.batch.text.len();
+        if let Err(failure) = render(&mut state.batch.text) {
+            state.batch.text.truncate(start);
+            return Err(failure);
+        }
+        let end = state.batch.text.len();
+        state.batch.waiting.extend(written.take().map(|written| (end, written)));
+        Ok(Some(std::mem::take(&mut state.asleep).then(|| Wake(&self.arrived))))
+    }
+}
+
+impl Drop for StdoutSink {
+    fn drop(&mut self) {
+        self.shared.state().closed = true;
+        self.shared.arrived.notify_one();
     }
 }
 
 impl Sink for StdoutSink {
     fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async move { self.write(line(message)?).await })
+        Box::pin(self.write(|text| {
+            let cause = |error| format!("cannot render event {}: {error}", message.id);
+            render(message, text).map_err(|error| Failure::unavailable(cause(error)))
+        }))
     }
 
     /// stdout can only be tried by writing, so this repeats how the last write ended.
     fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let broken = self.shared.state().broken.clone();
         Box::pin(async move { broken.map_or(Ok(()), |cause| Err(Failure::unavailable(cause))) })
     }
 
     /// Waits for the lines ahead of it.
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { drop(self.write(Vec::new()).await) })
+        Box::pin(async move { drop(self.write(|_| Ok(())).await) })
     }
 }
 
-/// A whole line with its line break (or nothing, to learn when everything before it is written), and who waits for it.
-struct Line {
-    text: Vec<u8>,
-    written: oneshot::Sender<Result<(), String>>,
+/// Tells those who wait what became of their lines, where they are: the writer would wake them one by one, and the first would
+/// take its processor away.
+async fn carry_out(mut releases: mpsc::UnboundedReceiver<Release>) {
+    while let Some(release) = releases.recv().await {
+        for (written, outcome) in release {
+            let _ = written.send(outcome);
+        }
+    }
 }
 
 struct Writer<W> {
     output: W,
     /// The last write stopped inside a line: a line break must come first, so that the torn line stands alone.
     torn: bool,
-    broken: Arc<Mutex<Option<String>>>,
+    shared: Arc<Shared>,
+    released: mpsc::UnboundedSender<Release>,
 }
 
 impl<W: Write> Writer<W> {
-    fn run(mut self, mut waiting: mpsc::Receiver<Line>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut size = first.text.len();
-            let mut batch = vec![first];
-            while size < BATCH_BYTES {
-                let Ok(line) = waiting.try_recv() else { break };
-                size += line.text.len();
-                batch.push(line);
-            }
-            self.write(batch);
+    fn run(mut self) {
+        let mut batch = Batch::default();
+        while self.take(&mut batch) {
+            self.write(&mut batch);
         }
     }
 
-    /// Writes the batch and tells each waiter what became of its own line.
-    fn write(&mut self, batch: Vec<Line>) {
-        let mut bytes = Vec::with_capacity(1 + batch.iter().map(|line| line.text.len()).sum::<usize>());
-        if self.torn {
-            bytes.push(b'\n');
+    /// Exchanges an empty batch for the lines that wait; `false` if there will be none.
+    fn take(&self, batch: &mut Batch) -> bool {
+        if batch.text.capacity() > 2 * BATCH_BYTES {
+            batch.text = Vec::new();
         }
-        let mut end = bytes.len();
-        batch.iter().for_each(|line| bytes.extend_from_slice(&line.text));
+        let mut state = self.shared.state();
+        while state.batch.waiting.is_empty() {
+            if state.closed {
+                return false;
+            }
+            state.asleep = true;
+            state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::swap(&mut state.batch, batch);
+        drop(state);
+        self.shared.taken.notify_waiters();
+        true
+    }
 
-        let (taken, error) = write_what_fits(&mut self.output, &bytes);
+    /// Writes the batch, tells each waiter what became of its own line, and leaves the batch empty.
+    fn write(&mut self, batch: &mut Batch) {
+        let mut error = None;
+        if self.torn {
+            error = write_what_fits(&mut self.output, b"\n").1;
+            self.torn = error.is_some();
+        }
+        let mut taken = &[][..];
+        if error.is_none() {
+            (taken, error) = write_what_fits(&mut self.output, &batch.text);
+        }
         if let Some(last) = taken.last() {
             self.torn = *last != b'\n';
         }
         let error = error.map(|error| format!("cannot write to stdout: {error}"));
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&error);
-        for line in batch {
-            end += line.text.len();
-            let outcome = match &error {
-                Some(cause) if end > taken.len() => Err(cause.clone()),
-                _ => Ok(()),
-            };
-            let _ = line.written.send(outcome);
-        }
+        self.shared.state().broken.clone_from(&error);
+        let written = taken.len();
+        let told = |(end, waiting)| match &error {
+            Some(cause) if end > written => (waiting, Err(cause.clone())),
+            _ => (waiting, Ok(())),
+        };
+        let _ = self.released.send(batch.waiting.drain(..).map(told).collect());
+        batch.text.clear();
     }
 }
 
@@ -148,15 +254,7 @@ fn write_what_fits<'a>(output: &mut impl Write, bytes: &'a [u8]) -> (&'a [u8], O
     (bytes.get(..taken).unwrap_or_default(), error)
 }
 
-/// `{"topic":…,"key":…,"headers":{…},"event":…}` and a line break.
-fn line(message: &Message) -> Result<Vec<u8>, Failure> {
-    let mut line = Vec::with_capacity(message.payload.len() + 512);
-    match render(message, &mut line) {
-        Ok(()) => Ok(line),
-        Err(error) => Err(Failure::unavailable(format!("cannot render event {}: {error}", message.id))),
-    }
-}
-
+/// Appends `{"topic":…,"key":…,"headers":{…},"event":…}` and a line break.
 fn render(message: &Message, line: &mut Vec<u8>) -> serde_json::Result<()> {
     line.extend_from_slice(br#"{"topic":"#);
     serde_json::to_writer(&mut *line, &message.topic)?;
@@ -253,6 +351,12 @@ mod tests {
         }
     }
 
+    fn line(message: &Message) -> String {
+        let mut line = Vec::new();
+        render(message, &mut line).unwrap();
+        String::from_utf8(line).unwrap()
+    }
+
     fn one_line(json: &str) -> String {
         let mut line = Vec::new();
         push_on_one_line(json.as_bytes(), &mut line);
@@ -261,8 +365,7 @@ mod tests {
 
     #[test]
     fn a_line_holds_topic_key_headers_and_the_event_as_received() {
-        let line =
-            String::from_utf8(line(&message(r#"{ "amount": 1.10,  "n":12345678901234567890 }"#)).unwrap()).unwrap();
+        let line = line(&message(r#"{ "amount": 1.10,  "n":12345678901234567890 }"#));
         assert_eq!(
             line,
             concat!(
@@ -272,7 +375,7 @@ mod tests {
             )
         );
         let headless = Message { headers: Vec::new(), ..message("{}") };
-        assert!(serde_json::from_slice::<serde_json::Value>(&super::line(&headless).unwrap()).is_ok());
+        assert!(serde_json::from_str::<serde_json::Value>(&super::tests::line(&headless)).is_ok());
     }
 
     #[test]
@@ -293,14 +396,14 @@ mod tests {
         let outcomes = join_all((0..500).map(|_| sink.publish(&message))).await;
         assert!(outcomes.iter().all(Result::is_ok));
         sink.close().await;
-        assert_eq!(disk.text(), String::from_utf8(line(&message).unwrap()).unwrap().repeat(500));
+        assert_eq!(disk.text(), line(&message).repeat(500));
         assert!(*disk.calls.lock().unwrap() < 500);
     }
 
     #[tokio::test]
     async fn a_torn_line_stands_alone_and_its_retry_is_whole() {
         let message = message("{\"a\":1}");
-        let whole = String::from_utf8(line(&message).unwrap()).unwrap();
+        let whole = line(&message);
         for room in [0, 1, whole.len() - 1, whole.len(), whole.len() + 5] {
             let disk = Disk::with_room(Some(room));
             let sink = StdoutSink::to(disk.clone()).unwrap();
@@ -341,11 +444,11 @@ mod tests {
         let mut publish = sink.publish(&big);
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut publish).await.is_err());
         let read = std::thread::spawn(move || {
-            let mut text = vec![0; line(&message(&format!("{{\"a\":\"{}\"}}", "x".repeat(200_000)))).unwrap().len()];
+            let mut text = vec![0; line(&message(&format!("{{\"a\":\"{}\"}}", "x".repeat(200_000)))).len()];
             std::io::Read::read_exact(&mut reader, &mut text).unwrap();
             text
         });
         publish.await.unwrap();
-        assert_eq!(read.join().unwrap(), line(&big).unwrap());
+        assert_eq!(read.join().unwrap(), line(&big).as_bytes());
     }
 }

@@ -42,8 +42,8 @@ impl Known {
         Self { window, capacity, files: VecDeque::new() }
     }
 
-    /// Reads the files that are there and shows what they hold, oldest first; removes those that are of no more use.
-    pub fn load(&mut self, disk: &dyn Disk, mut show: impl FnMut(EventId, Arrival)) -> io::Result<()> {
+    /// Reads the files that are there and shows what they hold, with the base of the segment, oldest first; removes those that are of no more use.
+    pub fn load(&mut self, disk: &dyn Disk, mut show: impl FnMut(EventId, Arrival, u64)) -> io::Result<()> {
         let names = disk.list()?;
         let mut bases: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("known-")?.parse().ok()).collect();
         bases.sort_unstable();
@@ -55,7 +55,8 @@ impl Known {
             let identities = decode(&bytes).unwrap_or_default();
             let newest = identities.last().map_or(Arrival(0), |(_, arrival)| *arrival);
             self.files.push_back(File { base, count: identities.len(), newest });
-            identities.into_iter().for_each(|(id, arrival)| show(id, arrival));
+            // Which of the segment's offsets is whose is not known; every sink had passed all of them.
+            identities.into_iter().for_each(|(id, arrival)| show(id, arrival, base));
         }
         self.expire(disk)
     }
@@ -67,7 +68,7 @@ impl Known {
         }
         let base = offsets.start;
         let mut latest = VecDeque::new();
-        identities(disk, offsets, |id, arrival| {
+        identities(disk, offsets, |id, arrival, _| {
             if latest.len() == self.capacity {
                 latest.pop_front();
             }
@@ -104,14 +105,14 @@ impl Known {
     }
 }
 
-/// Shows the identities of the records in the segment with these offsets, as far as they can be read.
-pub fn identities(disk: &dyn Disk, offsets: Range<u64>, mut show: impl FnMut(EventId, Arrival)) -> io::Result<()> {
+/// Shows the identities and offsets of the records in the segment with these offsets, as far as they can be read.
+pub fn identities(disk: &dyn Disk, offsets: Range<u64>, mut show: impl FnMut(EventId, Arrival, u64)) -> io::Result<()> {
     let mut scan = Scan::new(disk.open(&segment::name(offsets.start))?)?;
     let mut expected = offsets.start;
     loop {
         expected = match scan.next(expected, offsets.end)? {
             Found::Record(frame, _) => {
-                show(frame.id(), frame.arrival());
+                show(frame.id(), frame.arrival(), frame.offset);
                 frame.offset + 1
             }
             Found::Damage(frame) => frame.offset,
@@ -169,7 +170,7 @@ mod tests {
     fn load(disk: &dyn Disk, capacity: usize) -> (Known, Identities) {
         let mut shown = Vec::new();
         let mut known = Known::new(HOUR, capacity);
-        known.load(disk, |id, arrival| shown.push((id, arrival))).unwrap();
+        known.load(disk, |id, arrival, _| shown.push((id, arrival))).unwrap();
         (known, shown)
     }
 

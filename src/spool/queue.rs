@@ -3,9 +3,10 @@
 use super::Shared;
 use crate::event::Event;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::yield_now;
 
 /// How often the spool looks by itself whether it can take records again.
@@ -18,6 +19,23 @@ pub struct Appended {
     pub stored: usize,
     /// Durable already.
     pub duplicates: usize,
+}
+
+/// Where the events of one request are in the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// Those that were stored.
+    pub fresh: Range<u64>,
+    /// Those that were durable already; for one whose segment has been removed, any offset in that segment.
+    pub earlier: Vec<u64>,
+}
+
+impl Placed {
+    /// How many events there are of each kind.
+    pub fn count(&self) -> Appended {
+        let stored = self.fresh.end.saturating_sub(self.fresh.start) as usize;
+        Appended { stored, duplicates: self.earlier.len() }
+    }
 }
 
 /// Why nothing of a request was acknowledged.
@@ -56,7 +74,35 @@ pub struct Append {
     pub target: Option<Box<str>>,
     /// What their memory is accounted for with, until they are stored.
     pub held: Option<OwnedSemaphorePermit>,
-    pub done: oneshot::Sender<Result<Appended, AppendError>>,
+    pub done: oneshot::Sender<Result<Placed, AppendError>>,
+}
+
+/// A commit whose requests can be answered and whose records can be read.
+#[derive(Debug)]
+pub struct Release {
+    /// Whether there are any records.
+    pub appended: bool,
+    pub waiting: Vec<(oneshot::Sender<Result<Placed, AppendError>>, Placed)>,
+}
+
+impl Release {
+    /// Answers the requests and wakes the readers.
+    pub fn carry_out(self, end: &watch::Sender<u64>) {
+        for (done, placed) in self.waiting {
+            let _ = done.send(Ok(placed));
+        }
+        if self.appended {
+            end.send_modify(|_| {});
+        }
+    }
+}
+
+/// Carries out releases where those who wait are: the writer would wake them one by one, and the first would take its
+/// processor away.
+pub async fn carry_out(mut releases: mpsc::UnboundedReceiver<Release>, end: watch::Sender<u64>) {
+    while let Some(release) = releases.recv().await {
+        release.carry_out(&end);
+    }
 }
 
 /// Requests that wait for the next group commit.
@@ -100,7 +146,7 @@ impl Queue {
             return None;
         }
         state.requests.push_back(append);
-        std::mem::take(&mut state.asleep).then_some(Wake(&self.arrived))
+        std::mem::take(&mut state.asleep).then(|| Wake(&self.arrived))
     }
 
     /// No more requests; those that wait are still written.

@@ -1,4 +1,10 @@
 //! One sink's way through the log: the tail from memory, the rest from disk.
+//!
+//! Two things are told apart. Bytes that can be read and are no record, and a file that is not there, are damage: that is final,
+//! what they held is told and passed over. A disk that refuses to read proves nothing about what is on it. It may be back in a
+//! moment, as a volume that is attached again; and what was acknowledged is not given up on a guess, nor may the next event of
+//! a conversation overtake. So a refused read is tried again for as long as it takes, while readiness, metrics and the log name
+//! the file. Giving up what is in a bad sector is for a person to decide, by replacing the file with a copy that leaves it out.
 
 use super::segment::{self, Found, Scan};
 use super::{Record, Shared};
@@ -97,10 +103,15 @@ impl Reader {
             if segment.is_empty() {
                 break;
             }
+            let name = segment::name(segment.start);
             let result = self.read_segment(segment, bytes, &mut held, &mut records);
             if let Err(error) = result {
                 self.scan = None;
-                return if records.is_empty() { Err(error) } else { Ok(records) };
+                if !records.is_empty() {
+                    return Ok(records);
+                }
+                self.shared.metrics.read_failures.inc();
+                return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
             }
         }
         Ok(records)

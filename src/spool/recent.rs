@@ -1,15 +1,16 @@
 //! The identities of lately stored events, so that a resent webhook is not stored twice.
 
 use crate::event::{Arrival, EventId};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// A window bounded in time and in number. An entry takes about 60 bytes of memory.
+/// A window bounded in time and in number. An entry takes about 70 bytes of memory.
 #[derive(Debug)]
 pub struct Recent {
     window: Duration,
     capacity: usize,
-    ids: HashSet<EventId>,
+    /// Where each event is in the log.
+    ids: HashMap<EventId, u64>,
     order: VecDeque<(Arrival, EventId)>,
 }
 
@@ -17,7 +18,7 @@ impl Recent {
     /// An empty window; with no length or no capacity it never knows anything.
     pub fn new(window: Duration, capacity: usize) -> Self {
         let capacity = if window.is_zero() { 0 } else { capacity };
-        Self { window, capacity, ids: HashSet::new(), order: VecDeque::new() }
+        Self { window, capacity, ids: HashMap::new(), order: VecDeque::new() }
     }
 
     /// How many events it can hold.
@@ -36,21 +37,28 @@ impl Recent {
         Arrival(now.0.saturating_sub(self.window.as_millis() as u64))
     }
 
-    /// Whether an event with this identity was stored within the window.
-    pub fn contains(&self, id: &EventId) -> bool {
-        self.ids.contains(id)
+    /// The offset of the event with this identity, if it was stored within the window. Of one whose segment has been
+    /// removed since, the offset of some record in that segment.
+    pub fn offset(&self, id: &EventId) -> Option<u64> {
+        self.ids.get(id).copied()
     }
 
     /// Adds a stored event, and lets go of those that have become too old or too many.
-    pub fn insert(&mut self, id: EventId, arrival: Arrival) {
+    pub fn insert(&mut self, id: EventId, arrival: Arrival, offset: u64) {
         self.expire(arrival);
-        if self.capacity > 0 && self.ids.insert(id) {
-            // Gone before it comes: one entry over the capacity could double what the containers hold.
-            if self.order.len() == self.capacity {
-                self.forget_oldest();
-            }
-            self.order.push_back((arrival, id));
+        if self.capacity == 0 {
+            return;
         }
+        if let Some(known) = self.ids.get_mut(&id) {
+            *known = offset;
+            return;
+        }
+        // Gone before it comes: one entry over the capacity could double what the containers hold.
+        if self.order.len() == self.capacity {
+            self.forget_oldest();
+        }
+        self.ids.insert(id, offset);
+        self.order.push_back((arrival, id));
     }
 
     fn forget_oldest(&mut self) {
@@ -81,27 +89,35 @@ mod tests {
     fn forgets_by_age_and_by_number() {
         let mut recent = Recent::new(Duration::from_secs(10), 3);
         for n in 0..4 {
-            recent.insert(id(n), Arrival(1_000 * n as u64));
+            recent.insert(id(n), Arrival(1_000 * n as u64), n.into());
         }
-        assert_eq!([0, 1, 2, 3].map(|n| recent.contains(&id(n))), [false, true, true, true]);
-        recent.insert(id(9), Arrival(12_500));
-        assert_eq!([1, 2, 3, 9].map(|n| recent.contains(&id(n))), [false, false, true, true]);
+        assert_eq!([0, 1, 2, 3].map(|n| recent.offset(&id(n))), [None, Some(1), Some(2), Some(3)]);
+        recent.insert(id(9), Arrival(12_500), 9);
+        assert_eq!([1, 2, 3, 9].map(|n| recent.offset(&id(n))), [None, None, Some(3), Some(9)]);
     }
 
     #[test]
     fn a_clock_that_is_set_back_does_not_make_the_window_longer() {
         let mut recent = Recent::new(Duration::from_secs(10), 100);
-        recent.insert(id(1), Arrival(90_000));
-        recent.insert(id(2), Arrival(50_000));
-        assert_eq!([1, 2].map(|n| recent.contains(&id(n))), [false, true]);
-        recent.insert(id(3), Arrival(60_001));
-        assert_eq!([2, 3].map(|n| recent.contains(&id(n))), [false, true]);
+        recent.insert(id(1), Arrival(90_000), 1);
+        recent.insert(id(2), Arrival(50_000), 2);
+        assert_eq!([1, 2].map(|n| recent.offset(&id(n))), [None, Some(2)]);
+        recent.insert(id(3), Arrival(60_001), 3);
+        assert_eq!([2, 3].map(|n| recent.offset(&id(n))), [None, Some(3)]);
     }
 
     #[test]
     fn no_window_means_no_memory() {
         let mut recent = Recent::new(Duration::ZERO, 100);
-        recent.insert(id(1), Arrival(5));
-        assert!(!recent.contains(&id(1)));
+        recent.insert(id(1), Arrival(5), 1);
+        assert_eq!(recent.offset(&id(1)), None);
+    }
+
+    #[test]
+    fn of_an_event_stored_again_the_later_place_counts() {
+        let mut recent = Recent::new(Duration::from_secs(10), 2);
+        recent.insert(id(1), Arrival(5), 1);
+        recent.insert(id(1), Arrival(6), 7);
+        assert_eq!((recent.offset(&id(1)), recent.len()), (Some(7), 1));
     }
 }

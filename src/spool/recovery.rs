@@ -3,7 +3,7 @@
 use super::disk::Disk;
 use super::segment::{self, Found, Scan};
 use crate::event::Arrival;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
@@ -49,24 +49,37 @@ pub struct Recovered {
     pub damaged: Vec<Range<u64>>,
 }
 
-/// Lists the segments and changes nothing. A segment of a newer format version is an error.
+/// Lists the segments and changes nothing. A segment of a newer format version is an error, and so is a last segment that the
+/// disk refuses to read: without it nobody knows which offsets have been given. Of the others the readers will tell; webhooks
+/// need not wait for them.
 pub fn list(disk: &dyn Disk) -> io::Result<BTreeMap<u64, Segment>> {
     let mut segments = BTreeMap::new();
-    for base in disk.list()?.iter().filter_map(|name| segment::base(name)) {
-        let file = match disk.open(&segment::name(base)) {
+    let bases: BTreeSet<u64> = disk.list()?.iter().filter_map(|name| segment::base(name)).collect();
+    for &base in &bases {
+        match begin(disk, base) {
             // Removed meanwhile, by the bridge that runs on this spool, when somebody else looks at it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        let mut start = [0; segment::HEADER + segment::FRAME];
-        let read = file.read_at(&mut start, 0)?;
-        let start = start.get(..read).unwrap_or_default();
-        let intact = segment::check_header(start, base)?;
-        let bytes = file.size()?;
-        let begun = segment::first_arrival(start).unwrap_or_default();
-        segments.insert(base, Segment { bytes, damaged: !intact, begun, gone: Vec::new() });
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
+            Err(error) if bases.last() != Some(&base) => {
+                tracing::error!(%error, file = segment::name(base), "a segment of the spool cannot be read now");
+                segments.insert(base, Segment::default());
+            }
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", segment::name(base)))),
+            Ok(segment) => drop(segments.insert(base, segment)),
+        }
     }
     Ok(segments)
+}
+
+/// Looks at the beginning of a segment.
+fn begin(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
+    let file = disk.open(&segment::name(base))?;
+    let mut start = [0; segment::HEADER + segment::FRAME];
+    let read = file.read_at(&mut start, 0)?;
+    let start = start.get(..read).unwrap_or_default();
+    let intact = segment::check_header(start, base)?;
+    let begun = segment::first_arrival(start).unwrap_or_default();
+    Ok(Segment { bytes: file.size()?, damaged: !intact, begun, gone: Vec::new() })
 }
 
 /// The end of the log as [`recover`] would find it; changes nothing.

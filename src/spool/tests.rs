@@ -69,7 +69,7 @@ impl Life {
             let waiting = queue.len();
             self.writer.commit(&mut queue);
             let group = answers.drain(..waiting - queue.len());
-            groups.push(group.map(|mut answer| answer.try_recv().unwrap()).collect());
+            groups.push(group.map(|mut answer| answer.try_recv().unwrap().map(|placed| placed.count())).collect());
         }
         groups
     }

@@ -1,12 +1,13 @@
 //! The one thread that writes: takes everything that waits, one write, one sync, then releases all who wait.
 
 use super::disk::DiskFile;
-use super::queue::{AbandonOnPanic, Append, AppendError, Appended};
+use super::queue::{AbandonOnPanic, Append, AppendError, Appended, Placed, Release};
 use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
 use crate::event::{Arrival, Event, EventId};
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,8 +53,9 @@ impl Active {
 #[derive(Default)]
 struct Commit {
     records: Vec<Arc<Record>>,
-    ids: HashSet<EventId>,
-    waiting: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Appended)>,
+    /// The offsets of its events.
+    ids: HashMap<EventId, u64>,
+    waiting: Vec<(oneshot::Sender<Result<Placed, AppendError>>, Placed)>,
     /// The memory of the requests, accounted for until all that is left of them is what the readers hold.
     held: Vec<OwnedSemaphorePermit>,
     /// Of what was not asked for again by a command.
@@ -128,7 +130,7 @@ impl Writer {
     /// How many bytes a request takes, events left out that are stored already.
     fn needed(&self, request: &Append) -> usize {
         let target = request.target.as_deref();
-        let fresh = request.events.iter().filter(|event| target.is_some() || !self.recent.contains(&event.id()));
+        let fresh = request.events.iter().filter(|event| target.is_some() || self.held(&event.id()).is_none());
         fresh.map(|event| segment::size_of_record(event, target)).sum()
     }
 
@@ -144,12 +146,18 @@ impl Writer {
                 break;
             }
             let Some(Append { events, target, held, done }) = requests.pop_front() else { break };
-            let total = events.len();
-            let mut fresh: VecDeque<Event> = match target {
-                Some(_) => events.into(),
-                None => events.into_iter().filter(|event| self.is_fresh(event, &mut commit)).collect(),
-            };
-            let appended = Appended { stored: fresh.len(), duplicates: total - fresh.len() };
+            let mut fresh: VecDeque<Event> = events.into();
+            let mut earlier = Vec::new();
+            if target.is_none() {
+                let mut next = self.next;
+                fresh.retain(|event| {
+                    let first = self.first_copy(event, next, &mut commit);
+                    next += u64::from(first.is_none());
+                    earlier.extend(first);
+                    first.is_none()
+                });
+            }
+            let placed = Placed { fresh: self.next..self.next + fresh.len() as u64, earlier };
             while let Some(event) = fresh.pop_front() {
                 let record = Record { offset: self.next, target: target.clone(), event };
                 segment::write_record(&record, batch, fresh.len() as u32, &mut self.buffer);
@@ -158,10 +166,11 @@ impl Writer {
             }
             commit.held.extend(held);
             if target.is_none() {
-                commit.accepted += appended.stored;
-                commit.duplicates += appended.duplicates;
+                let Appended { stored, duplicates } = placed.count();
+                commit.accepted += stored;
+                commit.duplicates += duplicates;
             }
-            commit.waiting.push((done, appended));
+            commit.waiting.push((done, placed));
         }
         commit
     }
@@ -169,7 +178,7 @@ impl Writer {
     /// Whether the event would count as a duplicate.
     #[cfg(test)]
     pub(super) fn recognises(&self, id: &EventId) -> bool {
-        self.recent.contains(id)
+        self.recent.offset(id).is_some()
     }
 
     /// How many events would count as duplicates.
@@ -178,8 +187,25 @@ impl Writer {
         self.recent.len()
     }
 
-    fn is_fresh(&self, event: &Event, commit: &mut Commit) -> bool {
-        self.recent.capacity() == 0 || (!self.recent.contains(&event.id()) && commit.ids.insert(event.id()))
+    /// Where the event is that was stored with this identity. One that has turned out to be unreadable since does not count:
+    /// a sender that has it still can mend that.
+    fn held(&self, id: &EventId) -> Option<u64> {
+        self.recent.offset(id).filter(|offset| !self.shared.is_gone(*offset))
+    }
+
+    /// Where the event is already. If it is nowhere it gets the offset `next`.
+    fn first_copy(&self, event: &Event, next: u64, commit: &mut Commit) -> Option<u64> {
+        if self.recent.capacity() == 0 {
+            return None;
+        }
+        let id = event.id();
+        self.held(&id).or_else(|| match commit.ids.entry(id) {
+            Entry::Occupied(first) => Some(*first.get()),
+            Entry::Vacant(place) => {
+                place.insert(next);
+                None
+            }
+        })
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -199,7 +225,7 @@ impl Writer {
     fn publish(&mut self, batch: u64, commit: Commit) {
         // What is published again came long ago, and what is like it may come again.
         for record in commit.records.iter().filter(|record| record.target.is_none()) {
-            self.recent.insert(record.event.id(), record.event.arrival());
+            self.recent.insert(record.event.id(), record.event.arrival(), record.offset);
         }
         if self.next > batch {
             self.shared.metrics.appended_records.inc_by(self.next - batch);
@@ -210,14 +236,16 @@ impl Writer {
             }
             trim(&mut log, self.shared.memory);
             drop(log);
-            self.shared.end.send_replace(self.next);
+            // Who waits for it is woken along with the requests.
+            self.shared.end.send_if_modified(|end| {
+                *end = self.next;
+                false
+            });
         }
         drop(commit.held);
         self.shared.metrics.accepted.inc_by(commit.accepted as u64);
         self.shared.metrics.duplicates.inc_by(commit.duplicates as u64);
-        for (done, appended) in commit.waiting {
-            let _ = done.send(Ok(appended));
-        }
+        self.shared.release(Release { appended: self.next > batch, waiting: commit.waiting });
     }
 
     /// Nothing of this commit counts, and its segment is not written to again: after a failed sync nobody knows what the

@@ -89,8 +89,51 @@ async fn read(address: &str, topic: &str, count: Option<usize>, within: Duration
     spawn_blocking(move || read_blocking(&address, &topic, count, within)).await.unwrap()
 }
 
+/// Goes through all that the topic holds now, without keeping it: each payload, those of one partition in their order.
+pub async fn fold_all<T: Send + 'static>(
+    address: &str,
+    topic: &str,
+    within: Duration,
+    mut state: T,
+    visit: impl Fn(&mut T, &[u8]) + Send + 'static,
+) -> T {
+    let (address, topic) = (address.to_owned(), topic.to_owned());
+    let go = move || {
+        let complete = visit_blocking(&address, &topic, within, |message, unread| {
+            if let Some(message) = message {
+                visit(&mut state, message.payload().unwrap_or_default());
+            }
+            unread > 0
+        });
+        assert!(complete, "not within {within:?}: all of {topic}");
+        state
+    };
+    spawn_blocking(go).await.unwrap()
+}
+
 /// Reads up to `count`, or else to the end of every partition.
 fn read_blocking(address: &str, topic: &str, count: Option<usize>, within: Duration) -> Vec<Consumed> {
+    let mut consumed = Vec::new();
+    if count == Some(0) {
+        return consumed;
+    }
+    let complete = visit_blocking(address, topic, within, |message, unread| {
+        consumed.extend(message.map(to_consumed));
+        count.map_or(unread > 0, |count| consumed.len() < count)
+    });
+    let wanted = count.map_or("all".to_owned(), |count| count.to_string());
+    assert!(complete, "not within {within:?}: {wanted} messages of {topic}, only {consumed:#?}");
+    consumed
+}
+
+/// Shows messages from the beginning of every partition on, and how many partitions have not been read to their end, for as long as
+/// `visit` wants more. Says whether that was within the time.
+fn visit_blocking(
+    address: &str,
+    topic: &str,
+    within: Duration,
+    mut visit: impl FnMut(Option<&BorrowedMessage>, usize) -> bool,
+) -> bool {
     let deadline = Instant::now() + within;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", address)
@@ -108,21 +151,24 @@ fn read_blocking(address: &str, topic: &str, count: Option<usize>, within: Durat
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
     }
     consumer.assign(&assignment).unwrap();
-
-    let mut consumed = Vec::new();
-    while count.map_or(unread > 0, |count| consumed.len() < count) {
-        match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
-            Some(Ok(message)) => consumed.push(to_consumed(&message)),
-            Some(Err(KafkaError::PartitionEOF(_))) => unread = unread.saturating_sub(1),
+    loop {
+        let message = match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+            Some(Ok(message)) => Some(message),
+            Some(Err(KafkaError::PartitionEOF(_))) => {
+                unread = unread.saturating_sub(1);
+                None
+            }
             // The client mends its connections by itself, and says so.
-            Some(Err(KafkaError::MessageConsumption(_))) => {}
+            Some(Err(KafkaError::MessageConsumption(_))) | None => None,
             Some(Err(error)) => panic!("cannot read {topic}: {error}"),
-            None => {}
+        };
+        if !visit(message.as_ref(), unread) {
+            return true;
         }
-        let wanted = count.map_or("all".to_owned(), |count| count.to_string());
-        assert!(Instant::now() < deadline, "not within {within:?}: {wanted} messages of {topic}, only {consumed:#?}");
+        if Instant::now() >= deadline {
+            return false;
+        }
     }
-    consumed
 }
 
 fn to_consumed(message: &BorrowedMessage) -> Consumed {

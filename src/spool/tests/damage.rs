@@ -104,6 +104,55 @@ fn damage_in_a_sealed_segment_costs_the_damaged_records_alone() {
 }
 
 #[test]
+fn what_is_damaged_can_be_mended_by_sending_it_again() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    for number in 0..12 {
+        life.store(vec![event(number, 900)]).unwrap();
+    }
+    let places = layout(&machine, 4, 8);
+    machine.flip(&segment::name(4), places[1].1.start + 70, 1);
+    assert_eq!(life.store(vec![event(5, 900)]).unwrap().duplicates, 1, "nobody has come upon it yet");
+    assert_eq!(offsets(&life.read_from(0)), [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]);
+    assert_eq!(life.store(events(4..7, 900)), Ok(Appended { stored: 1, duplicates: 2 }));
+    assert_eq!(life.events_from(12), [event(5, 900)]);
+    assert_eq!(life.store(events(4..7, 900)), Ok(Appended { stored: 0, duplicates: 3 }));
+    let places = layout(&machine, 0, 4);
+    machine.flip(&segment::name(0), places[2].1.start + 70, 1);
+    life.read_from(0);
+    life.settle(12);
+    assert_eq!(life.start(), 12, "the damaged ones are out of the way");
+    assert_eq!(life.store(events(0..12, 900)), Ok(Appended { stored: 1, duplicates: 11 }));
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(life.store(events(0..12, 900)), Ok(Appended { stored: 0, duplicates: 12 }));
+}
+
+#[test]
+fn where_an_event_was_stored_is_known_also_after_a_restart() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let place = |life: &mut Life, events: Vec<Event>| {
+        let (done, mut answer) = oneshot::channel();
+        life.writer.commit(&mut [Append { events, target: None, done }].into());
+        answer.try_recv().unwrap().unwrap()
+    };
+    assert_eq!(place(&mut life, events(0..12, 900)), Placed { fresh: 0..12, earlier: vec![] });
+    let mixed = vec![event(3, 900), event(20, 10), event(20, 10), event(11, 900), event(21, 10)];
+    assert_eq!(place(&mut life, mixed.clone()), Placed { fresh: 12..14, earlier: vec![3, 12, 11] });
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(place(&mut life, mixed.clone()), Placed { fresh: 14..14, earlier: vec![3, 12, 12, 11, 13] });
+    life.writer.seal();
+    life.settle(14);
+    assert_eq!(life.start(), 14, "all is delivered and removed");
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let Placed { fresh, earlier } = place(&mut life, mixed);
+    assert!(fresh.is_empty() && earlier.len() == 5 && earlier.iter().all(|offset| *offset < 14), "{earlier:?}");
+}
+
+#[test]
 fn a_damaged_header_costs_no_record() {
     let machine = Machine::new(0);
     killed_after(&machine, &[events(0..3, 900), events(3..5, 900), events(5..7, 900)]);

@@ -1,0 +1,59 @@
+//! `ack = "delivered"`: a stored request waits for the sinks before it is answered.
+
+use crate::dispatch::Watcher;
+use crate::spool::Placed;
+use futures_util::future::join_all;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+/// What may wait at once, in events. A request counts as 16 of them on top, for its connection or stream: that is up to 4,000
+/// requests of one event each. Those beyond are answered at once, so that an outage of a broker costs no more memory the
+/// more requests come.
+const PLACES: usize = 1 << 16;
+const REQUEST: usize = 16;
+
+/// Waits for all sinks that a request has to wait for.
+#[derive(Debug)]
+pub struct Delivery {
+    watchers: Vec<Watcher>,
+    timeout: Duration,
+    places: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
+}
+
+/// How far the events of a request have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Whether every required sink is known to have all of them that it wants.
+    pub complete: bool,
+    /// How many dead letters have come of them. Not all are known if sinks are still at it.
+    pub dead_letters: usize,
+}
+
+impl Delivery {
+    /// Waits for these sinks, up to `timeout`, and no longer than until `stop` turns true.
+    pub fn new(watchers: Vec<Watcher>, timeout: Duration, stop: watch::Receiver<bool>) -> Self {
+        Self { watchers, timeout, places: Arc::new(Semaphore::new(PLACES)), stop }
+    }
+
+    /// Waits until the events are settled. Says only what is certain by then.
+    pub async fn wait(&self, placed: Placed) -> Delivered {
+        let nothing_known = Delivered { complete: false, dead_letters: 0 };
+        let count = placed.count();
+        let size = (REQUEST + count.stored + count.duplicates).min(PLACES);
+        let Ok(_place) = self.places.try_acquire_many(size as u32) else { return nothing_known };
+        let placed = Arc::new(placed);
+        let settled = join_all(self.watchers.iter().map(|watcher| watcher.settled(placed.clone())));
+        let mut stop = self.stop.clone();
+        let settled = tokio::select! {
+            biased;
+            settled = timeout(self.timeout, settled) => settled.unwrap_or_default(),
+            _ = stop.wait_for(|stop| *stop) => Vec::new(),
+        };
+        let dead_letters = settled.iter().flatten().sum();
+        let all_settled = settled.len() == self.watchers.len() && settled.iter().all(Option::is_some);
+        Delivered { complete: all_settled && dead_letters == 0, dead_letters }
+    }
+}

@@ -1,0 +1,217 @@
+//! A long outage: the backlog grows on the disk and not in memory, and when the broker is back it is caught up with as fast as the
+//! broker takes it, in order, while webhooks go on being acknowledged.
+//!
+//! 100,000 events by default. With a million, and against a release build, which the figures are about:
+//!
+//! ```sh
+//! CDRELAY_BACKLOG=1000000 tests/run --release backlog:: -- --nocapture
+//! ```
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join, join_all};
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use crate::support::{Bridge, PATIENCE, eventually, kafka};
+
+const MIB: f64 = 1_048_576.0;
+/// A build for debugging has a larger file to map, see `bounds.rs`.
+const MEMORY: f64 = if cfg!(debug_assertions) { 72.0 } else { 64.0 };
+const SENDERS: usize = 8;
+/// Events in one request, each of another conversation.
+const ARRAY: usize = 100;
+/// Events in one conversation.
+const CALL: usize = 10;
+
+/// How long a phase may take: as if there were a few hundred events a second.
+fn patience(events: usize) -> Duration {
+    PATIENCE + Duration::from_millis(4 * events as u64)
+}
+
+fn conversation(number: usize) -> String {
+    format!("5202a928-60fb-4a9d-b5b8-{number:012}")
+}
+
+/// The text of an event as a call has it; about 500 bytes.
+fn event(conversation_number: usize, number: usize) -> String {
+    let conversation = conversation(conversation_number);
+    let custom = "x".repeat(180);
+    format!(
+        r#"{{"type":"event","appid":2222223,"direction":"inbound","status":"started","team":"Sales_2222223","conversation_uuid":"{conversation}","request_id":"{conversation}","from":440000000000,"to":441111111111,"time":1634721099442,"agent":"101_2222223","number":{number},"custom":"{custom}"}}"#
+    )
+}
+
+/// Stores `events` events over a few connections, each conversation's in order.
+async fn fill(bridge: &Bridge, events: usize) {
+    let sender = async |sender: usize| {
+        let calls = events / SENDERS / (ARRAY * CALL);
+        for group in 0..calls {
+            let first = (sender * calls + group) * ARRAY;
+            for number in 0..CALL {
+                let array: Vec<_> = (first..first + ARRAY).map(|conversation| event(conversation, number)).collect();
+                let answer = bridge.post(format!("[{}]", array.join(",")), "application/json").await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            }
+        }
+    };
+    join_all((0..SENDERS).map(sender)).await;
+}
+
+/// Posts single events of one more conversation until `stop`; how long each answer took.
+async fn trickle(bridge: &Bridge, conversation: usize, stop: &AtomicBool) -> Vec<Duration> {
+    let mut latencies = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let answer = bridge.post(event(conversation, latencies.len()), "application/json").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        latencies.push(begun.elapsed());
+        sleep(Duration::from_millis(5)).await;
+    }
+    latencies
+}
+
+/// Waits until the sink has published everything; how many a second that were, from the first on.
+async fn catch_up(bridge: &Bridge, events: usize) -> f64 {
+    let published = async || bridge.metric("cdrelay_sink_published_total{sink=\"kafka\"}").await.unwrap();
+    let mut begun = None;
+    let deadline = Instant::now() + patience(events);
+    loop {
+        let count = published().await;
+        if count > 0.0 && begun.is_none() {
+            begun = Some((count, Instant::now()));
+        }
+        if let Some((first, at)) = begun.filter(|_| count >= events as f64) {
+            return (count - first) / at.elapsed().as_secs_f64();
+        }
+        assert!(Instant::now() < deadline, "only {count} of {events} published");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Sends messages like the bridge's, with the same settings, as fast as librdkafka takes them; how many a second that are.
+fn produce(address: &str, topic: &str, events: usize) -> f64 {
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", address)
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "5")
+        .create()
+        .unwrap();
+    let begun = Instant::now();
+    for number in 0..events {
+        let (conversation_number, number) = (number / CALL, number % CALL);
+        let payload = event(conversation_number, number);
+        let conversation = conversation(conversation_number);
+        let key = format!("Sales_2222223/{conversation}");
+        let headers = [
+            ("content-type", "application/json"),
+            ("ce_specversion", "1.0"),
+            ("ce_id", "d6592339747413002b8c96be1de73301"),
+            ("ce_source", "/telecmi/2222223"),
+            ("ce_type", "com.telecmi.event.inbound.started"),
+            ("ce_subject", conversation.as_str()),
+            ("ce_time", "2026-01-01T00:00:00.000Z"),
+        ];
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
+        let mut record = BaseRecord::to(topic).key(&key).payload(&payload).headers(headers);
+        while let Err((error, back)) = producer.send(record) {
+            assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+            std::thread::sleep(Duration::from_millis(1));
+            record = back;
+        }
+    }
+    producer.flush(patience(events)).unwrap();
+    events as f64 / begun.elapsed().as_secs_f64()
+}
+
+#[derive(Deserialize)]
+struct Mark {
+    conversation_uuid: String,
+    number: usize,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
+    let wanted = std::env::var("CDRELAY_BACKLOG").map_or(100_000, |count| count.parse().expect("a number"));
+    let events = wanted - wanted % (SENDERS * ARRAY * CALL);
+    let mut broker = kafka::Broker::start(&[]).await;
+    for topic in ["cdr", "plain"] {
+        kafka::create_topic(&broker.address(), topic, 12).await;
+    }
+    broker.stop().await;
+    let bridge = Bridge::start(&format!(
+        "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n[spool]\nmax_size = '2GiB'
+        [sinks.kafka]\ntype = 'kafka'\nbrokers = '{}'\ntopic = 'cdr'",
+        broker.address()
+    ))
+    .await;
+    let metric = async |name: &str| bridge.metric(name).await.unwrap();
+
+    let begun = Instant::now();
+    fill(&bridge, events).await;
+    let (seconds, storing) = (begun.elapsed().as_secs_f64(), bridge.peak_rss_bytes() as f64 / MIB);
+    let (bytes, most) = (metric("cdrelay_spool_bytes").await, metric("cdrelay_spool_max_bytes").await);
+    println!(
+        "{events} events stored in {seconds:.1} s, {:.0} a second: {storing:.1} MiB of memory, {:.0} MiB of disk",
+        events as f64 / seconds,
+        bytes / MIB
+    );
+    assert_eq!(metric("cdrelay_sink_lag_records{sink=\"kafka\"}").await, events as f64);
+    assert_eq!(metric("cdrelay_spool_records").await, events as f64);
+    // All of it, and no more than its frames and the rest of the last segment on top.
+    let size = event(0, 0).len() as f64;
+    assert!(bytes > size * events as f64 && bytes < (size + 150.0) * events as f64 + 16.0 * MIB && bytes <= most);
+
+    broker.start_again().await;
+    let stop = AtomicBool::new(false);
+    let new_conversation = events / CALL;
+    let caught_up = async {
+        let rate = catch_up(&bridge, events).await;
+        stop.store(true, Ordering::Relaxed);
+        rate
+    };
+    let cpu = bridge.cpu_time();
+    let (rate, mut latencies) = join(caught_up, trickle(&bridge, new_conversation, &stop)).await;
+    let cpu = (bridge.cpu_time() - cpu).as_secs_f64() * 1e6 / events as f64;
+    eventually(PATIENCE, "nothing is left", async || {
+        bridge.metric("cdrelay_sink_lag_records{sink=\"kafka\"}").await == Some(0.0)
+    })
+    .await;
+    let peak = bridge.peak_rss_bytes() as f64 / MIB;
+    let new_events = latencies.len();
+    latencies.sort();
+    let latency = |share: f64| latencies[((new_events - 1) as f64 * share) as usize];
+
+    let address = broker.address();
+    let plain = tokio::task::spawn_blocking(move || produce(&address, "plain", events)).await.unwrap();
+    println!(
+        "caught up with {rate:.0} events a second, {cpu:.1} µs of processor each; a plain producer sends {plain:.0} a second to the same broker: {:.0} %",
+        100.0 * rate / plain
+    );
+    println!(
+        "meanwhile {new_events} new events, acknowledged in {:?} (median), {:?} (99 %), {:?} at the most; {peak:.1} MiB of memory at the most",
+        latency(0.5),
+        latency(0.99),
+        latency(1.0)
+    );
+    assert!(peak < MEMORY, "{peak:.1} MiB");
+    assert!(new_events > 10 && latency(0.99) < Duration::from_secs(5), "{latencies:?}");
+
+    let next =
+        kafka::fold_all(&broker.address(), "cdr", patience(events), vec![0; new_conversation + 1], |next, payload| {
+            let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
+            let conversation: usize = conversation_uuid.rsplit_once('-').unwrap().1.parse().unwrap();
+            assert_eq!(number, next[conversation], "the next event of {conversation_uuid}");
+            next[conversation] += 1;
+        })
+        .await;
+    assert!(next[..new_conversation].iter().all(|count| *count == CALL), "some are lost");
+    assert_eq!(next[new_conversation], new_events);
+}
