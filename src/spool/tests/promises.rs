@@ -407,6 +407,20 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
 }
 
 #[test]
+fn the_position_of_a_new_sink_survives_a_power_cut() {
+    for seed in 0..50 {
+        let machine = Machine::new(seed);
+        Life::begin(&machine, &config(), &["analytics"]).unwrap().store(events(0..9, 100)).unwrap();
+        machine.kill();
+        let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+        life.settle(5);
+        machine.crash();
+        let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
+        assert_eq!(life.shared.cursors[1].position(), 5, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_keeper_in_trouble_cannot_be_hurried() {
     let janitor = Janitor::default();
     janitor.hurry();
