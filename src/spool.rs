@@ -380,10 +380,11 @@ fn assemble(
     for cursor in &cursors {
         cursor.set(start);
     }
+    let now = Arrival::now();
     let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
     // The segments that are gone come first.
     let mut known = Known::new(config.duplicate_window, recent.capacity());
-    if let Err(error) = known.load(&*disk, |id, arrival| recent.insert(id, arrival)) {
+    if let Err(error) = known.load(&*disk, |id, arrival| recent.recall(id, arrival, now)) {
         tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
     }
     if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
@@ -417,7 +418,8 @@ fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
 
 /// Fills the window of recent events from what is on disk, going back no further than it reaches.
 fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
-    let since = recent.since(Arrival::now());
+    let now = Arrival::now();
+    let since = recent.since(now);
     let mut limit = end;
     let mut newest_first = Vec::new();
     let mut result = Ok(());
@@ -427,9 +429,10 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
             break;
         }
         let mut ids = VecDeque::new();
-        let mut oldest = None;
+        // Among them may be some that came long before: bodies that could not be decoded then.
+        let mut newest = None;
         result = known::identities(disk, base..limit, |id, arrival| {
-            oldest = oldest.or(Some(arrival));
+            newest = newest.max(Some(arrival));
             if ids.len() == wanted {
                 ids.pop_front();
             }
@@ -437,14 +440,13 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
         });
         limit = base;
         newest_first.extend(ids.into_iter().rev());
-        if result.is_err() || oldest.is_some_and(|oldest| oldest < since) {
+        if result.is_err() || newest.is_some_and(|newest| newest < since) {
             break;
         }
     }
     for (id, arrival) in newest_first.into_iter().rev() {
-        recent.insert(id, arrival);
+        recent.recall(id, arrival, now);
     }
-    recent.expire(Arrival::now());
     result
 }
 
