@@ -4,13 +4,14 @@
 
 pub mod decode;
 
+use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::{Arrival, Event};
 use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Spool};
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
-use decode::DecodeError;
+use decode::{Content, DecodeError};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -46,6 +47,8 @@ pub struct Config {
     pub header_timeout: Duration,
     /// How bodies are read.
     pub decode: decode::Config,
+    /// How many bodies are kept that could not be read.
+    pub undecodable: undecodable::Config,
 }
 
 impl Default for Config {
@@ -59,6 +62,7 @@ impl Default for Config {
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
             decode: decode::Config::default(),
+            undecodable: undecodable::Config::default(),
         }
     }
 }
@@ -75,6 +79,7 @@ impl Config {
 pub struct Ingress {
     config: Config,
     spool: Arc<Spool>,
+    undecodable: Arc<Undecodable>,
     metrics: IngressMetrics,
     /// A permit for every byte of large body that may be in memory.
     bodies: Arc<Semaphore>,
@@ -100,11 +105,11 @@ struct Refusal {
 }
 
 impl Ingress {
-    /// A service that stores what it takes in `spool`.
-    pub fn new(config: Config, spool: Arc<Spool>, metrics: IngressMetrics) -> Self {
+    /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
+    pub fn new(config: Config, spool: Arc<Spool>, undecodable: Arc<Undecodable>, metrics: IngressMetrics) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { config, spool, metrics, bodies, budget, events }
+        Self { config, spool, undecodable, metrics, bodies, budget, events }
     }
 
     /// Answers one request.
@@ -133,21 +138,47 @@ impl Ingress {
         }
         let (bytes, held) = self.read(body).await.map_err(unread)?;
         let arrival = Arrival::now();
-        let in_query = parts.method == Method::GET && bytes.is_empty();
-        let query = parts.uri.query().unwrap_or_default();
-        let memory = decode::memory(if in_query { query.as_bytes() } else { &bytes }, &self.config.decode);
+        let content = Content {
+            method: parts.method.as_str(),
+            query: parts.uri.query(),
+            content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
+            body: &bytes,
+        };
+        let memory = decode::memory(content.text(), &self.config.decode);
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
-        let events = if in_query {
-            decode::fields(query, &self.config.decode, arrival)
-        } else {
-            let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            decode::body(&bytes, content_type, &self.config.decode, arrival)
-        }?;
+        let events = match content.decode(&self.config.decode, arrival) {
+            Ok(events) => events,
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                self.keep(&content, arrival, &refusal);
+                return Err(refusal);
+            }
+        };
         drop((bytes, held));
         if events.is_empty() {
             return Ok(Appended::default());
         }
         self.store(events, memory).await
+    }
+
+    /// Keeps what came, which may be a call, if anything came.
+    fn keep(&self, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
+        let empty = content.body.trim_ascii().is_empty();
+        // Beside a body, the query may hold a secret and nothing that is needed.
+        let query = content.query.filter(|query| empty && !query.is_empty());
+        if empty && query.is_none() {
+            return;
+        }
+        self.undecodable.keep(Refused {
+            arrival,
+            status: refusal.status.as_u16(),
+            reason: refusal.detail.as_str().into(),
+            place: refusal.place,
+            method: content.method.into(),
+            content_type: content.content_type.map(Into::into),
+            query: query.map(Into::into),
+            body: content.body.into(),
+        });
     }
 
     /// What can be said without the body.

@@ -3,6 +3,7 @@
 mod bounds;
 mod brokers;
 mod command_line;
+mod dead_letters;
 mod delivery;
 mod deploy;
 mod examples;
