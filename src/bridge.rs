@@ -4,6 +4,7 @@ use crate::admin::AdminService;
 use crate::config::{Config, Destination, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::DeadLetters;
+use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Limits};
 use crate::ingress::{Ack, Delivery, Ingress};
@@ -157,9 +158,13 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
     }
 
-    let delivery = (config.ingress.ack == Ack::Delivered)
-        .then(|| Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
-    let ingress = Ingress::new(config.ingress.clone(), spool.clone(), metrics.ingress.clone(), delivery);
+    let keeping = (&config.ingress.undecodable, metrics.ingress.undecodable.clone());
+    let undecodable = Undecodable::start(keeping.0, &config.spool.path, keeping.1);
+    let undecodable = Arc::new(undecodable.map_err(OpenError::Io)?);
+    let mut ingress = Ingress::new(config.ingress.clone(), spool.clone(), undecodable.clone(), metrics.ingress.clone());
+    if config.ingress.ack == Ack::Delivered {
+        ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
+    }
     let ingress = Arc::new(ingress);
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
@@ -220,6 +225,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     stop_admin.send_replace(true);
     let _ = timeout(Duration::from_millis(100), admin_server).await;
     let behind = spool.status();
+    undecodable.close();
     spool.close();
     tracing::info!(records = behind.end - behind.start, "stopped; records in the spool");
     if defect { Err(RunError::Defect) } else { Ok(()) }

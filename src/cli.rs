@@ -3,6 +3,8 @@
 mod again;
 mod check;
 mod dead_letters;
+mod logging;
+mod output;
 mod replay;
 mod run;
 mod select;
@@ -11,7 +13,9 @@ mod spool;
 
 use crate::bridge::RunError;
 use crate::config::{Config, ConfigError};
+use crate::dead_letter;
 use crate::soak::SoakError;
+use crate::spool::inspect::Inspection;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -67,16 +71,56 @@ struct Location {
     spool: Option<PathBuf>,
 }
 
+/// A spool that is there, and the configuration to deal with it.
+#[derive(Debug)]
+struct Site {
+    config: Config,
+    spool: PathBuf,
+    /// Whether that is the configuration of the bridge that the spool belongs to.
+    own_config: bool,
+}
+
 impl Location {
-    fn config(&self) -> Result<Config, ConfigError> {
-        self.settings.load()
+    /// Where that is, for a command that may log.
+    fn open(&self) -> Result<Site, CommandError> {
+        let site = self.site()?;
+        logging::start_for_command(&site.config.log);
+        Ok(site)
     }
 
-    fn spool(&self) -> Result<PathBuf, ConfigError> {
-        match &self.spool {
-            Some(path) => Ok(path.clone()),
-            None => Ok(self.config()?.spool.path),
+    fn site(&self) -> Result<Site, CommandError> {
+        let config = self.settings.load()?;
+        let spool = self.spool.clone().unwrap_or_else(|| config.spool.path.clone());
+        let own_config = self.spool.is_none() || !self.settings.config.is_empty();
+        match std::fs::metadata(&spool) {
+            Ok(found) if found.is_dir() => Ok(Site { config, spool, own_config }),
+            found => {
+                let why = found.map_or_else(|error| error.to_string(), |_| "not a directory".into());
+                let problem = format!(
+                    "no spool in {}: {why}; name the bridge's configuration with --config, or the directory with --spool",
+                    spool.display()
+                );
+                Err(CommandError::Io(std::io::Error::other(problem)))
+            }
         }
+    }
+}
+
+impl Site {
+    /// Refuses a sink that neither the spool nor the configuration knows.
+    fn check_sink(&self, option: &str, sink: &str) -> Result<(), CommandError> {
+        let mut known = Inspection::sinks(&self.spool)?;
+        known.extend(dead_letter::sinks(&self.spool)?);
+        if self.own_config {
+            known.extend(self.config.sinks.keys().cloned());
+        }
+        known.sort();
+        known.dedup();
+        if known.iter().any(|known| known == sink) {
+            return Ok(());
+        }
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Err(CommandError::Usage(format!("{option} `{sink}`: no sink is called that; there are: {known}")))
     }
 }
 
@@ -107,6 +151,12 @@ pub enum CommandError {
     /// A soak found something wrong, which has been reported.
     #[error("the promise was not kept, or not put to the test")]
     NotKept,
+    /// Dead letters are unreadable.
+    #[error("{0} dead letter(s) are unreadable and were left out")]
+    DamagedLetters(u64),
+    /// What was to be replayed still holds no event.
+    #[error("{0} of the bodies cannot be decoded; they stay")]
+    Undecodable(u64),
     /// The system refuses something.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -137,7 +187,8 @@ impl CommandError {
         match self {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
-            Self::Run(_) | Self::Io(_) | Self::Damaged | Self::Soak(_) | Self::NotKept => 1,
+            Self::Run(_) | Self::Io(_) | Self::Soak(_) | Self::NotKept => 1,
+            Self::Damaged | Self::DamagedLetters(_) | Self::Undecodable(_) => 1,
         }
     }
 }

@@ -1,13 +1,15 @@
 //! How commands on the same machine reach a running bridge: a socket in the spool's directory, which its owner alone may enter.
 //!
-//! One exchange a connection. The client sends a line `{"target":"SINK"}`, then one line `{"arrival":MS,"payload":"TEXT"}` per
-//! event, and closes its side. The answer is one line: how many events are stored, in order, and what stopped the rest.
+//! One exchange a connection. The client sends a line `{"target":"SINK"}`, or `{}` for all sinks, then one line
+//! `{"arrival":MS,"payload":"TEXT"}` per event, and closes its side. The answer is one line: how many events are stored, in order,
+//! how many of them had been stored before, and what stopped the rest.
 
 use crate::event::{Arrival, Event, MAX_DEPTH};
 use crate::spool::Spool;
 use serde::{Deserialize, Serialize};
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,28 +36,57 @@ pub struct Again {
 pub struct Outcome {
     /// So many events, from the first on, are stored durably.
     pub stored: usize,
+    /// So many of these were stored before. What is for one sink alone is stored again.
+    #[serde(default)]
+    pub duplicates: usize,
     /// Why the rest is not.
     pub error: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Head {
-    target: String,
+    target: Option<String>,
 }
 
-/// The socket of the bridge whose spool is in `spool`.
-pub fn path(spool: &Path) -> PathBuf {
-    spool.join("control")
+/// The socket's name in the spool's directory.
+const NAME: &str = "control";
+/// What a socket's address has room for.
+const MAX_PATH: usize = 107;
+
+/// A path to the socket of the bridge whose spool is in a directory.
+struct Address {
+    path: PathBuf,
+    /// Held where the path leads over it.
+    _directory: Option<File>,
+}
+
+impl Address {
+    fn of(spool: &Path) -> io::Result<Self> {
+        let path = spool.join(NAME);
+        if path.as_os_str().len() <= MAX_PATH {
+            return Ok(Self { path, _directory: None });
+        }
+        let directory = File::open(spool)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        if !path.exists() {
+            return Err(io::Error::other(format!(
+                "the path of {} is longer than the {MAX_PATH} bytes of a socket's address, and there is no /proc to go round \
+                 that; give the spool a shorter path",
+                spool.join(NAME).display()
+            )));
+        }
+        Ok(Self { path: path.join(NAME), _directory: Some(directory) })
+    }
 }
 
 /// Listens in the spool's directory, which this process has locked; a socket left there is nobody's.
 pub fn listen(spool: &Path) -> io::Result<UnixListener> {
-    let path = path(spool);
+    let path = spool.join(NAME);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let listener = UnixListener::bind(&Address::of(spool)?.path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -76,7 +107,7 @@ pub async fn serve(listener: UnixListener, spool: Arc<Spool>) {
 async fn answer(stream: UnixStream, spool: Arc<Spool>) {
     let (reader, mut writer) = stream.into_split();
     let mut outcome = Outcome::default();
-    if let Err(error) = take(BufReader::new(reader), &spool, &mut outcome.stored).await {
+    if let Err(error) = take(BufReader::new(reader), &spool, &mut outcome).await {
         outcome.error = Some(error.to_string());
     }
     let line = serde_json::to_string(&outcome).unwrap_or_default() + "\n";
@@ -84,7 +115,7 @@ async fn answer(stream: UnixStream, spool: Arc<Spool>) {
     let _ = writer.write_all(line.as_bytes()).await;
 }
 
-async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, stored: &mut usize) -> io::Result<()> {
+async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
     let Some(line) = next_line(&mut reader).await? else { return Ok(()) };
     let head: Head = serde_json::from_str(&line)?;
     loop {
@@ -99,8 +130,8 @@ async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, stored: &
             return Ok(());
         }
         let count = batch.len();
-        store(spool, &head.target, batch).await?;
-        *stored += count;
+        outcome.duplicates += store(spool, head.target.as_deref(), batch).await?;
+        outcome.stored += count;
     }
 }
 
@@ -110,20 +141,26 @@ async fn next_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Op
     Ok((read > 0).then_some(line))
 }
 
-/// Stores events for `target` alone.
-pub async fn store(spool: &Spool, target: &str, events: Vec<Again>) -> io::Result<()> {
-    if spool.cursor(target).is_none() {
-        return Err(io::Error::other(format!("no sink is called `{target}`")));
-    }
+/// Stores events for `target` alone, or for all sinks, which do not get again what was stored within the window of
+/// duplicates; says how many events that leaves out.
+pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<Again>) -> io::Result<usize> {
     let parse =
         |again: Again| Event::parse(&again.payload, MAX_DEPTH, Arrival(again.arrival)).map_err(io::Error::other);
     let events = events.into_iter().map(parse).collect::<io::Result<Vec<_>>>()?;
-    spool.append_again(events, target).await.map(drop).map_err(io::Error::other)
+    let appended = match target {
+        Some(target) if spool.cursor(target).is_none() => {
+            return Err(io::Error::other(format!("no sink is called `{target}`")));
+        }
+        Some(target) => spool.append_again(events, target).await,
+        None => spool.append(events).await,
+    };
+    appended.map(|appended| appended.duplicates).map_err(io::Error::other)
 }
 
 /// Hands events to the bridge that runs on the spool in `spool`; `None` if none does.
-pub async fn send(spool: &Path, target: &str, events: &[Again]) -> io::Result<Option<Outcome>> {
-    let stream = match UnixStream::connect(path(spool)).await {
+pub async fn send(spool: &Path, target: Option<&str>, events: &[Again]) -> io::Result<Option<Outcome>> {
+    let address = Address::of(spool)?;
+    let stream = match UnixStream::connect(&address.path).await {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
         }
@@ -141,8 +178,8 @@ pub async fn send(spool: &Path, target: &str, events: &[Again]) -> io::Result<Op
     Ok(Some(serde_json::from_str(&answer)?))
 }
 
-async fn send_all(writer: &mut (impl AsyncWrite + Unpin), target: &str, events: &[Again]) -> io::Result<()> {
-    let mut text = serde_json::to_string(&Head { target: target.to_owned() })? + "\n";
+async fn send_all(writer: &mut (impl AsyncWrite + Unpin), target: Option<&str>, events: &[Again]) -> io::Result<()> {
+    let mut text = serde_json::to_string(&Head { target: target.map(str::to_owned) })? + "\n";
     for event in events {
         text.push_str(&serde_json::to_string(event)?);
         text.push('\n');
@@ -168,10 +205,28 @@ mod tests {
         let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool));
         let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(1000));
         let events = vec![Again { arrival: 1, payload }; 5000];
-        let outcome = send(dir.path(), "unknown", &events).await.unwrap().unwrap();
+        let outcome = send(dir.path(), Some("unknown"), &events).await.unwrap().unwrap();
         assert_eq!(outcome.stored, 0);
         assert!(outcome.error.unwrap().contains("`unknown`"));
-        assert_eq!(send(dir.path(), "known", &events).await.unwrap().unwrap().stored, 5000);
+        assert_eq!(send(dir.path(), Some("known"), &events).await.unwrap().unwrap().stored, 5000);
+        let for_all = send(dir.path(), None, &events).await.unwrap().unwrap();
+        assert_eq!(for_all, Outcome { stored: 5000, duplicates: 4999, error: None });
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_long_path_to_the_spool_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x".repeat(100)).join("y".repeat(100));
+        std::fs::create_dir_all(&path).unwrap();
+        let events = [Again { arrival: 1, payload: "{}".into() }];
+        assert_eq!(send(&path, Some("sink"), &events).await.unwrap(), None);
+        let config = crate::spool::Config { path: path.clone(), ..Default::default() };
+        let spool = Arc::new(Spool::open(&config, &["sink"], Metrics::default().spool).unwrap());
+        let server = tokio::spawn(serve(listen(&path).unwrap(), spool));
+        assert_eq!(send(&path, Some("sink"), &events).await.unwrap().unwrap().stored, 1);
+        let mode = std::fs::metadata(path.join(NAME)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         server.abort();
     }
 }

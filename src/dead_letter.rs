@@ -1,17 +1,23 @@
 //! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled; and the
-//! marks of those that were replayed.
+//! marks of those that were replayed. Request bodies that could not be decoded lie beside them, see [`undecodable`].
+
+pub mod bodies;
+mod lines;
+pub mod undecodable;
 
 use crate::event::{Arrival, json};
 use crate::sink::Message;
 use crate::spool::Record;
-use serde::de::DeserializeOwned;
+use lines::Lines;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// The directory within the spool's.
+const DIRECTORY: &str = "dead-letters";
 
 /// One sink's file of dead letters.
 #[derive(Clone, Debug)]
@@ -63,6 +69,9 @@ pub struct DeadLetter {
     pub arrival: String,
     /// The record's offset.
     pub offset: u64,
+    /// The message's headers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
     /// The event's exact text.
     pub payload: String,
 }
@@ -74,24 +83,65 @@ struct Mark {
     id: String,
 }
 
-/// The dead letters of one sink in the order in which they were written, each with whether it was replayed. A letter that a
-/// crash caused to be written twice appears once; lines that a crash cut off are left out.
-pub fn read(spool: &Path, sink: &str) -> io::Result<Vec<(DeadLetter, bool)>> {
-    let replayed: HashSet<(u64, String)> =
-        lines::<Mark>(&marks_path(spool, sink))?.into_iter().map(|mark| (mark.offset, mark.id)).collect();
-    let mut seen = HashSet::new();
-    let letters = lines::<DeadLetter>(&path(spool, sink))?;
-    let once = letters.into_iter().filter(|letter| seen.insert((letter.offset, letter.id.clone())));
-    Ok(once
-        .map(|letter| (letter.offset, letter.id.clone(), letter))
-        .map(|(offset, id, letter)| (letter, replayed.contains(&(offset, id))))
-        .collect())
+/// What tells a letter from all others of its sink, in little memory: offset and event id.
+type Key = (u64, u128);
+
+fn key(offset: u64, id: &str) -> Key {
+    (offset, u128::from_str_radix(id, 16).unwrap_or_default())
+}
+
+/// What was read, and from where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found<T> {
+    /// What the line says.
+    pub item: T,
+    /// Whether it was replayed.
+    pub replayed: bool,
+    /// The line as it stands in the file, without its line break.
+    pub line: Vec<u8>,
+}
+
+/// The dead letters of one sink in the order in which they were written. A letter that a crash caused to be written twice
+/// appears once; lines that a crash cut off are left out.
+#[derive(Debug)]
+pub struct Letters {
+    lines: Lines,
+    replayed: HashSet<Key>,
+    seen: HashSet<Key>,
+}
+
+impl Letters {
+    /// Those that `sink` has at this moment.
+    pub fn of(spool: &Path, sink: &str) -> io::Result<Self> {
+        let mut marks = Lines::open(&marks_path(spool, sink))?;
+        let mut replayed = HashSet::new();
+        while let Some((mark, _)) = marks.read_next::<Mark>()? {
+            replayed.insert(key(mark.offset, &mark.id));
+        }
+        Ok(Self { lines: Lines::open(&path(spool, sink))?, replayed, seen: HashSet::new() })
+    }
+
+    /// The next one.
+    pub fn read_next(&mut self) -> io::Result<Option<Found<DeadLetter>>> {
+        while let Some((letter, line)) = self.lines.read_next::<DeadLetter>()? {
+            let key = key(letter.offset, &letter.id);
+            if self.seen.insert(key) {
+                return Ok(Some(Found { replayed: self.replayed.contains(&key), line: line.to_vec(), item: letter }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many letters were come upon that are unreadable.
+    pub fn damaged(&self) -> u64 {
+        self.lines.damaged()
+    }
 }
 
 /// The sinks that have dead letters.
 pub fn sinks(spool: &Path) -> io::Result<Vec<String>> {
     let mut sinks = Vec::new();
-    let dir = match std::fs::read_dir(spool.join("dead-letters")) {
+    let dir = match std::fs::read_dir(spool.join(DIRECTORY)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sinks),
         other => other?,
     };
@@ -103,48 +153,30 @@ pub fn sinks(spool: &Path) -> io::Result<Vec<String>> {
     Ok(sinks)
 }
 
-/// Notes durably that these letters were replayed.
-pub fn mark_replayed(spool: &Path, sink: &str, letters: &[&DeadLetter]) -> io::Result<()> {
+/// Notes durably that the letters with these offsets and ids were replayed.
+pub fn mark_replayed(spool: &Path, sink: &str, letters: &[(u64, String)]) -> io::Result<()> {
     let mut text = String::new();
-    for letter in letters {
-        text.push_str(
-            &serde_json::json!({ "offset": letter.offset, "id": letter.id, "time": Arrival::now().to_string() })
-                .to_string(),
-        );
-        text.push('\n');
+    for (offset, id) in letters {
+        let mark = serde_json::json!({ "offset": offset, "id": id, "time": Arrival::now().to_string() });
+        text.push_str(&format!("{mark}\n"));
     }
     write(&open(&marks_path(spool, sink))?, &text)
 }
 
 fn path(spool: &Path, sink: &str) -> PathBuf {
-    spool.join("dead-letters").join(format!("{sink}.ndjson"))
+    spool.join(DIRECTORY).join(format!("{sink}.ndjson"))
 }
 
 fn marks_path(spool: &Path, sink: &str) -> PathBuf {
-    spool.join("dead-letters").join(format!("{sink}.replayed"))
-}
-
-fn lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found = Vec::new();
-    for line in BufReader::new(file).split(b'\n') {
-        found.extend(serde_json::from_slice(&line?));
-    }
-    Ok(found)
+    spool.join(DIRECTORY).join(format!("{sink}.replayed"))
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let dir = path.parent().unwrap_or(path);
+    lines::make_private(dir)?;
+    let mut file = lines::private().create(true).open(path)?;
     if file.metadata()?.len() == 0 {
-        for dir in path.ancestors().skip(1).take(2) {
-            File::open(dir)?.sync_all()?;
-        }
+        lines::sync_names(dir, 2)?;
     } else {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
@@ -233,7 +265,10 @@ mod tests {
 
         std::fs::rename(&path, dir.path().join("rotated")).unwrap();
         letters.append("kafka", &record, &message, "after rotation").await.unwrap();
-        let letters = read(dir.path(), "kafka").unwrap();
-        assert_eq!(letters.iter().map(|(letter, _)| &*letter.reason).collect::<Vec<_>>(), ["after rotation"]);
+        let mut letters = Letters::of(dir.path(), "kafka").unwrap();
+        let only = letters.read_next().unwrap().unwrap();
+        assert_eq!(only.item.reason, "after rotation");
+        assert_eq!(only.item.headers["ce_id"], "x");
+        assert_eq!((letters.read_next().unwrap(), letters.damaged()), (None, 0));
     }
 }

@@ -6,7 +6,7 @@
 pub mod json;
 
 use bytes::Bytes;
-use json::{Kind, Member, Reader};
+use json::{Kind, Member, Reader, Value};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt;
@@ -93,7 +93,7 @@ impl Event {
         let conversation = CONVERSATION
             .iter()
             .find_map(|name| fields.scalar(name))
-            .map_or_else(|| id.to_string().into_boxed_str(), |text| text.into());
+            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(object).into());
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
         Self {
             payload: Bytes::copy_from_slice(object.as_bytes()),
@@ -165,28 +165,34 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn text_of(self, name: &str) -> Option<Cow<'a, str>> {
-        self.value(name).map(|(text, _)| text)
+        self.find(name, |_| true).map(|value| value.text(self.text))
     }
 
-    fn scalar(self, name: &str) -> Option<Cow<'a, str>> {
-        self.value(name).filter(|(_, kind)| !matches!(kind, Kind::Object | Kind::Array)).map(|(text, _)| text)
+    /// An identifier under any of its names: the first that is a scalar, and not the text `null`, which is all that a query
+    /// string can make of null.
+    fn scalar(self, name: &str) -> Option<Value> {
+        self.find(name, |value| {
+            !matches!(value.kind, Kind::Object | Kind::Array) && *value.bytes(self.text) != *b"null"
+        })
     }
 
-    fn value(self, name: &str) -> Option<(Cow<'a, str>, Kind)> {
+    /// The first of the field's names under which there is a value that is not null, not empty, and passes.
+    fn find(self, name: &str, passes: impl Fn(&Value) -> bool) -> Option<Value> {
+        let find = |name: &str| self.exact(name).filter(&passes);
         match ALIASES.iter().find(|names| names.contains(&name)) {
-            Some(names) => names.iter().find_map(|name| self.exact(name)),
-            None => self.exact(name),
+            Some(names) => names.iter().find_map(|name| find(name)),
+            None => find(name),
         }
     }
 
     /// Of members with the same name the last one counts, as for most JSON readers.
-    fn exact(self, name: &str) -> Option<(Cow<'a, str>, Kind)> {
+    fn exact(self, name: &str) -> Option<Value> {
         let member = self.members.iter().rev().find(|member| match member.name.kind {
             Kind::Escaped => member.name.text(self.text) == name,
             _ => member.name.span.of(self.text) == name,
         })?;
-        let text = member.value.text(self.text);
-        (member.value.kind != Kind::Null && !text.is_empty()).then_some((text, member.value.kind))
+        let empty = member.value.span.range().is_empty();
+        (member.value.kind != Kind::Null && !empty).then_some(member.value)
     }
 }
 
@@ -198,29 +204,31 @@ fn identity(fields: Fields<'_>) -> EventId {
     let mut canon = Vec::with_capacity(fields.text.len() + 256);
     canon.extend_from_slice(b"cdrelay event 1");
     for name in NATURAL_IDENTITY {
-        write_scalar(&fields.scalar(name).unwrap_or_default(), &mut canon);
+        let value = fields.scalar(name);
+        write_scalar(&value.map_or_else(Cow::default, |value| value.bytes(fields.text)), &mut canon);
     }
-    let mut members: Vec<(Cow<'_, str>, &Member)> =
-        fields.members.iter().map(|member| (member.name.text(fields.text), member)).collect();
+    let mut members: Vec<(Cow<'_, [u8]>, &Member)> =
+        fields.members.iter().map(|member| (member.name.bytes(fields.text), member)).collect();
     members.sort_by(|(left, _), (right, _)| left.cmp(right));
     for (name, member) in members {
-        let text = member.value.text(fields.text);
-        if member.value.kind == Kind::Null || text.is_empty() || text == "null" {
+        let value = member.value.bytes(fields.text);
+        if member.value.kind == Kind::Null || value.is_empty() || *value == *b"null" {
             continue;
         }
         write_scalar(&name, &mut canon);
-        if !text.starts_with(['{', '[']) || !write_json(&text, &mut canon) {
-            write_scalar(&text, &mut canon);
+        let json = matches!(value.first(), Some(b'{' | b'[')).then(|| str::from_utf8(&value).ok()).flatten();
+        if !json.is_some_and(|json| write_json(json, &mut canon)) {
+            write_scalar(&value, &mut canon);
         }
     }
     let digest: [u8; 32] = Sha256::digest(&canon).into();
     EventId(std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default()))
 }
 
-fn write_scalar(text: &str, canon: &mut Vec<u8>) {
+fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {
     canon.push(b's');
     canon.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    canon.extend_from_slice(text.as_bytes());
+    canon.extend_from_slice(text);
 }
 
 /// Writes the canonical form of a JSON object or array; leaves `canon` alone and says `false` if `text` is not one.
@@ -243,14 +251,14 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Resul
             reader.members(|reader, name| {
                 let from = canon.len();
                 write_next(reader, text, canon)?;
-                members.push((name.text(text), from..canon.len()));
+                members.push((name.bytes(text), from..canon.len()));
                 Ok(())
             })?;
             members.sort_by(|(left, _), (right, _)| left.cmp(right));
             let mut hash = Sha256::new();
             for (name, value) in members {
                 hash.update((name.len() as u32).to_le_bytes());
-                hash.update(name.as_bytes());
+                hash.update(&name);
                 hash.update(canon.get(value).unwrap_or_default());
             }
             canon.truncate(start);
@@ -262,7 +270,7 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Resul
             reader.array(|reader| write_next(reader, text, canon))?;
             canon.push(b']');
         }
-        _ => write_scalar(&reader.value()?.text(text), canon),
+        _ => write_scalar(&reader.value()?.bytes(text), canon),
     }
     Ok(())
 }
@@ -338,12 +346,46 @@ mod tests {
     }
 
     #[test]
+    fn lone_surrogates_are_told_apart() {
+        let texts = [r"\ud800", r"\ud801", r"\udc00", r"\ud801\ud800", r"\ud800\ud801", "\u{fffd}", r"\ud800\udc00"];
+        let events = texts.iter().flat_map(|text| {
+            [
+                format!("{{\"x\":\"{text}\"}}"),
+                format!("{{\"{text}\":1}}"),
+                format!("{{\"cmiuuid\":\"{text}\"}}"),
+                format!("{{\"x\":{{\"a\":[\"{text}\"]}}}}"),
+                format!("{{\"x\":{{\"{text}\":1}}}}"),
+                format!("{{\"x\":\"{{{text}\"}}"),
+            ]
+        });
+        let mut ids: Vec<EventId> = events.map(|text| event(&text).id()).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 6 * texts.len());
+        assert_eq!(event(r#"{"x":"\ud83d\ude00"}"#).id(), event(r#"{"x":"😀"}"#).id());
+    }
+
+    #[test]
+    fn the_text_null_identifies_no_more_than_null_does() {
+        for (post, get) in [
+            (r#"{"type":"cdr","cmiuuid":null,"cmiuid":"m"}"#, r#"{"type":"cdr","cmiuuid":"null","cmiuid":"m"}"#),
+            (r#"{"leg":null,"conversation_uuid":null}"#, r#"{"leg":"null","conversation_uuid":"null"}"#),
+        ] {
+            assert_eq!(event(post).id(), event(get).id());
+            assert_eq!(event(post).conversation(), event(get).conversation());
+        }
+    }
+
+    #[test]
     fn the_conversation_follows_the_documented_chain() {
         let of = |text| event(text).conversation().to_owned();
         assert_eq!(of(r#"{"conversation_uuid":"c","request_id":"r","cmiuuid":"m"}"#), "c");
         assert_eq!(of(r#"{"conversation_uuid":"","request_id":"r","cmiuuid":"m"}"#), "r");
         assert_eq!(of(r#"{"conversation_uuid":null,"cmiuuid":"m"}"#), "m");
         assert_eq!(of(r#"{"conversation_uuid":{"x":1},"cmiuid":17}"#), "17");
+        assert_eq!(of(r#"{"conversation_uuid":"null","request_id":"null","cmiuuid":"m"}"#), "m");
+        assert_eq!(of(r#"{"cmiuuid":{"x":1},"cmiuid":"m"}"#), "m");
+        assert_eq!(of(r#"{"cmiuuid":[1],"cmiuid":""}"#), event(r#"{"cmiuuid":[1],"cmiuid":""}"#).id().to_string());
         let alone = event(r#"{"type":"sms"}"#);
         assert_eq!(alone.conversation(), alone.id().to_string());
     }

@@ -8,13 +8,14 @@ mod delivery;
 
 pub use delivery::Delivery;
 
+use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
 use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
-use decode::DecodeError;
+use decode::{Content, DecodeError};
 use delivery::Delivered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -56,6 +57,8 @@ pub struct Config {
     pub delivery_timeout: Duration,
     /// How bodies are read.
     pub decode: decode::Config,
+    /// How many bodies are kept that could not be read.
+    pub undecodable: undecodable::Config,
 }
 
 /// What a 200 says.
@@ -81,6 +84,7 @@ impl Default for Config {
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
             decode: decode::Config::default(),
+            undecodable: undecodable::Config::default(),
         }
     }
 }
@@ -97,6 +101,7 @@ impl Config {
 pub struct Ingress {
     config: Config,
     spool: Arc<Spool>,
+    undecodable: Arc<Undecodable>,
     metrics: IngressMetrics,
     /// Who waits for the sinks, if anybody is to.
     delivery: Option<Delivery>,
@@ -124,11 +129,16 @@ struct Refusal {
 }
 
 impl Ingress {
-    /// A service that stores what it takes in `spool`, and lets requests wait for `delivery` if there is such a thing.
-    pub fn new(config: Config, spool: Arc<Spool>, metrics: IngressMetrics, delivery: Option<Delivery>) -> Self {
+    /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
+    pub fn new(config: Config, spool: Arc<Spool>, undecodable: Arc<Undecodable>, metrics: IngressMetrics) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { config, spool, metrics, delivery, bodies, budget, events }
+        Self { config, spool, undecodable, metrics, delivery: None, bodies, budget, events }
+    }
+
+    /// The same, and requests wait for `delivery`.
+    pub fn waiting_for(self, delivery: Delivery) -> Self {
+        Self { delivery: Some(delivery), ..self }
     }
 
     /// Answers one request.
@@ -157,21 +167,47 @@ impl Ingress {
         }
         let (bytes, held) = self.read(body).await.map_err(unread)?;
         let arrival = Arrival::now();
-        let in_query = parts.method == Method::GET && bytes.is_empty();
-        let query = parts.uri.query().unwrap_or_default();
-        let memory = decode::memory(if in_query { query.as_bytes() } else { &bytes }, &self.config.decode);
+        let content = Content {
+            method: parts.method.as_str(),
+            query: parts.uri.query(),
+            content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
+            body: &bytes,
+        };
+        let memory = decode::memory(content.text(), &self.config.decode);
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
-        let events = if in_query {
-            decode::fields(query, &self.config.decode, arrival)
-        } else {
-            let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            decode::body(&bytes, content_type, &self.config.decode, arrival)
-        }?;
+        let events = match content.decode(&self.config.decode, arrival) {
+            Ok(events) => events,
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                self.keep(&content, arrival, &refusal);
+                return Err(refusal);
+            }
+        };
         drop((bytes, held));
         if events.is_empty() {
             return Ok(Placed::default());
         }
         self.spool.place_holding(events, memory).await.map_err(Refusal::from)
+    }
+
+    /// Keeps what came, which may be a call, if anything came.
+    fn keep(&self, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
+        let empty = content.body.trim_ascii().is_empty();
+        // Beside a body, the query may hold a secret and nothing that is needed.
+        let query = content.query.filter(|query| empty && !query.is_empty());
+        if empty && query.is_none() {
+            return;
+        }
+        self.undecodable.keep(Refused {
+            arrival,
+            status: refusal.status.as_u16(),
+            reason: refusal.detail.as_str().into(),
+            place: refusal.place,
+            method: content.method.into(),
+            content_type: content.content_type.map(Into::into),
+            query: query.map(Into::into),
+            body: content.body.into(),
+        });
     }
 
     /// What can be said without the body.

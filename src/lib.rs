@@ -24,7 +24,7 @@
 //! | [`spool::Spool`] | the durable log on local disk, the only queue in the process |
 //! | [`spool::Cursor`] | the durable position of one sink: everything below it is settled |
 //! | settled | acknowledged by the destination, filtered out by the sink's `when`, or durably dead-lettered |
-//! | dead letter | a message that a sink refused for good, kept with its reason |
+//! | dead letter | a message that a sink refused for good, or a request body that could not be decoded, kept with its reason |
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]

@@ -4,6 +4,7 @@
 use cdrelay::cli::{Cli, USAGE};
 use clap::Parser;
 use clap::error::ErrorKind;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Bodies come and go between records that stay: glibc's allocator, with its heap for every thread, keeps half as much again.
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cdrelay: {error}");
+            let _ = writeln!(std::io::stderr(), "cdrelay: {error}");
             ExitCode::from(error.exit_code())
         }
     }

@@ -25,6 +25,23 @@ pub struct IngressMetrics {
     pub requests: Family<StatusLabel, Counter>,
     /// Requests being read, stored or answered.
     pub in_flight: Gauge,
+    /// Of bodies that could not be decoded.
+    pub undecodable: UndecodableMetrics,
+}
+
+/// Counts bodies that could not be decoded.
+#[derive(Clone, Debug, Default)]
+pub struct UndecodableMetrics {
+    /// Bodies kept durably.
+    pub kept: Counter,
+    /// Bodies that came faster than they can be written.
+    pub busy: Counter,
+    /// Bodies that were larger than all that may be kept.
+    pub too_large: Counter,
+    /// Bodies that the disk refused.
+    pub failed: Counter,
+    /// Bodies that were kept and had to make room for younger ones, before they were replayed.
+    pub oldest: Counter,
 }
 
 /// Counts what the spool does.
@@ -89,6 +106,12 @@ pub struct StatusLabel {
     pub status: u16,
 }
 
+/// `cause="busy"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
+}
+
 /// `sink="name"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabel {
@@ -116,12 +139,21 @@ impl Default for Metrics {
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", build);
 
-        let (ingress, spool) = (IngressMetrics::default(), SpoolMetrics::default());
+        let (mut ingress, spool) = (IngressMetrics::default(), SpoolMetrics::default());
         let at = registry.sub_registry_with_prefix("ingress");
         at.register("requests", "Requests by HTTP status", ingress.requests.clone());
         at.register("requests_in_flight", "Requests being read, stored or answered", ingress.in_flight.clone());
         at.register("events_accepted", "Events stored durably", spool.accepted.clone());
         at.register("events_duplicate", "Events that had been stored before", spool.duplicates.clone());
+
+        let undecodable = Family::<CauseLabel, Counter>::default();
+        let lost = |cause| undecodable.get_or_create_owned(&CauseLabel { cause });
+        ingress.undecodable.busy = lost("busy");
+        ingress.undecodable.too_large = lost("too_large");
+        ingress.undecodable.failed = lost("disk");
+        ingress.undecodable.oldest = lost("oldest");
+        at.register("undecodable_kept", "Bodies that could not be decoded, kept", ingress.undecodable.kept.clone());
+        at.register("undecodable_dropped", "Bodies that could not be decoded and are lost, by cause", undecodable);
 
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());

@@ -445,10 +445,11 @@ fn assemble(
     for cursor in &cursors {
         cursor.set(start);
     }
+    let now = Arrival::now();
     let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
     // The segments that are gone come first.
     let mut known = Known::new(config.duplicate_window, recent.capacity());
-    if let Err(error) = known.load(&*disk, |id, arrival, offset| recent.insert(id, arrival, offset)) {
+    if let Err(error) = known.load(&*disk, |id, arrival, offset| recent.recall(id, arrival, offset, now)) {
         tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
     }
     if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
@@ -483,7 +484,8 @@ fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
 
 /// Fills the window of recent events from what is on disk, going back no further than it reaches.
 fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
-    let since = recent.since(Arrival::now());
+    let now = Arrival::now();
+    let since = recent.since(now);
     let mut limit = end;
     let mut newest_first = Vec::new();
     let mut result = Ok(());
@@ -493,9 +495,10 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
             break;
         }
         let mut ids = VecDeque::new();
-        let mut oldest = None;
+        // Among them may be some that came long before: bodies that could not be decoded then.
+        let mut newest = None;
         result = known::identities(disk, base..limit, |id, arrival, offset| {
-            oldest = oldest.or(Some(arrival));
+            newest = newest.max(Some(arrival));
             if ids.len() == wanted {
                 ids.pop_front();
             }
@@ -503,14 +506,13 @@ fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent
         });
         limit = base;
         newest_first.extend(ids.into_iter().rev());
-        if result.is_err() || oldest.is_some_and(|oldest| oldest < since) {
+        if result.is_err() || newest.is_some_and(|newest| newest < since) {
             break;
         }
     }
     for (id, arrival, offset) in newest_first.into_iter().rev() {
-        recent.insert(id, arrival, offset);
+        recent.recall(id, arrival, offset, now);
     }
-    recent.expire(Arrival::now());
     result
 }
 

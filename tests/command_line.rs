@@ -3,6 +3,7 @@
 use crate::support::bridge;
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// How a run of the program ended.
@@ -13,9 +14,22 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// What it wrote to stdout, if it ended well.
+    pub fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+}
+
 /// Runs the program to its end.
 pub fn cdrelay(arguments: &[&str]) -> Finished {
-    let output = bridge::command().args(arguments).output().unwrap();
+    finished(bridge::command().args(arguments))
+}
+
+/// Runs this to its end.
+pub fn finished(command: &mut Command) -> Finished {
+    let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

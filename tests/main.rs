@@ -5,6 +5,7 @@ mod bounds;
 mod brokers;
 mod command_line;
 mod damage;
+mod dead_letters;
 mod delivered;
 mod delivery;
 mod deploy;

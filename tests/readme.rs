@@ -98,7 +98,8 @@ fn every_command_shown_exists_with_its_flags() {
             words.iter().copied().take_while(|word| !word.starts_with("--")).chain(["--help"]).collect();
         let help = cdrelay(&command).stdout;
         for flag in words.iter().filter(|word| word.starts_with("--")) {
-            assert!(help.contains(&format!("{flag} <")), "{command:?} has no {flag}: {help}");
+            let listed = |line: &str| format!("{} ", line.trim()).starts_with(&format!("{flag} "));
+            assert!(help.lines().any(listed), "{command:?} has no {flag}: {help}");
         }
     }
 }
@@ -126,9 +127,10 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 13] = [
+const TABLES: [(&str, &[&str], &str); 14] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.decode]`", &[], "ingress.decode"),
+    ("`[ingress.undecodable]`", &[], "ingress.undecodable"),
     ("`[admin]`", &[], "admin"),
     ("`[spool]`", &[], "spool"),
     ("`[spool.retain]`", &["spool.retain.age=1h"], "spool.retain"),
@@ -190,7 +192,7 @@ fn the_defaults_are_those_of_the_program() {
         let of =
             |heading: &str| if written { defaults.get(heading).cloned().unwrap_or_default() } else { String::new() };
         let (sink, kafka, nats) = (of("`[sinks.NAME]`"), of("`[sinks.NAME]` of Kafka"), of("`[sinks.NAME]` of NATS"));
-        let own = ["ingress", "ingress.decode", "admin", "spool", "shutdown", "log"];
+        let own = ["ingress", "ingress.decode", "ingress.undecodable", "admin", "spool", "shutdown", "log"];
         let mut text: String = own.iter().map(|name| format!("[{name}]\n{}", of(&format!("`[{name}]`")))).collect();
         text += &format!("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n{sink}{kafka}");
         text += &format!("[sinks.k.tls]\n{}", of("`[sinks.NAME.tls]` of Kafka"));
@@ -244,6 +246,30 @@ async fn a_dead_letter_has_the_members_shown() {
         bridge.metric("cdrelay_sink_dead_lettered_total{sink=\"name\"}").await == Some(1.0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_body_that_could_not_be_decoded_has_the_members_shown() {
+    let bridge = Bridge::start(&format!("{PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    let query = format!("a={}", "&a=".repeat(1001));
+    for body in [&b"{ a: 1 }"[..], b"{\"\xff\": 1}"] {
+        assert_eq!(bridge.post(body, "application/json").await.status, 400);
+    }
+    assert_eq!(bridge.get(&query).await.status, 400);
+    eventually(PATIENCE, "they are kept", async || {
+        bridge.metric("cdrelay_ingress_undecodable_kept_total").await == Some(3.0)
+    })
+    .await;
+    let directory = bridge.directory().join("spool/dead-letters/undecodable");
+    let path = fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
+    let kept = fs::read_to_string(path).unwrap();
+    let members: BTreeSet<_> = kept
+        .lines()
+        .flat_map(|line| serde_json::from_str::<BTreeMap<String, serde_json::Value>>(line).unwrap().into_keys())
+        .collect();
+    let rows = table("Bodies that could not be decoded");
+    let documented = rows.iter().flat_map(|row| row[0].split(", ")).map(|cell| code(cell).unwrap().to_owned());
+    assert_eq!(documented.collect::<BTreeSet<_>>(), members);
 }
 
 /// The code blocks in this language.

@@ -1,47 +1,59 @@
 //! Handing events back to the spool: through the running bridge, or directly if none runs.
 
-use super::{CommandError, Location};
-use crate::config::{Config, ConfigError};
+use super::{CommandError, Site};
+use crate::config::ConfigError;
 use crate::control::{self, Again, Outcome};
 use crate::metrics::Metrics;
 use crate::spool::inspect::Inspection;
 use crate::spool::{OpenError, Retain, Spool};
 use std::io;
-use std::path::Path;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
-/// Stores `events` for the sink called `target` and tells how far that went.
-pub fn publish_again(location: &Location, target: &str, events: &[Again]) -> Result<Outcome, CommandError> {
-    let path = location.spool()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        if let Some(outcome) = control::send(&path, target, events).await? {
-            return Ok(outcome);
-        }
-        let spool = open(&path, location.config()?, target)?;
-        let stored = control::store(&spool, target, events.to_vec()).await;
-        spool.close();
-        Ok(match stored {
-            Ok(()) => Outcome { stored: events.len(), error: None },
-            Err(error) => Outcome { stored: 0, error: Some(error.to_string()) },
+/// Hands events over, however often.
+pub struct Publisher<'a> {
+    site: &'a Site,
+    runtime: Runtime,
+    /// The spool, once it was found without a bridge; it is locked until this is dropped.
+    spool: Option<Spool>,
+}
+
+impl<'a> Publisher<'a> {
+    pub fn new(site: &'a Site) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { site, runtime, spool: None })
+    }
+
+    /// Stores `events` for the sink called `target`, or for all sinks, and tells how far that went.
+    pub fn publish(&mut self, target: Option<&str>, events: &[Again]) -> Result<Outcome, CommandError> {
+        let spool = match &self.spool {
+            Some(spool) => spool,
+            None => {
+                if let Some(outcome) = self.runtime.block_on(control::send(&self.site.spool, target, events))? {
+                    return Ok(outcome);
+                }
+                self.spool.insert(open(self.site, target)?)
+            }
+        };
+        Ok(match self.runtime.block_on(control::store(spool, target, events.to_vec())) {
+            Ok(duplicates) => Outcome { stored: events.len(), duplicates, error: None },
+            Err(error) => Outcome { error: Some(error.to_string()), ..Outcome::default() },
         })
-    })
+    }
 }
 
 /// Opens the spool of a bridge that does not run so that nothing which waits in it is given up, even if the configuration at
 /// hand is not quite that bridge's own: whatever sink has a cursor keeps its records, and what is retained stays.
-fn open(path: &Path, config: Config, target: &str) -> Result<Spool, CommandError> {
-    if !config.sinks.contains_key(target) {
+fn open(site: &Site, target: Option<&str>) -> Result<Spool, CommandError> {
+    if let Some(target) = target.filter(|target| !site.config.sinks.contains_key(*target)) {
         let problem = format!("no sink is called `{target}` in the configuration; name the bridge's own with --config");
         return Err(ConfigError::new(problem).into());
     }
-    let cursors = Inspection::of(path)?.cursors;
+    let cursors = Inspection::of(&site.spool)?.cursors;
     let mut sinks: Vec<&str> = cursors.iter().map(|(sink, _)| sink.as_str()).collect();
-    if !sinks.contains(&target) {
-        sinks.push(target);
-    }
-    let mut spool = config.spool;
-    spool.path = path.to_owned();
+    sinks.extend(target.filter(|target| !cursors.iter().any(|(sink, _)| sink == target)));
+    let mut spool = site.config.spool.clone();
+    spool.path = site.spool.clone();
     spool.retain = Some(Retain { age: Duration::from_secs(u64::MAX / 1000), size: None });
     Spool::open(&spool, &sinks, Metrics::default().spool)
         .map_err(|error: OpenError| CommandError::Io(io::Error::other(error)))
@@ -49,7 +61,7 @@ fn open(path: &Path, config: Config, target: &str) -> Result<Spool, CommandError
 
 #[cfg(test)]
 mod tests {
-    use super::super::Settings;
+    use super::super::{Location, Settings};
     use super::*;
     use crate::event::{Arrival, Event, MAX_DEPTH};
     use crate::spool;
@@ -79,14 +91,19 @@ mod tests {
 
         let settings = Settings { config: Vec::new(), set: Vec::new() };
         let location = Location { settings, spool: Some(config.path.clone()) };
+        let site = location.site().unwrap();
         let again = [Again { arrival: 1, payload: "{}".into() }];
-        let outcome = publish_again(&location, "stdout", &again).unwrap();
-        assert_eq!(outcome, Outcome { stored: 1, error: None });
-        let unknown = publish_again(&location, "behind", &again).unwrap_err();
+        let mut publisher = Publisher::new(&site).unwrap();
+        for (target, duplicates) in [(Some("stdout"), 0), (None, 0), (None, 1), (Some("stdout"), 0)] {
+            let outcome = publisher.publish(target, &again).unwrap();
+            assert_eq!(outcome, Outcome { stored: 1, duplicates, error: None });
+        }
+        drop(publisher);
+        let unknown = Publisher::new(&site).unwrap().publish(Some("behind"), &again).unwrap_err();
         assert!(unknown.to_string().contains("--config"), "{unknown}");
 
         let records = runtime.block_on(open().reader("behind").unwrap().read(usize::MAX)).unwrap();
         assert_eq!(records.first().map(|record| record.offset), Some(0));
-        assert_eq!(records.len(), 301);
+        assert_eq!(records.len(), 303);
     }
 }

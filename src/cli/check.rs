@@ -1,6 +1,7 @@
 //! `cdrelay check`
 
 use super::CommandError;
+use super::output::Output;
 use crate::bridge;
 use crate::config::Config;
 
@@ -9,6 +10,7 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
     runtime.shutdown_background();
-    println!("configuration is sound: {} sink(s)", sinks?);
-    Ok(())
+    let mut out = Output::new();
+    out.line(format_args!("configuration is sound: {} sink(s)", sinks?))?;
+    Ok(out.flush()?)
 }

@@ -1,25 +1,39 @@
 //! `cdrelay dead-letters list|show|replay`
 
-use super::again::publish_again;
-use super::select::Selection;
-use super::{CommandError, Location};
-use crate::control::Again;
-use crate::dead_letter::{self, DeadLetter};
-use crate::event::Arrival;
-use clap::{Args, Subcommand};
-use std::io::{self, Write};
+mod replay;
 
-/// Dead letters that are handed over together.
-const PORTION: usize = 100;
+use super::output::Output;
+use super::select::{Chosen, Selection};
+use super::{CommandError, Location, Site};
+use crate::dead_letter::bodies::{self, Kept};
+use crate::dead_letter::{self, DeadLetter, Found, Letters};
+use crate::event::{Arrival, Event};
+use crate::ingress::decode::{Content, DecodeError};
+use clap::{Args, Subcommand};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
-    /// List what sinks refused for good, one line each.
+    /// List what sinks refused for good and which request bodies could not be decoded, one line each.
     List(Which),
     /// Show whole dead letters as JSON lines.
-    Show(Which),
-    /// Publish them once more to the sink that refused them, in order, and mark them, so that they are not replayed again.
-    Replay(Which),
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// Write nothing but the exact body, or the event's exact text. Choose one with --id.
+        #[arg(long)]
+        body: bool,
+    },
+    /// Publish them once more, in order, and mark them, so that they are not replayed again: a message to the sink that
+    /// refused it, a body, decoded with the present configuration, to all sinks.
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        /// Replay the body in this file, `-` for standard input, in place of the one that --undecodable --id chooses.
+        #[arg(long, value_name = "FILE", requires = "undecodable", requires = "id")]
+        with: Option<PathBuf>,
+    },
 }
 
 /// Which dead letters.
@@ -30,12 +44,15 @@ pub struct Which {
     #[command(flatten)]
     selection: Selection,
     /// Only those of this sink.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "undecodable")]
     sink: Option<String>,
+    /// Only request bodies that could not be decoded.
+    #[arg(long)]
+    undecodable: bool,
     /// Only those whose reason holds this text.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Only the one with this event id.
+    /// Only the one with this event id, or the body with this number.
     #[arg(long)]
     id: Option<String>,
     /// Also those that were replayed already.
@@ -43,84 +60,193 @@ pub struct Which {
     again: bool,
 }
 
+/// A dead letter of either kind.
+enum Entry {
+    Letter(DeadLetter),
+    Body(Kept),
+}
+
+impl Entry {
+    fn body(&self) -> Vec<u8> {
+        match self {
+            Self::Letter(letter) => letter.payload.clone().into_bytes(),
+            Self::Body(kept) => kept.body().unwrap_or_default(),
+        }
+    }
+}
+
+/// Where dead letters come from; bodies stand behind the sinks.
+enum Source {
+    Sink(String),
+    Undecodable,
+}
+
+impl Source {
+    /// No sink has such a name.
+    fn name(&self) -> &str {
+        match self {
+            Self::Sink(sink) => sink,
+            Self::Undecodable => "(undecodable)",
+        }
+    }
+}
+
 impl DeadLetters {
     pub fn execute(self) -> Result<(), CommandError> {
         match self {
-            Self::List(which) => list(&which),
-            Self::Show(which) => show(&which),
-            Self::Replay(which) => replay(&which),
+            Self::List(which) => which.open()?.list(),
+            Self::Show { which, body: true } => which.open()?.show_body(),
+            Self::Show { which, body: false } => which.open()?.show(),
+            Self::Replay { which, with: None } => which.open()?.replay(),
+            Self::Replay { which, with: Some(file) } => which.open()?.replay_with(&file),
         }
     }
 }
 
 impl Which {
-    fn of_sink(&self, sink: &str) -> Result<Vec<(DeadLetter, bool)>, CommandError> {
+    fn open(&self) -> Result<Letterbox<'_>, CommandError> {
         let chosen = self.selection.compile()?;
-        let mut letters = dead_letter::read(&self.location.spool()?, sink)?;
-        letters.retain(|(letter, replayed)| {
-            (self.again || !replayed)
-                && self.reason.as_deref().is_none_or(|text| letter.reason.contains(text))
-                && self.id.as_deref().is_none_or(|id| letter.id == id)
-                && chosen.takes_letter(letter)
-        });
-        Ok(letters)
+        let site = self.location.open()?;
+        if let Some(sink) = &self.sink {
+            site.check_sink("--sink", sink)?;
+        }
+        Ok(Letterbox { which: self, chosen, site })
     }
+}
 
-    fn sinks(&self) -> Result<Vec<String>, CommandError> {
-        Ok(match &self.sink {
-            Some(sink) => vec![sink.clone()],
-            None => dead_letter::sinks(&self.location.spool()?)?,
+/// The dead letters of one spool, and which of them are wanted.
+struct Letterbox<'a> {
+    which: &'a Which,
+    chosen: Chosen<'a>,
+    site: Site,
+}
+
+impl Letterbox<'_> {
+    fn sources(&self) -> Result<Vec<Source>, CommandError> {
+        if self.which.undecodable {
+            return Ok(vec![Source::Undecodable]);
+        }
+        Ok(match &self.which.sink {
+            Some(sink) => vec![Source::Sink(sink.clone())],
+            None => {
+                let sinks = dead_letter::sinks(&self.site.spool)?;
+                sinks.into_iter().map(Source::Sink).chain([Source::Undecodable]).collect()
+            }
         })
     }
-}
 
-fn list(which: &Which) -> Result<(), CommandError> {
-    let mut out = io::stdout().lock();
-    for sink in which.sinks()? {
-        for (letter, replayed) in which.of_sink(&sink)? {
-            let mark = if replayed { "  (replayed)" } else { "" };
-            writeln!(out, "{}  {sink}  {}  {}{mark}", letter.time, letter.id, letter.reason.escape_debug())?;
-        }
-    }
-    Ok(())
-}
-
-fn show(which: &Which) -> Result<(), CommandError> {
-    let mut out = io::stdout().lock();
-    for sink in which.sinks()? {
-        for (letter, _) in which.of_sink(&sink)? {
-            writeln!(out, "{}", serde_json::to_string(&letter).map_err(io::Error::from)?)?;
-        }
-    }
-    Ok(())
-}
-
-fn replay(which: &Which) -> Result<(), CommandError> {
-    let spool = which.location.spool()?;
-    for sink in which.sinks()? {
-        let mut replayed = 0;
-        let letters = which.of_sink(&sink)?;
-        let letters: Vec<&DeadLetter> = letters.iter().map(|(letter, _)| letter).collect();
-        // Marked portion by portion: what follows a failure is what was not replayed.
-        for portion in letters.chunks(PORTION) {
-            let again = portion.iter().map(|letter| Again {
-                arrival: letter.arrival.parse().unwrap_or(Arrival(0)).0,
-                payload: letter.payload.clone(),
-            });
-            let outcome = publish_again(&which.location, &sink, &again.collect::<Vec<_>>())?;
-            let stored = portion.get(..outcome.stored).unwrap_or(portion);
-            if !stored.is_empty() {
-                dead_letter::mark_replayed(&spool, &sink, stored)?;
+    /// Shows the wanted ones among those from `source`, one after another, until `each` has enough; says how many are
+    /// unreadable.
+    fn each(
+        &self,
+        source: &Source,
+        mut each: impl FnMut(Found<Entry>) -> Result<ControlFlow<()>, CommandError>,
+    ) -> Result<u64, CommandError> {
+        match source {
+            Source::Sink(sink) => {
+                let mut letters = Letters::of(&self.site.spool, sink)?;
+                while let Some(Found { item, replayed, line }) = letters.read_next()? {
+                    let wanted = self.wants(&item.reason, &item.id, replayed) && self.chosen.takes_letter(&item);
+                    let found = Found { item: Entry::Letter(item), replayed, line };
+                    if wanted && each(found)?.is_break() {
+                        break;
+                    }
+                }
+                Ok(letters.damaged())
             }
-            replayed += stored.len();
-            if let Some(error) = outcome.error {
-                println!("{sink}: {replayed} of {} dead letter(s) back in the spool", letters.len());
-                return Err(CommandError::Io(io::Error::other(error)));
+            Source::Undecodable => {
+                let mut bodies = bodies::Reader::of(&self.site.spool)?;
+                let mut damaged = 0;
+                while let Some(Found { item, replayed, line }) = bodies.read_next()? {
+                    let Some(body) = item.body() else {
+                        damaged += 1;
+                        continue;
+                    };
+                    let wanted = self.wants(&item.reason, &item.id.to_string(), replayed)
+                        && self.chosen.takes_body(arrival(&item), || self.decode(&item, &body).unwrap_or_default());
+                    let found = Found { item: Entry::Body(item), replayed, line };
+                    if wanted && each(found)?.is_break() {
+                        break;
+                    }
+                }
+                Ok(damaged + bodies.damaged())
             }
         }
-        if !letters.is_empty() {
-            println!("{sink}: {replayed} of {} dead letter(s) back in the spool", letters.len());
-        }
     }
-    Ok(())
+
+    fn wants(&self, reason: &str, id: &str, replayed: bool) -> bool {
+        (self.which.again || !replayed)
+            && self.which.reason.as_deref().is_none_or(|text| reason.contains(text))
+            && self.which.id.as_deref().is_none_or(|wanted| wanted == id)
+    }
+
+    /// The events in `body`, which came with this request, as the present configuration sees it.
+    fn decode(&self, kept: &Kept, body: &[u8]) -> Result<Vec<Event>, DecodeError> {
+        let content = Content {
+            method: &kept.method,
+            query: kept.query.as_deref(),
+            content_type: kept.content_type.as_deref(),
+            body,
+        };
+        content.decode(&self.site.config.ingress.decode, arrival(kept))
+    }
+
+    fn list(&self) -> Result<(), CommandError> {
+        self.print(|out, source, found| {
+            let (time, id, reason) = match &found.item {
+                Entry::Letter(letter) => (&letter.time, letter.id.clone(), &letter.reason),
+                Entry::Body(kept) => (&kept.arrival, kept.id.to_string(), &kept.reason),
+            };
+            let mark = if found.replayed { "  (replayed)" } else { "" };
+            out.line(format_args!("{time}  {}  {id}  {}{mark}", source.name(), reason.escape_debug()))
+        })
+    }
+
+    fn show(&self) -> Result<(), CommandError> {
+        // As it stands in the file, whatever version wrote it.
+        self.print(|out, _, found| {
+            out.bytes(&found.line)?;
+            out.bytes(b"\n")
+        })
+    }
+
+    fn show_body(&self) -> Result<(), CommandError> {
+        let mut only = None;
+        for source in self.sources()? {
+            self.each(&source, |found| {
+                if only.replace(found.item.body()).is_some() {
+                    return Err(CommandError::Usage("--body: there are several; choose one with --id".into()));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        let only = only.ok_or_else(|| CommandError::Usage("--body: there is none that fits".into()))?;
+        let mut out = Output::new();
+        out.bytes(&only)?;
+        Ok(out.flush()?)
+    }
+
+    fn print(
+        &self,
+        mut each: impl FnMut(&mut Output, &Source, &Found<Entry>) -> std::io::Result<()>,
+    ) -> Result<(), CommandError> {
+        let mut out = Output::new();
+        let mut damaged = 0;
+        for source in self.sources()? {
+            damaged += self.each(&source, |found| {
+                each(&mut out, &source, &found)?;
+                Ok(if out.is_unread() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+        }
+        out.flush()?;
+        refuse_damage(damaged)
+    }
+}
+
+fn refuse_damage(damaged: u64) -> Result<(), CommandError> {
+    if damaged == 0 { Ok(()) } else { Err(CommandError::DamagedLetters(damaged)) }
+}
+
+fn arrival(kept: &Kept) -> Arrival {
+    kept.arrival.parse().unwrap_or_default()
 }

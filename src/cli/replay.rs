@@ -1,6 +1,7 @@
 //! `cdrelay replay`: publish again what the spool still retains.
 
-use super::again::publish_again;
+use super::again::Publisher;
+use super::output::{Output, note};
 use super::select::Selection;
 use super::{CommandError, Location};
 use crate::control::Again;
@@ -23,18 +24,30 @@ pub struct Replay {
 
 /// Events that are handed over together.
 const BATCH: usize = 1000;
+/// And their bytes.
+const BATCH_BYTES: usize = 1 << 20;
 
 impl Replay {
     pub fn execute(self) -> Result<(), CommandError> {
         let chosen = self.selection.compile()?;
-        let inspection = Inspection::of(&self.location.spool()?)?;
+        let site = self.location.open()?;
+        site.check_sink("--sink", &self.sink)?;
+        let inspection = Inspection::of(&site.spool)?;
+        let mut publisher = Publisher::new(&site)?;
         let mut batch = Vec::with_capacity(BATCH);
-        let mut stored = 0;
-        let mut flush = |batch: &mut Vec<Again>| -> io::Result<()> {
-            let outcome = publish_again(&self.location, &self.sink, batch).map_err(io::Error::other)?;
-            stored += outcome.stored;
+        let (mut bytes, mut stored) = (0, 0);
+        // The reason why an event could not be handed over, which an `io::Error` does not hold.
+        let mut failure = None;
+        let mut flush = |batch: &mut Vec<Again>| {
+            let outcome = publisher.publish(Some(&self.sink), batch).and_then(|outcome| {
+                stored += outcome.stored;
+                outcome.error.map_or(Ok(()), |error| Err(CommandError::Io(io::Error::other(error))))
+            });
             batch.clear();
-            outcome.error.map_or(Ok(()), |error| Err(io::Error::other(error)))
+            outcome.map_err(|error| {
+                failure = Some(error);
+                io::Error::other("not handed over")
+            })
         };
         let damaged = inspection.read(0, |record| {
             // What was appended for a replay is there a second time already.
@@ -42,8 +55,13 @@ impl Replay {
                 return Ok(());
             }
             let payload = String::from_utf8_lossy(record.event.payload()).into_owned();
+            bytes += payload.len();
             batch.push(Again { arrival: record.event.arrival().0, payload });
-            if batch.len() == BATCH { flush(&mut batch) } else { Ok(()) }
+            if batch.len() < BATCH && bytes < BATCH_BYTES {
+                return Ok(());
+            }
+            bytes = 0;
+            flush(&mut batch)
         });
         let result = damaged.and_then(|damaged| {
             if !batch.is_empty() {
@@ -51,12 +69,16 @@ impl Replay {
             }
             Ok(damaged)
         });
+        let result = result.map_err(|error| failure.unwrap_or(CommandError::Io(error)));
         if result.is_ok() || stored > 0 {
-            println!("{stored} event(s) back in the spool for {}", self.sink);
+            let mut out = Output::new();
+            out.line(format_args!("{stored} event(s) back in the spool for {}", self.sink))?;
+            out.flush()?;
         }
-        for gone in result? {
-            eprintln!("damaged: offsets {} to {}", gone.start, gone.end - 1);
+        let damaged = result?;
+        for gone in &damaged {
+            note(format_args!("damaged: offsets {} to {}", gone.start, gone.end - 1));
         }
-        Ok(())
+        if damaged.is_empty() { Ok(()) } else { Err(CommandError::Damaged) }
     }
 }

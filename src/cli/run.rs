@@ -1,20 +1,16 @@
 //! `cdrelay run`
 
-use super::CommandError;
+use super::{CommandError, logging};
 use crate::bridge::{self, Listeners};
-use crate::config::{Config, Log, LogFormat};
-use std::io::IsTerminal;
+use crate::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
-/// Libraries that log what we report ourselves, or more than an operator should see.
-const QUIET: &str = "async_nats=off";
 /// More workers than this only cost memory: the work is bound by disk and network.
 const MOST_WORKERS: usize = 4;
 
 /// Runs the bridge until SIGTERM or SIGINT; a second one ends the process at once.
 pub fn execute(config: Config) -> Result<(), CommandError> {
-    start_logging(&config.log);
+    logging::start(&config.log);
     raise_file_limit();
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
@@ -38,17 +34,6 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
     // A client library may still be waiting for an answer on a blocking thread.
     runtime.shutdown_background();
     result
-}
-
-fn start_logging(log: &Log) {
-    let filter = EnvFilter::new(format!("{},{QUIET}", log.level));
-    // A line that cannot be written would be complained about where it could not be written, and that panics.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    match log.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 /// Every connection takes a file descriptor; the soft limit is often 1024.

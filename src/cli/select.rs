@@ -59,6 +59,14 @@ impl Chosen<'_> {
             && self.selection.team.as_deref().is_none_or(|wanted| event.text("team").unwrap_or_default() == wanted)
     }
 
+    /// Whether a body passes that was complete at `arrival`: if any event in it is of the wanted team and conversation.
+    pub fn takes_body(&self, arrival: Arrival, events: impl FnOnce() -> Vec<Event>) -> bool {
+        self.since.is_none_or(|since| arrival >= since)
+            && self.until.is_none_or(|until| arrival < until)
+            && ((self.selection.team.is_none() && self.selection.conversation.is_none())
+                || events().iter().any(|event| self.takes_event(event)))
+    }
+
     /// Whether the dead letter's event passes.
     pub fn takes_letter(&self, letter: &DeadLetter) -> bool {
         let arrival = letter.arrival.parse().unwrap_or(Arrival(0));

@@ -1,5 +1,6 @@
 //! `cdrelay soak`: put a running bridge to the test.
 
+use super::output::{Output, note};
 use super::run::raise_file_limit;
 use super::{CommandError, Settings};
 use crate::config::{Config, Destination};
@@ -74,7 +75,7 @@ impl Soak {
                 tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
                 tokio::spawn(async move {
                     tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                    eprintln!("cdrelay: ended without a verdict");
+                    note("cdrelay: ended without a verdict");
                     std::process::exit(1);
                 });
             };
@@ -84,11 +85,13 @@ impl Soak {
         runtime.shutdown_background();
         display.end();
         let report = report?;
+        let mut out = Output::new();
         if self.json {
-            println!("{}", serde_json::to_string(&report).map_err(std::io::Error::other)?);
+            out.line(serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
         } else {
-            println!("{report}");
+            out.line(&report)?;
         }
+        out.flush()?;
         if report.clean { Ok(()) } else { Err(CommandError::NotKept) }
     }
 
@@ -218,7 +221,7 @@ impl Display {
             }
             None if *elapsed >= self.told + LINE => {
                 self.told = *elapsed;
-                eprintln!("{:.0} s: {text}", elapsed.as_secs_f64());
+                note(format_args!("{:.0} s: {text}", elapsed.as_secs_f64()));
             }
             None => {}
         }

@@ -1,11 +1,12 @@
 //! `cdrelay spool inspect|verify|export`: read-only, on a live or a dead spool.
 
+use super::output::{Output, note};
 use super::select::Selection;
 use super::{CommandError, Location};
 use crate::event::json;
 use crate::spool::inspect::Inspection;
 use clap::Subcommand;
-use std::io::{self, BufWriter, Write};
+use std::io;
 
 #[derive(Debug, Subcommand)]
 pub enum Spool {
@@ -36,46 +37,50 @@ impl Spool {
 }
 
 fn inspect(location: &Location) -> Result<(), CommandError> {
-    let inspection = Inspection::of(&location.spool()?)?;
-    let mut out = io::stdout().lock();
+    let inspection = Inspection::of(&location.open()?.spool)?;
+    let mut out = Output::new();
     let segments = inspection.segments();
     let bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    writeln!(out, "{} segment(s), {bytes} bytes, next offset {}", segments.len(), inspection.end())?;
+    out.line(format_args!("{} segment(s), {bytes} bytes, next offset {}", segments.len(), inspection.end()))?;
     for segment in &segments {
         let records = segment.offsets.end - segment.offsets.start;
-        writeln!(out, "{}  {} records from {}  {} bytes", segment.file, records, segment.offsets.start, segment.bytes)?;
+        out.line(format_args!(
+            "{}  {} records from {}  {} bytes",
+            segment.file, records, segment.offsets.start, segment.bytes
+        ))?;
     }
     for (sink, position) in &inspection.cursors {
         let waiting = inspection.end().saturating_sub(*position);
-        writeln!(out, "sink {sink}: settled below {position}, {waiting} waiting")?;
+        out.line(format_args!("sink {sink}: settled below {position}, {waiting} waiting"))?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 fn verify(location: &Location) -> Result<(), CommandError> {
-    let inspection = Inspection::of(&location.spool()?)?;
+    let inspection = Inspection::of(&location.open()?.spool)?;
     let mut intact = 0u64;
     let damaged = inspection.read(0, |_| {
         intact += 1;
         Ok(())
     })?;
-    let mut out = io::stdout().lock();
+    let mut out = Output::new();
     for gone in &damaged {
-        writeln!(out, "damaged: offsets {} to {}", gone.start, gone.end - 1)?;
+        out.line(format_args!("damaged: offsets {} to {}", gone.start, gone.end - 1))?;
     }
     let count: u64 = damaged.iter().map(|gone| gone.end - gone.start).sum();
-    writeln!(out, "{intact} record(s) intact, {count} damaged")?;
+    out.line(format_args!("{intact} record(s) intact, {count} damaged"))?;
+    out.flush()?;
     if damaged.is_empty() { Ok(()) } else { Err(CommandError::Damaged) }
 }
 
 fn export(location: &Location, selection: &Selection, undelivered: Option<&str>) -> Result<(), CommandError> {
-    let inspection = Inspection::of(&location.spool()?)?;
+    let chosen = selection.compile()?;
+    let inspection = Inspection::of(&location.open()?.spool)?;
     let from = match undelivered {
         Some(sink) => position(&inspection, sink)?,
         None => 0,
     };
-    let chosen = selection.compile()?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = Output::new();
     let damaged = inspection.read(from, |record| {
         let event = &record.event;
         let for_another = undelivered.is_some_and(|sink| record.target.as_deref().is_some_and(|target| target != sink));
@@ -86,14 +91,20 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         json::write_string(event.conversation(), &mut line);
         line.push_str(&format!(",\"arrival\":\"{}\",\"payload\":", event.arrival()));
         json::write_string(&String::from_utf8_lossy(event.payload()), &mut line);
-        line.push_str("}\n");
-        out.write_all(line.as_bytes())
-    })?;
+        line.push('}');
+        out.line(line)?;
+        // Nobody reads on.
+        if out.is_unread() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+    });
     out.flush()?;
+    let damaged = match damaged {
+        Err(_) if out.is_unread() => return Ok(()),
+        damaged => damaged?,
+    };
     for gone in &damaged {
-        eprintln!("damaged: offsets {} to {}", gone.start, gone.end - 1);
+        note(format_args!("damaged: offsets {} to {}", gone.start, gone.end - 1));
     }
-    Ok(())
+    if damaged.is_empty() { Ok(()) } else { Err(CommandError::Damaged) }
 }
 
 /// How far `sink` has settled the spool.

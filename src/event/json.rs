@@ -58,12 +58,22 @@ pub struct Value {
 }
 
 impl Value {
-    /// The value as text: a string without quotes and escapes, anything else as it is written.
+    /// The value as text: a string without quotes and escapes, anything else as it is written. A lone surrogate becomes
+    /// U+FFFD.
     pub fn text(self, text: &str) -> Cow<'_, str> {
         let raw = self.span.of(text);
         match self.kind {
             Kind::Escaped => Cow::Owned(unescape(raw)),
             _ => Cow::Borrowed(raw),
+        }
+    }
+
+    /// The bytes of that text, in which lone surrogates, which no text can hold, stay apart from each other.
+    pub fn bytes(self, text: &str) -> Cow<'_, [u8]> {
+        let raw = self.span.of(text);
+        match self.kind {
+            Kind::Escaped => Cow::Owned(unescape(raw)),
+            _ => Cow::Borrowed(raw.as_bytes()),
         }
     }
 }
@@ -334,9 +344,45 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Resolves the escape sequences of a string that a [`Reader`] accepted. A lone surrogate becomes U+FFFD.
-fn unescape(raw: &str) -> String {
-    let mut text = String::with_capacity(raw.len());
+/// What the escape sequences of a string are resolved into.
+trait Unescaped: Default {
+    fn push_str(&mut self, text: &str);
+    fn push(&mut self, character: char);
+    fn push_lone_surrogate(&mut self, unit: u32);
+}
+
+impl Unescaped for String {
+    fn push_str(&mut self, text: &str) {
+        self.push_str(text);
+    }
+
+    fn push(&mut self, character: char) {
+        self.push(character);
+    }
+
+    fn push_lone_surrogate(&mut self, _: u32) {
+        self.push(char::REPLACEMENT_CHARACTER);
+    }
+}
+
+impl Unescaped for Vec<u8> {
+    fn push_str(&mut self, text: &str) {
+        self.extend_from_slice(text.as_bytes());
+    }
+
+    fn push(&mut self, character: char) {
+        self.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+
+    /// As UTF-8 would have it if it allowed that, which makes it different from any text.
+    fn push_lone_surrogate(&mut self, unit: u32) {
+        self.extend([0xE0 | unit >> 12, 0x80 | unit >> 6 & 0x3F, 0x80 | unit & 0x3F].map(|byte| byte as u8));
+    }
+}
+
+/// Resolves the escape sequences of a string that a [`Reader`] accepted.
+fn unescape<T: Unescaped>(raw: &str) -> T {
+    let mut text = T::default();
     let mut rest = raw;
     while let Some((plain, escaped)) = rest.split_once('\\') {
         text.push_str(plain);
@@ -348,16 +394,19 @@ fn unescape(raw: &str) -> String {
             Some('r') => text.push('\r'),
             Some('t') => text.push('\t'),
             Some('u') => {
-                let unit = hex(escaped, 1);
+                let unit = hex(escaped, 1).unwrap_or_default();
                 let pair = escaped.get(5..7).filter(|next| *next == "\\u").and_then(|_| hex(escaped, 7));
                 match (unit, pair) {
-                    (Some(high @ 0xD800..0xDC00), Some(low @ 0xDC00..0xE000)) => {
+                    (high @ 0xD800..0xDC00, Some(low @ 0xDC00..0xE000)) => {
                         let scalar = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
                         text.push(char::from_u32(scalar).unwrap_or(char::REPLACEMENT_CHARACTER));
                         rest = escaped.get(11..).unwrap_or_default();
                     }
-                    (unit, _) => {
-                        text.push(unit.and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER));
+                    _ => {
+                        match char::from_u32(unit) {
+                            Some(character) => text.push(character),
+                            None => text.push_lone_surrogate(unit),
+                        }
                         rest = escaped.get(5..).unwrap_or_default();
                     }
                 }
@@ -459,7 +508,9 @@ mod tests {
             assert_eq!(serde_json::from_str::<String>(&ours).unwrap(), original);
             let escaped: String = original.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             for text in [ours, format!("\"{escaped}\"")] {
-                assert_eq!(whole(&text).unwrap().text(&text), original);
+                let value = whole(&text).unwrap();
+                assert_eq!(value.text(&text), original);
+                assert_eq!(*value.bytes(&text), *original.as_bytes());
             }
         }
         assert_eq!(whole(r#""a\ud800b""#).unwrap().text(r#""a\ud800b""#), "a\u{fffd}b");

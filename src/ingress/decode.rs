@@ -48,6 +48,39 @@ pub enum DecodeError {
     },
 }
 
+/// The parts of a request that say what it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The query string, percent-encoded.
+    pub query: Option<&'a str>,
+    /// The Content-Type.
+    pub content_type: Option<&'a str>,
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
+impl<'a> Content<'a> {
+    /// The events in the request, in their order.
+    pub fn decode(&self, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+        match self.fields() {
+            Some(query) => fields(query, config, arrival),
+            None => body(self.body, self.content_type, config, arrival),
+        }
+    }
+
+    /// The bytes that hold the events.
+    pub fn text(&self) -> &'a [u8] {
+        self.fields().map_or(self.body, str::as_bytes)
+    }
+
+    /// The query, if the events are there.
+    fn fields(&self) -> Option<&'a str> {
+        (self.method == "GET" && self.body.is_empty()).then_some(self.query.unwrap_or_default())
+    }
+}
+
 /// An upper bound, near enough, of the memory that decoding these bytes and the events in them take.
 pub fn memory(bytes: &[u8], config: &Config) -> usize {
     const COPIES: usize = 3;
@@ -89,7 +122,7 @@ pub fn body(
 }
 
 /// The event in a query string or a form; none if there is no field.
-pub fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
     let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).take(config.max_fields + 1).collect();
     if fields.len() > config.max_fields {
         return Err(DecodeError::Malformed { detail: json::too_many_fields(config.max_fields), place: None });

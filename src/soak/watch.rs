@@ -4,7 +4,7 @@ use super::latency::{Latency, Percentiles};
 use super::oracle::{Delivery, Fault, Finding, Oracle, Position};
 use super::script::{self, Recognised, Script};
 use crate::config::{Destination, Sink};
-use crate::dead_letter;
+use crate::dead_letter::Letters;
 use crate::event::Event;
 use crate::route::{Route, RouteError, Routed};
 use crate::spool::Record;
@@ -212,7 +212,9 @@ impl Watch {
         let verdict = state.oracle.verdict();
         let (mut dead, mut reason) = (HashSet::new(), state.refusal.clone());
         if !verdict.lost.is_empty() {
-            for (letter, _) in dead_letter::read(spool, &self.name).unwrap_or_default() {
+            let mut letters = Letters::of(spool, &self.name).ok();
+            while let Some(found) = letters.as_mut().and_then(|letters| letters.read_next().ok().flatten()) {
+                let letter = found.item;
                 if let Recognised::Ours { conversation, number, .. } = self.script.recognise(letter.payload.as_bytes())
                 {
                     dead.insert((conversation, number));

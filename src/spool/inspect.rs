@@ -36,8 +36,11 @@ impl Inspection {
         let disk = Directory::read_only(path)?;
         let mut cursors = Vec::new();
         for file in disk.list()? {
-            if let Some(sink) = cursor::sink(&file) {
-                cursors.push((sink.to_owned(), cursor::peek(&disk, sink)?));
+            let Some(sink) = cursor::sink(&file) else { continue };
+            match cursor::peek(&disk, sink) {
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                position => cursors.push((sink.to_owned(), position?)),
             }
         }
         cursors.sort();
@@ -45,6 +48,12 @@ impl Inspection {
         let mut segments = recovery::list(&disk)?;
         let end = recovery::look(&disk, &mut segments, settled)?;
         Ok(Self { disk, segments, end, cursors })
+    }
+
+    /// The sinks that have a position in the spool in `path`.
+    pub fn sinks(path: &Path) -> io::Result<Vec<String>> {
+        let files = Directory::read_only(path)?.list()?;
+        Ok(files.iter().filter_map(|file| cursor::sink(file)).map(str::to_owned).collect())
     }
 
     /// The segments in order.
@@ -93,5 +102,25 @@ impl Inspection {
             }
         }
         Ok(damaged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_while_it_is_looked_at_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        // A name that is listed and cannot be opened, as one is that was removed in between.
+        for name in ["cursor-gone".to_owned(), segment::name(7)] {
+            std::os::unix::fs::symlink("nowhere", dir.path().join(name)).unwrap();
+        }
+        let inspection = Inspection::of(dir.path()).unwrap();
+        assert_eq!((inspection.cursors.len(), inspection.segments().len(), inspection.end()), (0, 0, 0));
+        let disk = Directory::read_only(dir.path()).unwrap();
+        let mut segments = BTreeMap::from([(7, Segment::default())]);
+        assert_eq!(recovery::look(&disk, &mut segments, 3).unwrap(), 7);
+        assert!(segments.is_empty());
     }
 }

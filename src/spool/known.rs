@@ -53,7 +53,7 @@ impl Known {
             file.read_at(&mut bytes, 0)?;
             // A torn file is one whose segment is still there.
             let identities = decode(&bytes).unwrap_or_default();
-            let newest = identities.last().map_or(Arrival(0), |(_, arrival)| *arrival);
+            let newest = newest(&identities).unwrap_or_default();
             self.files.push_back(File { base, count: identities.len(), newest });
             // Which of the segment's offsets is whose is not known; every sink had passed all of them.
             identities.into_iter().for_each(|(id, arrival)| show(id, arrival, base));
@@ -75,7 +75,7 @@ impl Known {
             latest.push_back((id, arrival));
         })?;
         let identities = Vec::from(latest);
-        let Some((_, newest)) = identities.last().copied() else { return Ok(()) };
+        let Some(newest) = newest(&identities) else { return Ok(()) };
         let bytes = encode(&identities);
         let file = match disk.create(&name(base), bytes.len() as u64) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open(&name(base))?,
@@ -103,6 +103,11 @@ impl Known {
         }
         Ok(())
     }
+}
+
+/// Not always that of the last one: a body that could not be decoded may have waited for long.
+fn newest(identities: &[(EventId, Arrival)]) -> Option<Arrival> {
+    identities.iter().map(|(_, arrival)| *arrival).max()
 }
 
 /// Shows the identities and offsets of the records in the segment with these offsets, as far as they can be read.

@@ -43,10 +43,17 @@ impl Recent {
         self.ids.get(id).copied()
     }
 
-    /// Adds a stored event, and lets go of those that have become too old or too many.
-    pub fn insert(&mut self, id: EventId, arrival: Arrival, offset: u64) {
-        self.expire(arrival);
-        if self.capacity == 0 {
+    /// Adds an event that was stored at `now`, and lets go of those that have become too old or too many. One that arrived
+    /// long before, in a body that could not be decoded then, is held as if it came now.
+    pub fn insert(&mut self, id: EventId, arrival: Arrival, offset: u64, now: Arrival) {
+        let arrival = if arrival < self.since(now) { now } else { arrival };
+        self.recall(id, arrival, offset, now);
+    }
+
+    /// Adds an event that is known at `now` to have been stored, if it arrived within the window.
+    pub fn recall(&mut self, id: EventId, arrival: Arrival, offset: u64, now: Arrival) {
+        self.expire(now);
+        if self.capacity == 0 || arrival < self.since(now) {
             return;
         }
         if let Some(known) = self.ids.get_mut(&id) {
@@ -85,39 +92,56 @@ mod tests {
         EventId([n; 16])
     }
 
+    /// Stores an event as soon as it has arrived.
+    fn insert(recent: &mut Recent, n: u8, at: u64) {
+        recent.insert(id(n), Arrival(at), n.into(), Arrival(at));
+    }
+
     #[test]
     fn forgets_by_age_and_by_number() {
         let mut recent = Recent::new(Duration::from_secs(10), 3);
         for n in 0..4 {
-            recent.insert(id(n), Arrival(1_000 * n as u64), n.into());
+            insert(&mut recent, n, 1_000 * u64::from(n));
         }
-        assert_eq!([0, 1, 2, 3].map(|n| recent.offset(&id(n))), [None, Some(1), Some(2), Some(3)]);
-        recent.insert(id(9), Arrival(12_500), 9);
-        assert_eq!([1, 2, 3, 9].map(|n| recent.offset(&id(n))), [None, None, Some(3), Some(9)]);
+        assert_eq!([0, 1, 2, 3].map(|n| recent.offset(&id(n)).is_some()), [false, true, true, true]);
+        insert(&mut recent, 9, 12_500);
+        assert_eq!([1, 2, 3, 9].map(|n| recent.offset(&id(n)).is_some()), [false, false, true, true]);
     }
 
     #[test]
     fn a_clock_that_is_set_back_does_not_make_the_window_longer() {
         let mut recent = Recent::new(Duration::from_secs(10), 100);
-        recent.insert(id(1), Arrival(90_000), 1);
-        recent.insert(id(2), Arrival(50_000), 2);
-        assert_eq!([1, 2].map(|n| recent.offset(&id(n))), [None, Some(2)]);
-        recent.insert(id(3), Arrival(60_001), 3);
-        assert_eq!([2, 3].map(|n| recent.offset(&id(n))), [None, Some(3)]);
+        insert(&mut recent, 1, 90_000);
+        insert(&mut recent, 2, 50_000);
+        assert_eq!([1, 2].map(|n| recent.offset(&id(n)).is_some()), [false, true]);
+        insert(&mut recent, 3, 60_001);
+        assert_eq!([2, 3].map(|n| recent.offset(&id(n)).is_some()), [false, true]);
+    }
+
+    #[test]
+    fn what_is_stored_long_after_its_arrival_is_known_from_then_on_and_takes_nothing_with_it() {
+        let mut recent = Recent::new(Duration::from_secs(10), 100);
+        insert(&mut recent, 1, 90_000);
+        recent.insert(id(2), Arrival(5_000), 2, Arrival(92_000));
+        recent.recall(id(3), Arrival(5_000), 3, Arrival(92_000));
+        insert(&mut recent, 4, 100_000);
+        assert_eq!([1, 2, 3, 4].map(|n| recent.offset(&id(n)).is_some()), [true, true, false, true]);
+        insert(&mut recent, 5, 102_001);
+        assert_eq!([1, 2, 4, 5].map(|n| recent.offset(&id(n)).is_some()), [false, false, true, true]);
     }
 
     #[test]
     fn no_window_means_no_memory() {
         let mut recent = Recent::new(Duration::ZERO, 100);
-        recent.insert(id(1), Arrival(5), 1);
+        insert(&mut recent, 1, 5);
         assert_eq!(recent.offset(&id(1)), None);
     }
 
     #[test]
     fn of_an_event_stored_again_the_later_place_counts() {
         let mut recent = Recent::new(Duration::from_secs(10), 2);
-        recent.insert(id(1), Arrival(5), 1);
-        recent.insert(id(1), Arrival(6), 7);
+        recent.insert(id(1), Arrival(5), 1, Arrival(5));
+        recent.insert(id(1), Arrival(6), 7, Arrival(6));
         assert_eq!((recent.offset(&id(1)), recent.len()), (Some(7), 1));
     }
 }

@@ -84,8 +84,17 @@ fn begin(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
 
 /// The end of the log as [`recover`] would find it; changes nothing.
 pub fn look(disk: &dyn Disk, segments: &mut BTreeMap<u64, Segment>, settled: u64) -> io::Result<u64> {
+    let mut settled = settled;
     while let Some((&base, last)) = segments.iter_mut().next_back() {
-        let file = disk.open(&segment::name(base))?;
+        let file = match disk.open(&segment::name(base)) {
+            // Removed since it was listed: the log goes at least so far.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                settled = settled.max(base);
+                segments.remove(&base);
+                continue;
+            }
+            other => other?,
+        };
         let proven = settled.max(segment::sealed_end(&*file)?.unwrap_or_default());
         let tail = read_tail(Scan::new(file)?, base, proven)?;
         if tail.end > base {

@@ -223,9 +223,10 @@ impl Writer {
 
     /// Shows the durable records to the readers and releases those who wait for them.
     fn publish(&mut self, batch: u64, commit: Commit) {
+        let now = Arrival::now();
         // What is published again came long ago, and what is like it may come again.
         for record in commit.records.iter().filter(|record| record.target.is_none()) {
-            self.recent.insert(record.event.id(), record.event.arrival(), record.offset);
+            self.recent.insert(record.event.id(), record.event.arrival(), record.offset, now);
         }
         if self.next > batch {
             self.shared.metrics.appended_records.inc_by(self.next - batch);
