@@ -83,6 +83,12 @@ pub async fn stream_messages(url: &str, name: &str, count: usize, within: Durati
     received
 }
 
+/// Reads all that the stream holds now.
+pub async fn stream_all(url: &str, name: &str) -> Vec<Received> {
+    let stored = stream_length(url, name).await.try_into().unwrap();
+    stream_messages(url, name, stored, PATIENCE).await
+}
+
 fn to_received(message: &jetstream::Message) -> Received {
     let headers = message.headers.iter().flat_map(|headers| headers.iter());
     let headers =
