@@ -2,6 +2,7 @@
 
 mod bounds;
 mod brokers;
+mod clusters;
 mod command_line;
 mod dead_letters;
 mod delivery;
