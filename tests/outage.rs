@@ -7,7 +7,9 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::support::oracle::{Load, Running, settled};
+use crate::support::bridge::on_fixed_port;
+use crate::support::fault::{catch_up, kafka_sink, nats_sink, ready, steady, three_sinks};
+use crate::support::oracle::{Load, settled};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, kafka, nats};
 
 const MIB: f64 = 1_048_576.0;
@@ -64,33 +66,8 @@ async fn readiness(bridge: &Bridge, sink: &str) -> Result<(), String> {
     }
 }
 
-async fn ready_again(bridge: &Bridge, sink: &str) {
-    eventually(PATIENCE, "the sink is ready again", async || readiness(bridge, sink).await.is_ok()).await;
-    assert_eq!(bridge.admin("/readyz").await.status, 200);
-}
-
-/// Its load finds it again after a restart.
-fn on_fixed_port() -> String {
-    format!("[ingress]\nlisten = '127.0.0.1:{}'\n[admin]\nlisten = '127.0.0.1:0'\n", free_port())
-}
-
 async fn bridge_to(kafka: &str, topic: &str) -> Bridge {
-    let sink = format!("[sinks.kafka]\ntype = 'kafka'\nbrokers = '{kafka}'\ntopic = '{topic}'");
-    Bridge::start(&format!("{}{sink}", on_fixed_port())).await
-}
-
-/// Waits until no more than what is on its way anyway is left of an outage, and says how long that took.
-async fn catch_up(bridge: &Bridge, sink: &str, what: &str) {
-    let begun = Instant::now();
-    let lag = format!("cdrelay_sink_lag_seconds{{sink=\"{sink}\"}}");
-    eventually(PATIENCE, what, async || bridge.metric(&lag).await.unwrap() < 0.5).await;
-    println!("{what}: caught up in {:.1} s", begun.elapsed().as_secs_f64());
-}
-
-/// A steady stream that outlasts any outage here.
-fn steady(name: &'static str, bridge: &Bridge) -> Running {
-    let pause = Duration::from_millis(200);
-    Load { conversations: 80, events: 5000, pause, ..Load::new(name) }.start(&bridge.ingress_url())
+    Bridge::start(&format!("{}{}", on_fixed_port(), kafka_sink(kafka, topic))).await
 }
 
 #[tokio::test]
@@ -111,7 +88,7 @@ async fn a_minute_without_kafka_under_load_loses_nothing_keeps_order_and_costs_n
     catch_up(&bridge, "kafka", "after the minute").await;
     let sent = load.stop().await;
     settled(&bridge, &["kafka"]).await;
-    ready_again(&bridge, "kafka").await;
+    ready(&bridge).await;
     let after = sample(&bridge, "kafka", Instant::now()).await;
 
     let consumed = kafka::consume_all(&broker.address(), "cdr", PATIENCE).await;
@@ -161,7 +138,7 @@ async fn a_kafka_killed_together_with_the_bridge_and_a_kafka_that_hangs_get_ever
     catch_up(&bridge, "kafka", "after the pause").await;
     let sent = load.stop().await;
     settled(&bridge, &["kafka"]).await;
-    ready_again(&bridge, "kafka").await;
+    ready(&bridge).await;
     let consumed = kafka::consume_all(&broker.address(), "cdr", PATIENCE).await;
     // What the killed bridge had in flight is sent again by a producer that the broker does not know.
     sent.check_kafka(&consumed);
@@ -189,14 +166,14 @@ async fn a_nats_server_killed_and_restarted_and_hung_gets_every_event_in_order()
     catch_up(&bridge, "nats", "after the stop").await;
 
     server.pause();
-    watch(&bridge, "nats", Duration::from_secs(6)).await;
+    let samples = watch(&bridge, "nats", Duration::from_secs(20)).await;
+    assert!(samples.last().unwrap().ready == 503 && samples.last().unwrap().reason.is_some());
     server.resume();
     catch_up(&bridge, "nats", "after the pause").await;
     let sent = load.stop().await;
     settled(&bridge, &["nats"]).await;
-    ready_again(&bridge, "nats").await;
-    let stored = usize::try_from(nats::stream_length(&server.url(), "CDR").await).unwrap();
-    let duplicates = sent.check_nats(&nats::stream_messages(&server.url(), "CDR", stored, PATIENCE).await);
+    ready(&bridge).await;
+    let duplicates = sent.check_nats(&nats::stream_all(&server.url(), "CDR").await);
     assert_eq!(duplicates, 0, "the stream knows what it has");
     assert_eq!(sent.refused, 0);
 }
@@ -212,9 +189,7 @@ async fn flow(name: &'static str, further_sinks: &str) -> f64 {
     };
     nats::create_stream_with(&nats::shared(), config).await;
     let url = nats::shared();
-    let sink = format!(
-        "[sinks.nats]\ntype = 'nats'\nservers = '{url}'\nsubject = '{stream}.{{team}}.{{conversation_uuid}}'\n"
-    );
+    let sink = nats_sink(&url, &stream);
     let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}{further_sinks}")).await;
     eventually(PATIENCE, "nats is ready", async || readiness(&bridge, "nats").await.is_ok()).await;
     let client = async_nats::connect(url).await.unwrap();
@@ -263,23 +238,7 @@ async fn a_bridge_killed_in_the_middle_loses_nothing_and_keeps_order_in_all_sink
     let (topic, stream) = (kafka::unique_topic("killed"), nats::unique_name("killed"));
     kafka::create_topic(&kafka::shared(), &topic, 12).await;
     nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
-    let config = format!(
-        "{}
-        [sinks.stdout]
-        type = 'stdout'
-        [sinks.kafka]
-        type = 'kafka'
-        brokers = '{}'
-        topic = '{topic}'
-        [sinks.nats]
-        type = 'nats'
-        servers = '{}'
-        subject = '{stream}.{{team}}.{{conversation_uuid}}'",
-        on_fixed_port(),
-        kafka::shared(),
-        nats::shared()
-    );
-    let mut bridge = Bridge::start(&config).await;
+    let mut bridge = Bridge::start(&format!("{}{}", on_fixed_port(), three_sinks(&topic, &stream))).await;
     let load = Load { conversations: 64, events: 5000, pause: Duration::from_millis(40), ..Load::new("bridge killed") };
     let mut random = fastrand::Rng::with_seed(load.seed);
     let load = load.start(&bridge.ingress_url());
@@ -293,8 +252,7 @@ async fn a_bridge_killed_in_the_middle_loses_nothing_and_keeps_order_in_all_sink
     settled(&bridge, &["stdout", "kafka", "nats"]).await;
 
     let consumed = kafka::consume_all(&kafka::shared(), &topic, PATIENCE).await;
-    let stored = usize::try_from(nats::stream_length(&nats::shared(), &stream).await).unwrap();
-    let received = nats::stream_messages(&nats::shared(), &stream, stored, PATIENCE).await;
+    let received = nats::stream_all(&nats::shared(), &stream).await;
     let kafka = sent.check_kafka(&consumed);
     let nats = sent.check_nats(&received);
     let stdout = sent.check_stdout(&bridge.stdout_lines());

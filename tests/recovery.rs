@@ -6,6 +6,7 @@ use async_nats::jetstream::stream;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::fault::{ready, unready};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, kafka, nats, until};
 
 const JSON: &str = "application/json";
@@ -33,23 +34,6 @@ async fn published(bridge: &Bridge, sink: &str, count: f64) {
 fn dead_letters(bridge: &Bridge, sink: &str) -> Vec<Value> {
     let text = read_to_string(bridge.directory().join(format!("spool/dead-letters/{sink}.ndjson"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Waits until readiness is false because of the sink, and returns the reason.
-async fn unready(bridge: &Bridge, sink: &str, reason: &str) -> String {
-    let what = format!("{sink} is not ready: {reason}");
-    let found = until(PATIENCE, &what, async || {
-        let answer = bridge.admin("/readyz").await;
-        let found = answer.json()["sinks"][sink]["reason"].as_str().map(str::to_owned)?;
-        (answer.status == 503 && found.contains(reason)).then_some(found)
-    });
-    let found = found.await;
-    println!("/readyz: {sink}: {found}");
-    found
-}
-
-async fn ready(bridge: &Bridge) {
-    eventually(PATIENCE, "the bridge is ready", async || bridge.admin("/readyz").await.status == 200).await;
 }
 
 #[tokio::test]

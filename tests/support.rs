@@ -3,19 +3,23 @@
 //! - [`Bridge`], the cdrelay binary in a directory of its own, with an HTTP client for its two ports.
 //! - [`kafka`], the shared Kafka, private ones to break, topics, consumers.
 //! - [`nats`], the same for NATS.
+//! - [`fault`], what tests of a fault have in common.
 //! - [`oracle`], a load whose every event is accounted for.
 //! - [`proxy`], a network between bridge and broker that can be made bad.
 //! - [`raw`], HTTP by hand.
+//! - [`small_disk`], a file system that can be filled.
 //! - [`tls`], certificates.
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
 pub mod bridge;
+pub mod fault;
 pub mod kafka;
 pub mod nats;
 pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod small_disk;
 pub mod tls;
 
 use std::net::TcpListener;

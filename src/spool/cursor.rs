@@ -52,7 +52,9 @@ impl Cursor {
         let name = name(sink);
         let file = match disk.open(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = disk.create(&name, 3 * SECTOR).and_then(|file| disk.sync().map(|()| file));
+                // Synced with its size: on a full disk it could not grow again, and without it nothing delivered is let go.
+                let made = disk.create(&name, 3 * SECTOR).and_then(|file| file.sync().map(|()| file));
+                let made = made.and_then(|file| disk.sync().map(|()| file));
                 made.map_err(|error| io::Error::new(error.kind(), format!("cannot make {name}: {error}")))?
             }
             other => other?,

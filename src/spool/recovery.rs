@@ -119,8 +119,7 @@ pub fn recover(disk: &dyn Disk, segments: BTreeMap<u64, Segment>, settled: u64) 
         let tail = read_tail(Scan::new(file)?, base, proven)?;
         recovered.torn += tail.written.saturating_sub(tail.position);
         if tail.end > base {
-            make_durable(disk, &name, &tail)?;
-            last.bytes = tail.position + segment::FOOTER as u64;
+            last.bytes = make_durable(disk, &name, &tail)?;
             recovered.end = tail.end;
             for gone in &tail.damaged {
                 last.lose(gone.clone());
@@ -138,15 +137,28 @@ pub fn recover(disk: &dyn Disk, segments: BTreeMap<u64, Segment>, settled: u64) 
 }
 
 /// Records that a killed process wrote may not have been synced, and a sync that failed may have left them in memory only,
-/// where the next sync passes over them: so the last group commit is written again before anything is made of it.
-fn make_durable(disk: &dyn Disk, name: &str, tail: &Tail) -> io::Result<()> {
+/// where the next sync passes over them: so the last group commit is written again before anything is made of it. Returns the
+/// size of the file, which is ended behind it.
+///
+/// A full disk must not keep the spool from opening, so this needs no room that the file does not have: the footer takes the place
+/// of what is then cut off. Where there is nothing to cut off and no room, the file does without: a footer tells no more than that
+/// what stands in front of it was durable.
+fn make_durable(disk: &dyn Disk, name: &str, tail: &Tail) -> io::Result<u64> {
     let file = disk.open(name)?;
-    file.resize(tail.position)?;
     let mut last = vec![0; tail.position.saturating_sub(tail.batch_position) as usize];
     let read = file.read_at(&mut last, tail.batch_position)?;
     file.write_at(last.get(..read).unwrap_or_default(), tail.batch_position)?;
-    file.write_at(&segment::footer(tail.end), tail.position)?;
-    file.sync()
+    file.sync()?;
+    let end = match file.write_at(&segment::footer(tail.end), tail.position) {
+        Ok(()) => tail.position + segment::FOOTER as u64,
+        Err(error) => {
+            tracing::warn!(%error, file = name, "a segment of the spool stays without its end mark");
+            tail.position
+        }
+    };
+    file.resize(end)?;
+    file.sync()?;
+    Ok(end)
 }
 
 #[derive(Debug, Default)]

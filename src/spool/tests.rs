@@ -3,6 +3,7 @@
 
 mod damage;
 mod format;
+mod full_disk;
 mod model;
 mod promises;
 

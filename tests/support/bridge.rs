@@ -26,10 +26,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::process::Process;
-use super::{PATIENCE, until};
+use super::small_disk::SmallDisk;
+use super::{PATIENCE, free_port, until};
 
 /// The part of a configuration that lets the system choose both ports.
 pub const ANY_PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
+
+/// The part that gives the ingress a port of its own, so that a load finds it again after a restart.
+pub fn on_fixed_port() -> String {
+    format!("[ingress]\nlisten = '127.0.0.1:{}'\n[admin]\nlisten = '127.0.0.1:0'\n", free_port())
+}
 
 pub type Client = legacy::Client<HttpConnector, Full<Bytes>>;
 
@@ -40,6 +46,8 @@ pub struct Bridge {
     admin: String,
     client: Client,
     environment: Vec<(String, String)>,
+    /// What stands in front of the program on its command line.
+    prefix: Vec<String>,
     directory: TempDir,
 }
 
@@ -63,7 +71,10 @@ impl Answer {
 
 /// The binary, with nothing of our own environment that could configure it. For the subcommands that end by themselves.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cdrelay"));
+    clean(Command::new(env!("CARGO_BIN_EXE_cdrelay")))
+}
+
+fn clean(mut command: Command) -> Command {
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("CDRELAY_") {
             command.env_remove(name);
@@ -85,17 +96,26 @@ impl Bridge {
 
     /// The same with these environment variables, at every start.
     pub async fn start_with(config: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch(config, environment, Vec::new()).await
+    }
+
+    /// The same where the disk is seen; the configuration has to name its path for the spool.
+    pub async fn start_inside(disk: &SmallDisk, config: &str) -> Self {
+        Self::launch(config, &[], disk.enter()).await
+    }
+
+    async fn launch(config: &str, environment: &[(&str, &str)], prefix: Vec<String>) -> Self {
         let directory = TempDir::new().unwrap();
         write(directory.path().join("cdrelay.toml"), config).unwrap();
         let environment: Vec<_> =
             environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let (process, ingress, admin) = launch(directory.path(), &environment).await;
-        Self { process, ingress, admin, client: client(false), environment, directory }
+        let (process, ingress, admin) = launch(directory.path(), &environment, &prefix).await;
+        Self { process, ingress, admin, client: client(false), environment, prefix, directory }
     }
 
     /// Runs a killed or ended bridge again, in the same directory with the same configuration. Its ports may differ.
     pub async fn start_again(&mut self) {
-        (self.process, self.ingress, self.admin) = launch(self.directory.path(), &self.environment).await;
+        (self.process, self.ingress, self.admin) = launch(self.directory.path(), &self.environment, &self.prefix).await;
     }
 
     /// Where it was started: `cdrelay.toml`, and `spool` unless that says otherwise.
@@ -227,13 +247,22 @@ impl Bridge {
 }
 
 /// Runs the binary until it has logged the addresses it listens on, ingress and admin.
-async fn launch(directory: &Path, environment: &[(String, String)]) -> (Process, String, String) {
+async fn launch(directory: &Path, environment: &[(String, String)], prefix: &[String]) -> (Process, String, String) {
     let (stdout, stderr) = (directory.join("stdout"), directory.join("stderr"));
     end_torn_line(&stdout);
     let earlier = read(&stderr).map_or(0, |log| log.len());
-    let mut command = command();
+    let mut command = match prefix {
+        [] => command(),
+        [program, arguments @ ..] => {
+            let mut outer = clean(Command::new(program));
+            outer.args(arguments).arg(env!("CARGO_BIN_EXE_cdrelay"));
+            outer
+        }
+    };
     command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.current_dir(directory).args(["run", "--config", "cdrelay.toml", "--set", "log.format=json"]);
+    // By its whole path: the prefix may change the working directory.
+    command.current_dir(directory).arg("run").arg("--config").arg(directory.join("cdrelay.toml"));
+    command.args(["--set", "log.format=json"]);
     let mut process = Process::spawn(&mut command, &stdout, &stderr);
     let (ingress, admin) = until(PATIENCE, "the bridge listens", async || {
         process.assert_running();

@@ -8,9 +8,12 @@
 //! let mut broker = Broker::start(&[("message.max.bytes", "2000")]).await;
 //! broker.kill();
 //! broker.start_again().await; // same port, same data
+//!
+//! let mut cluster = Cluster::start().await; // three nodes
 //! ```
 
 mod broker;
+mod cluster;
 mod java;
 
 use std::env;
@@ -25,6 +28,7 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 pub use broker::{Broker, PASSWORD, USER};
+pub use cluster::Cluster;
 pub use java::{allow_writing, java_consume};
 
 use super::{PATIENCE, eventually};
@@ -56,7 +60,11 @@ pub async fn create_topic(address: &str, name: &str, partitions: i32) {
 
 /// Creates a topic with topic settings, such as `("max.message.bytes", "2000")`, and waits until it takes messages.
 pub async fn create_topic_with(address: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    create(address, name, partitions, 1, settings).await;
+}
+
+async fn create(address: &str, name: &str, partitions: i32, replicas: i32, settings: &[(&str, &str)]) {
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let admin = admin(address);
     let results = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();

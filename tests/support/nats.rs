@@ -7,7 +7,13 @@
 //! let mut server = Server::start("authorization { token: secret }").await;
 //! server.kill();
 //! server.start_again().await; // same port, same streams
+//!
+//! let mut cluster = Cluster::start().await; // three servers
 //! ```
+//!
+//! Where a URL is asked for, several with commas between them will do.
+
+mod cluster;
 
 use std::env;
 use std::fs::{remove_dir_all, write};
@@ -19,6 +25,8 @@ use async_nats::jetstream::{self, consumer::pull::OrderedConfig, stream};
 use futures_util::StreamExt;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout_at};
+
+pub use cluster::Cluster;
 
 use super::process::Process;
 use super::{PATIENCE, free_port};
@@ -83,6 +91,12 @@ pub async fn stream_messages(url: &str, name: &str, count: usize, within: Durati
     received
 }
 
+/// Reads all that the stream holds now.
+pub async fn stream_all(url: &str, name: &str) -> Vec<Received> {
+    let stored = stream_length(url, name).await.try_into().unwrap();
+    stream_messages(url, name, stored, PATIENCE).await
+}
+
 fn to_received(message: &jetstream::Message) -> Received {
     let headers = message.headers.iter().flat_map(|headers| headers.iter());
     let headers =
@@ -98,7 +112,8 @@ fn to_received(message: &jetstream::Message) -> Received {
 }
 
 async fn jetstream(url: &str) -> jetstream::Context {
-    jetstream::new(async_nats::connect(url).await.unwrap())
+    let urls: Vec<_> = url.split(',').collect();
+    jetstream::new(async_nats::connect(urls.as_slice()).await.unwrap())
 }
 
 /// A nats-server of one test's own, with JetStream, in a temporary directory, on a port that it keeps. Killed, and its data deleted,

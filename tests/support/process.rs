@@ -1,6 +1,7 @@
 //! A child process that dies with its owner, and can be stopped in all the ways a process is stopped in the field.
 
 use std::fs::{File, read_to_string};
+use std::io;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,10 +20,15 @@ pub struct Process {
 impl Process {
     /// Starts the command; what it writes is appended to the two files, which may be one.
     pub fn spawn(command: &mut Command, stdout: &Path, stderr: &Path) -> Self {
+        Self::try_spawn(command, stdout, stderr)
+            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()))
+    }
+
+    /// The same with a program that may not be there.
+    pub fn try_spawn(command: &mut Command, stdout: &Path, stderr: &Path) -> io::Result<Self> {
         let append = |path| File::options().append(true).create(true).open(path).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(append(stdout)).stderr(append(stderr)).spawn();
-        let child = child.unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
-        Self { child, stderr: stderr.to_owned() }
+        let child = command.stdin(Stdio::null()).stdout(append(stdout)).stderr(append(stderr)).spawn()?;
+        Ok(Self { child, stderr: stderr.to_owned() })
     }
 
     pub fn pid(&self) -> u32 {

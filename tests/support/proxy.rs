@@ -3,10 +3,12 @@
 //! ```ignore
 //! let proxy = Proxy::start(server_address).await;
 //! proxy.set(Line { delay: Duration::from_millis(50), ..Line::default() });
-//! proxy.reset(); // every connection, as a firewall that has forgotten them does
+//! proxy.reset(); // every connection, as a server that has forgotten them does
 //! proxy.set(Line { silent: true, ..Line::default() }); // half-open: nothing passes, nothing is closed
+//! proxy.forget(); // half-open for good, and only new connections are served
 //! ```
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +37,8 @@ pub struct Proxy {
     line: watch::Sender<Line>,
     resets: watch::Sender<usize>,
     connections: Arc<AtomicUsize>,
+    /// So many of the connections, from the first on, are silent for good.
+    forgotten: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -45,18 +49,21 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (line, resets) = (watch::Sender::new(Line::default()), watch::Sender::new(0));
         let connections = Arc::new(AtomicUsize::new(0));
+        let forgotten = Arc::new(AtomicUsize::new(0));
         let (lines, cuts, count) = (line.subscribe(), resets.subscribe(), connections.clone());
+        let forgotten_until = forgotten.clone();
         let accepting = tokio::spawn(async move {
             let mut all = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                count.fetch_add(1, Ordering::Relaxed);
+                let number = count.fetch_add(1, Ordering::Relaxed);
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
-                all.spawn(connect(client, upstream.clone(), lines.clone(), cuts));
+                let way = Way { number, forgotten: forgotten_until.clone(), line: lines.clone() };
+                all.spawn(connect(client, upstream.clone(), way, cuts));
             }
         });
-        Self { address, line, resets, connections, accepting }
+        Self { address, line, resets, connections, forgotten, accepting }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -73,6 +80,11 @@ impl Proxy {
         self.resets.send_modify(|resets| *resets += 1);
     }
 
+    /// Lets nothing through any more on the connections there are, and tells nobody, as a firewall that has forgotten them does.
+    pub fn forget(&self) {
+        self.forgotten.store(self.connections(), Ordering::Relaxed);
+    }
+
     /// How many have connected so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
@@ -85,7 +97,28 @@ impl Drop for Proxy {
     }
 }
 
-async fn connect(client: TcpStream, upstream: String, line: watch::Receiver<Line>, mut cuts: watch::Receiver<usize>) {
+/// What one connection is like.
+#[derive(Clone)]
+struct Way {
+    number: usize,
+    forgotten: Arc<AtomicUsize>,
+    line: watch::Receiver<Line>,
+}
+
+impl Way {
+    /// Resolves when so many bytes have come through; never if they get lost.
+    async fn pass(&mut self, bytes: usize) {
+        let Line { delay, bytes_per_second, .. } = *self.line.borrow_and_update();
+        sleep(delay + bytes_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) * bytes as u32 / rate))
+            .await;
+        let _ = self.line.wait_for(|line| !line.silent).await;
+        if self.number < self.forgotten.load(Ordering::Relaxed) {
+            pending().await
+        }
+    }
+}
+
+async fn connect(client: TcpStream, upstream: String, way: Way, mut cuts: watch::Receiver<usize>) {
     // Closed without further ado, a socket with this setting resets its connection.
     client.set_zero_linger().unwrap();
     let Ok(server) = TcpStream::connect(upstream).await else { return };
@@ -98,23 +131,16 @@ async fn connect(client: TcpStream, upstream: String, line: watch::Receiver<Line
     tokio::select! {
         _ = cuts.changed() => {}
         // Either end has closed, or was reset: the other one learns of it, like everything, when the line lets it.
-        _ = forward(from_client, to_server, line.clone()) => {}
-        _ = forward(from_server, to_client, line) => {}
+        _ = forward(from_client, to_server, way.clone()) => {}
+        _ = forward(from_server, to_client, way) => {}
     }
 }
 
-async fn forward(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    mut line: watch::Receiver<Line>,
-) -> io::Result<()> {
+async fn forward(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut way: Way) -> io::Result<()> {
     let mut buffer = vec![0; 4096];
     loop {
         let count = from.read(&mut buffer).await?;
-        let Line { delay, bytes_per_second, .. } = *line.borrow_and_update();
-        sleep(delay + bytes_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) * count as u32 / rate))
-            .await;
-        let _ = line.wait_for(|line| !line.silent).await;
+        way.pass(count).await;
         if count == 0 {
             return Ok(());
         }

@@ -182,6 +182,8 @@ impl Config {
         promise(&mut client);
         client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
         client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
+        // How long a broker may take to get a message to its replicas: less than its answer is waited for.
+        client.set("request.timeout.ms", "20000");
         self.pass_through(&mut client)?;
         client.create_native_config().map_err(|error| refused(&error))?;
         Ok(client)
@@ -219,6 +221,9 @@ impl Config {
         client.set("client.id", &self.client_id);
         // A cluster that comes back is found within this time.
         client.set("reconnect.backoff.max.ms", "2000");
+        // A firewall that has forgotten a connection tells nobody: what is with the broker waits for so long before another connection
+        // is tried. Java clients wait 30 s as well.
+        client.set("socket.timeout.ms", "30000");
         client.set("socket.keepalive.enable", "true");
         client.set("log.connection.close", "false");
         client.set("statistics.interval.ms", "0");

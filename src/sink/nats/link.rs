@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 /// Commands the library may hold for a connection that has stopped taking them; a publish beyond that waits, then times out.
 const COMMAND_CAPACITY: usize = 256;
-/// Two of these unanswered, and a connection that died without a word is replaced.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// Three of these unanswered, and a connection that died without a word is replaced: after 20 s at the latest.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Soon enough for a server that comes back, seldom enough for one that is down for hours.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);

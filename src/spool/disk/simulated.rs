@@ -43,6 +43,8 @@ struct World {
     unreliable: HashMap<Operation, u32>,
     /// How many of the next operations of this kind fail.
     failing: HashMap<Operation, u32>,
+    /// Whether somebody else has taken all the room, and takes what comes free.
+    full: bool,
     /// How many more changes the power lasts for.
     power: Option<u64>,
     count: HashMap<Operation, u64>,
@@ -83,6 +85,7 @@ impl Machine {
             unsynced_names: Vec::new(),
             unreliable: HashMap::new(),
             failing: HashMap::new(),
+            full: false,
             power: None,
             count: HashMap::new(),
         })))
@@ -126,7 +129,17 @@ impl Machine {
         self.world().unreliable.insert(operation, per_mille);
     }
 
-    /// Everything works from now on.
+    /// From now on there is no room for anything but what has room already.
+    pub fn fill(&self) {
+        self.world().full = true;
+    }
+
+    /// There is room again.
+    pub fn free(&self) {
+        self.world().full = false;
+    }
+
+    /// Every operation works from now on, as far as there is room.
     pub fn mend(&self) {
         let mut world = self.world();
         world.failing.clear();
@@ -364,7 +377,7 @@ impl Disk for Mount {
 
     fn create(&self, name: &str, size: u64) -> io::Result<Box<dyn DiskFile>> {
         let mut world = self.machine.world();
-        let works = world.enter(Operation::Create, self.life)?;
+        let works = world.enter(Operation::Create, self.life)? && !(world.full && size > 0);
         if world.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -426,12 +439,20 @@ impl Disk for Mount {
 }
 
 impl Handle {
-    fn change(&self, operation: Operation, act: impl FnOnce(&mut Content, bool, &mut fastrand::Rng)) -> io::Result<()> {
+    /// Changes the file, which has to have `room` bytes for that.
+    fn change(
+        &self,
+        operation: Operation,
+        room: usize,
+        act: impl FnOnce(&mut Content, bool, &mut fastrand::Rng),
+    ) -> io::Result<()> {
         let mut world = self.machine.world();
         let works = world.enter(operation, self.life)?;
-        let World { files, random, .. } = &mut *world;
+        let World { files, random, full, .. } = &mut *world;
         // An open file lives on after its name is gone; what it holds does not survive a crash.
-        act(files.entry(self.file).or_default(), works, random);
+        let content = files.entry(self.file).or_default();
+        let works = works && !(*full && room > content.seen.len());
+        act(content, works, random);
         match works {
             true => Ok(()),
             false if operation == Operation::Sync => Err(refused()),
@@ -463,7 +484,7 @@ impl DiskFile for Handle {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.change(Operation::Write, |content, works, random| {
+        self.change(Operation::Write, at as usize + bytes.len(), |content, works, random| {
             let count = if works { bytes.len() } else { random.usize(0..=bytes.len()) };
             let change = Change::Write(at as usize, bytes[..count].to_vec());
             apply(&mut content.seen, change.clone());
@@ -472,7 +493,7 @@ impl DiskFile for Handle {
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
-        self.change(Operation::Resize, |content, works, _| {
+        self.change(Operation::Resize, size as usize, |content, works, _| {
             if works {
                 apply(&mut content.seen, Change::Size(size as usize));
                 content.unsynced.push(Change::Size(size as usize));
@@ -481,7 +502,7 @@ impl DiskFile for Handle {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.change(Operation::Sync, |content, works, random| {
+        self.change(Operation::Sync, 0, |content, works, random| {
             if works {
                 std::mem::take(&mut content.unsynced).into_iter().for_each(|change| content.keep(change));
             } else {

@@ -44,6 +44,8 @@ struct Run {
     next_event: u64,
     /// Whether operations fail now.
     faulty: bool,
+    /// Whether the disk has no room now.
+    full: bool,
     /// Whether operations ever failed.
     scarred: bool,
     /// How many bytes were on disk when this life of the process began.
@@ -83,6 +85,7 @@ fn run(seed: u64) -> (u64, u64) {
         promised: Promised::default(),
         next_event: 0,
         faulty: false,
+        full: false,
         scarred: false,
         held_at_start: 0,
         crashes: 0,
@@ -96,6 +99,7 @@ fn run(seed: u64) -> (u64, u64) {
         run.holds_the_bound(&life.0);
     }
     run.machine.mend();
+    run.machine.free();
     let power_cut = run.random.bool();
     let (mut life, mut consumers) = run.restart((life.0, life.1), power_cut);
     for consumer in &mut consumers {
@@ -130,7 +134,12 @@ impl Run {
                 life.shared.cursors[at].set(consumer.settled);
             }
             72..82 => life.keeper.round(self.random.bool()),
-            82..85 => life.writer.seal(),
+            82..84 => life.writer.seal(),
+            84 => {
+                self.full = !self.full;
+                self.scarred = true;
+                if self.full { self.machine.fill() } else { self.machine.free() }
+            }
             85..89 => {
                 let operation = self.random.choice(FAULTS).unwrap();
                 self.machine.fail_often(operation, self.random.u32(1..1000));
@@ -172,7 +181,8 @@ impl Run {
         if power_cut || self.machine.is_dark() { self.machine.crash() } else { self.machine.kill() }
     }
 
-    /// Opens the spool, with cursors within these bounds, however often that takes while the disk fails and the power goes.
+    /// Opens the spool, with cursors within these bounds, however often that takes while the disk fails and the power goes. That the
+    /// disk is full is no reason not to open.
     fn begin(&mut self, cursors: &[std::ops::RangeInclusive<u64>]) -> Alive {
         if self.random.u32(0..4) == 0 {
             self.machine.cut_power_after(self.random.u64(1..12));
@@ -287,7 +297,9 @@ impl Run {
             } else {
                 for refused in &group {
                     match refused {
-                        Err(AppendError::Failed { .. }) => assert!(self.faulty || self.machine.is_dark()),
+                        Err(AppendError::Failed { .. }) => {
+                            assert!(self.faulty || self.full || self.machine.is_dark());
+                        }
                         Err(AppendError::Full { .. }) => {
                             let room = self.config.max_size.as_u64().saturating_sub(life.shared.log().bytes());
                             assert!(room < self.config.segment_size().max(4 * 10_000), "{room} bytes are room enough");

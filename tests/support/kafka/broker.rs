@@ -2,13 +2,15 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::write;
+use std::fs::{remove_dir_all, write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 
 use crate::support::process::Process;
+use crate::support::proxy::Proxy;
 use crate::support::{PATIENCE, free_port, tls};
 
 /// Whom [`Broker::start_sasl_tls`] lets in.
@@ -49,24 +51,51 @@ impl Broker {
         Self::start_in(directory, Some(free_port()), &properties).await
     }
 
+    /// Starts a broker that has a second way to it, over the proxy's address: who asks the broker there is told to stay on that way.
+    pub async fn start_behind_proxy() -> (Self, Proxy) {
+        let (port, controller, proxied) = (free_port(), free_port(), free_port());
+        let proxy = Proxy::start(format!("127.0.0.1:{proxied}")).await;
+        let listeners = [
+            format!("PLAINTEXT://127.0.0.1:{port}"),
+            format!("PROXIED://127.0.0.1:{proxied}"),
+            format!("CONTROLLER://127.0.0.1:{controller}"),
+        ];
+        let advertised = format!("PLAINTEXT://127.0.0.1:{port},PROXIED://{}", proxy.address());
+        let properties = [
+            ("listeners", listeners.join(",")),
+            ("advertised.listeners", advertised),
+            ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
+            ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
+        ];
+        let properties = properties.each_ref().map(|(key, value)| (*key, value.as_str()));
+        (Self::start_node(TempDir::new().unwrap(), port, None, &properties).await, proxy)
+    }
+
     async fn start_in(directory: TempDir, secure_port: Option<u16>, overrides: &[(&str, &str)]) -> Self {
         let (port, controller) = (free_port(), free_port());
-        let data = directory.path().join("data");
         let mut listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}");
         if let Some(port) = secure_port {
             listeners += &format!(",SASL_SSL://127.0.0.1:{port}");
         }
-        let own = [
-            ("listeners", listeners.as_str()),
-            ("controller.quorum.voters", &format!("1@127.0.0.1:{controller}")),
-            ("log.dirs", data.to_str().unwrap()),
-        ];
-        let mut properties = include_str!("../kafka.properties").to_owned();
-        for (key, value) in own.iter().chain(overrides) {
-            properties += &format!("{key}={value}\n");
+        let voters = format!("1@127.0.0.1:{controller}");
+        let own = [("listeners", listeners.as_str()), ("controller.quorum.voters", &voters)];
+        Self::start_node(directory, port, secure_port, &[&own, overrides].concat()).await
+    }
+
+    /// Starts a node with these properties, which say what it listens on and whom it elects a controller with.
+    pub(super) async fn start_node(
+        directory: TempDir,
+        port: u16,
+        secure_port: Option<u16>,
+        properties: &[(&str, &str)],
+    ) -> Self {
+        let mut text = include_str!("../kafka.properties").to_owned();
+        text += &format!("log.dirs={}\n", directory.path().join("data").display());
+        for (key, value) in properties {
+            text += &format!("{key}={value}\n");
         }
-        write(directory.path().join("server.properties"), properties).unwrap();
-        format(directory.path());
+        write(directory.path().join("server.properties"), text).unwrap();
+        format(directory.path()).await;
         let process = launch(directory.path(), port).await;
         Self { process, port, secure_port, directory }
     }
@@ -102,6 +131,12 @@ impl Broker {
         self.process = launch(self.directory.path(), self.port).await;
     }
 
+    /// Empties the disk of a killed or stopped broker: it knows of no topic any more.
+    pub async fn forget(&self) {
+        remove_dir_all(self.directory.path().join("data")).unwrap();
+        format(self.directory.path()).await;
+    }
+
     /// SIGSTOP: it answers nothing, yet its connections stay open.
     pub fn pause(&self) {
         self.process.pause();
@@ -113,13 +148,14 @@ impl Broker {
     }
 }
 
-fn format(directory: &Path) {
+async fn format(directory: &Path) {
     let mut format = java("kafka.tools.StorageTool");
     format.args(["format", "--cluster-id", "cdrelay-tests-00000000"]);
     for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
         format.arg("--add-scram").arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
     }
-    let output = format.arg("--config").arg(directory.join("server.properties")).output().unwrap();
+    format.arg("--config").arg(directory.join("server.properties"));
+    let output = spawn_blocking(move || format.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "cannot format: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -138,7 +174,7 @@ pub(super) fn java(class: &str) -> Command {
     class_path.push("/*");
     let mut command = Command::new("java");
     // Small, and soon there rather than fast once warm.
-    command.args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8"]);
+    command.args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8"]);
     command.arg("-Dorg.apache.logging.log4j.level=WARN").arg("-cp").arg(class_path).arg(class);
     command
 }

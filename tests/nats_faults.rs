@@ -1,0 +1,130 @@
+//! What NATS and the way to it can do while webhooks come in: nothing acknowledged is lost, and order is held.
+
+use async_nats::jetstream::stream;
+
+use crate::support::fault::{catch_up, nats_sink, no_dead_letters, steady, through_a_bad_network, unready};
+use crate::support::oracle::{Load, settled};
+use crate::support::proxy::Proxy;
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, nats};
+
+#[tokio::test]
+async fn a_stream_deleted_and_created_again_gets_everything_that_came_since() {
+    let (nats, stream) = (nats::shared(), nats::unique_name("deleted"));
+    let subjects = format!("{stream}.>");
+    nats::create_stream(&nats, &stream, &[&subjects]).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{}", nats_sink(&nats, &stream))).await;
+    let load = steady("stream deleted", &bridge);
+    load.progress(300).await;
+    nats::delete_stream(&nats, &stream).await;
+    let marks = load.marks();
+    unready(&bridge, "nats", "no JetStream stream takes subject").await;
+    load.progress(300).await;
+    nats::create_stream(&nats, &stream, &[&subjects]).await;
+    catch_up(&bridge, "nats", "the stream is there again").await;
+    load.progress(300).await;
+    let sent = load.stop().await.emptied_at(&marks);
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&nats::stream_all(&nats, &stream).await), 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_nats_server_that_comes_back_with_an_empty_disk_gets_its_stream_and_everything_that_came_since() {
+    let mut server = nats::Server::start("").await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{}'\nack_timeout = '2s'", server.url());
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}\n[sinks.nats.stream]\nname = 'CDR'\ncreate = true")).await;
+    let load = steady("empty disk", &bridge);
+    load.progress(300).await;
+    server.kill();
+    let marks = load.marks();
+    server.forget();
+    load.progress(300).await;
+    server.start_again().await;
+    catch_up(&bridge, "nats", "the server is there again").await;
+    load.progress(300).await;
+    let sent = load.stop().await.emptied_at(&marks);
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&nats::stream_all(&server.url(), "CDR").await), 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_full_stream_that_discards_new_messages_goes_on_each_time_it_is_purged() {
+    const ROOM: usize = 400;
+    let (nats, stream) = (nats::shared(), nats::unique_name("full"));
+    let limited = stream::Config {
+        name: stream.clone(),
+        subjects: vec![format!("{stream}.>")],
+        discard: stream::DiscardPolicy::New,
+        max_messages: ROOM as i64,
+        ..Default::default()
+    };
+    nats::create_stream_with(&nats, limited).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{}", nats_sink(&nats, &stream))).await;
+    let load = Load { conversations: 40, events: 30, ..Load::new("stream full") }.start(&bridge.ingress_url());
+    let sent = load.finish().await;
+    assert_eq!(sent.refused, 0, "the spool takes what the stream does not");
+    let mut received = Vec::new();
+    let mut purges = 0;
+    // While the stream is full nothing comes between reading and emptying it.
+    while received.len() + ROOM < sent.count() {
+        unready(&bridge, "nats", "maximum messages exceeded").await;
+        let held = nats::stream_messages(&nats, &stream, ROOM, PATIENCE).await;
+        received.extend(held);
+        nats::purge_stream(&nats, &stream).await;
+        purges += 1;
+        let full = async || nats::stream_length(&nats, &stream).await == ROOM as u64;
+        eventually(PATIENCE, "the stream is full again", full).await;
+    }
+    settled(&bridge, &["nats"]).await;
+    received.extend(nats::stream_all(&nats, &stream).await);
+    println!("full and purged {purges} times");
+    assert_eq!(sent.check_nats(&received), 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_nats_user_who_may_not_publish_gets_everything_through_once_he_may() {
+    let users = |denied: &str| {
+        format!(
+            "no_auth_user: admin
+            authorization {{ users: [
+                {{ user: admin, password: admin }}
+                {{ user: cdrelay, password: secret, permissions: {{ publish: {{ deny: [{denied}] }} }} }}
+            ] }}"
+        )
+    };
+    let server = nats::Server::start(&users("")).await;
+    nats::create_stream(&server.url(), "CDR", &["telecmi.cdr.>"]).await;
+    let sink = format!(
+        "[sinks.nats]\ntype = 'nats'\nservers = '{}'\nuser = 'cdrelay'\npassword = 'secret'\nack_timeout = '1s'",
+        server.url()
+    );
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("permission denied", &bridge);
+    for _ in 0..2 {
+        load.progress(300).await;
+        server.reload(&users("\"telecmi.>\""));
+        unready(&bridge, "nats", "Permissions Violation").await;
+        load.progress(300).await;
+        server.reload(&users(""));
+        catch_up(&bridge, "nats", "the permission is granted").await;
+    }
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&nats::stream_all(&server.url(), "CDR").await), 0);
+    assert_eq!(sent.refused, 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_network_to_nats_that_is_slow_breaks_off_and_falls_silent_loses_nothing() {
+    let server = nats::Server::start("").await;
+    nats::create_stream(&server.url(), "CDR", &["CDR.>"]).await;
+    let proxy = Proxy::start(server.url().replace("nats://", "")).await;
+    let sink = format!("{}ack_timeout = '2s'", nats_sink(&format!("nats://{}", proxy.address()), "CDR"));
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let sent = through_a_bad_network("bad network to NATS", &bridge, "nats", &proxy).await;
+    assert_eq!(sent.check_nats(&nats::stream_all(&server.url(), "CDR").await), 0, "the stream knows what it has");
+    no_dead_letters(&bridge, "nats").await;
+}
