@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ async fn the_rest_is_delivered(server: &nats::Server, bridge: &Bridge) -> BTreeS
     gone
 }
 
-async fn kept_aside(bridge: &Bridge, file: &PathBuf, content: &[u8]) {
+async fn kept_aside(bridge: &Bridge, file: &Path, content: &[u8]) {
     let name = file.file_name().unwrap().to_str().unwrap().replace("segment", "damaged");
     let aside = file.with_file_name(&name);
     eventually(PATIENCE, "the damaged file is kept aside", async || aside.exists()).await;
