@@ -168,7 +168,8 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     let running = tokio::spawn(bench.dispatcher.run());
     let ask = |fresh| {
         let watcher = watcher.clone();
-        async move { watcher.settled(Arc::new(Placed { fresh, earlier: Vec::new() })).await }.boxed()
+        let asked = async move { watcher.settled(Arc::new(Placed { fresh, earlier: Vec::new() })).await };
+        tokio::time::timeout(Duration::from_secs(30), asked).map(|answer| answer.expect("an answer")).boxed()
     };
     // Asked before it is settled, and after; and before it is stored at all.
     let (second, fourth) = (tokio::spawn(ask(1..2)), tokio::spawn(ask(3..4)));
