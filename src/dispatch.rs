@@ -19,7 +19,7 @@ use crate::sink::{Failure, Message, Sink};
 use crate::spool::{Cursor, Reader, Record, Spool};
 use backoff::Backoff;
 use bytesize::ByteSize;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use in_flight::{Gate, Window};
 use serde::Deserialize;
@@ -109,8 +109,6 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// and while the disk is waited for, nothing else moves.
 const READ: usize = 64 << 10;
 
-type Attempt = BoxFuture<'static, (Arc<Record>, Outcome)>;
-
 impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
     pub fn new(spool: Arc<Spool>, parts: Parts, stop: signal::Receiver<bool>) -> Option<Self> {
@@ -139,7 +137,7 @@ impl Dispatcher {
     /// the next process. The caller bounds that by dropping the future; what is not settled stays in the spool.
     pub async fn run(self) {
         let Self { spool, mut reader, cursor, look_ahead, lane, mut watches, mut stop } = self;
-        let mut under_way: FuturesUnordered<Attempt> = FuturesUnordered::new();
+        let mut under_way = FuturesUnordered::new();
         let mut gate = Gate::default();
         let mut window = Window::default();
         let mut not_before = None;
@@ -212,12 +210,12 @@ async fn readable(reader: &mut Reader, not_before: Option<Instant>) {
     reader.ready().await;
 }
 
-fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> Attempt {
+fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> impl Future<Output = (Arc<Record>, Outcome)> + use<> {
     let lane = lane.clone();
-    Box::pin(async move {
+    async move {
         let outcome = lane.deliver(&record).await;
         (record, outcome)
-    })
+    }
 }
 
 fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &mut Option<Watches>) {
@@ -257,7 +255,7 @@ impl Lane {
                 Outcome::Settled
             }
             Routed::Message(message) => self.publish(record, &message).await,
-            Routed::Refused { cause, message } => self.refuse(record, &message, &cause).await,
+            Routed::Refused { cause, message } => Box::pin(self.refuse(record, &message, &cause)).await,
         }
     }
 
@@ -282,11 +280,12 @@ impl Lane {
                 }
                 Err(Failure::Rejected { cause }) => {
                     drop(retry);
-                    return self.refuse(record, message, &cause).await;
+                    return Box::pin(self.refuse(record, message, &cause)).await;
                 }
                 Err(Failure::Unavailable { cause, retry_after }) => {
                     retry.get_or_insert_with(|| self.health.retrying());
-                    if !self.pause(&cause, backoff.next(retry_after), comebacks).await {
+                    // What is rare is kept apart: each message under way holds the largest of its futures.
+                    if !Box::pin(self.pause(&cause, backoff.next(retry_after), comebacks)).await {
                         return Outcome::Kept;
                     }
                     if self.health.comebacks() > comebacks {

@@ -88,12 +88,12 @@ impl Event {
     }
 
     fn new(object: &str, members: Vec<Member>, arrival: Arrival) -> Self {
-        let fields = Fields { text: object, members: &members };
+        let fields = Fields { text: object.as_bytes(), members: &members };
         let id = identity(fields);
         let conversation = CONVERSATION
             .iter()
             .find_map(|name| fields.scalar(name))
-            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(object).into());
+            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(object.as_bytes()).into());
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
         Self {
             payload: Bytes::copy_from_slice(object.as_bytes()),
@@ -152,14 +152,14 @@ impl Event {
     }
 
     fn fields(&self) -> Fields<'_> {
-        Fields { text: std::str::from_utf8(&self.payload).unwrap_or_default(), members: &self.members }
+        Fields { text: &self.payload, members: &self.members }
     }
 }
 
 /// The top-level fields of an event.
 #[derive(Clone, Copy)]
 struct Fields<'a> {
-    text: &'a str,
+    text: &'a [u8],
     members: &'a [Member],
 }
 
@@ -189,7 +189,7 @@ impl<'a> Fields<'a> {
     fn exact(self, name: &str) -> Option<Value> {
         let member = self.members.iter().rev().find(|member| match member.name.kind {
             Kind::Escaped => member.name.text(self.text) == name,
-            _ => member.name.span.of(self.text) == name,
+            _ => member.name.span.of(self.text) == name.as_bytes(),
         })?;
         let empty = member.value.span.range().is_empty();
         (member.value.kind != Kind::Null && !empty).then_some(member.value)
@@ -251,7 +251,7 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Resul
             reader.members(|reader, name| {
                 let from = canon.len();
                 write_next(reader, text, canon)?;
-                members.push((name.bytes(text), from..canon.len()));
+                members.push((name.bytes(text.as_bytes()), from..canon.len()));
                 Ok(())
             })?;
             members.sort_by(|(left, _), (right, _)| left.cmp(right));
@@ -270,7 +270,7 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Resul
             reader.array(|reader| write_next(reader, text, canon))?;
             canon.push(b']');
         }
-        _ => write_scalar(&reader.value()?.bytes(text), canon),
+        _ => write_scalar(&reader.value()?.bytes(text.as_bytes()), canon),
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 mod filter;
 mod template;
 
-pub use filter::{Filter, FilterError};
+use filter::{Filter, FilterError};
+pub use std::fmt::{Display, Write as _};
 pub use template::{Template, TemplateError};
 
 use crate::event::{Event, json};
@@ -199,11 +200,11 @@ impl Route {
     fn attributes(&self, event: &Event) -> [(Attribute, String); 6] {
         [
             (Attribute::SpecVersion, "1.0".into()),
-            (Attribute::Id, event.id().to_string()),
+            (Attribute::Id, written(32, event.id())),
             (Attribute::Source, self.source.render(event, uri_segment)),
             (Attribute::Type, event_type(event)),
             (Attribute::Subject, event.conversation().to_owned()),
-            (Attribute::Time, event.arrival().to_string()),
+            (Attribute::Time, written(24, event.arrival())),
         ]
     }
 
@@ -245,9 +246,17 @@ impl Attribute {
     }
 }
 
+/// The text of a value, about `length` bytes long.
+fn written(length: usize, value: impl Display) -> String {
+    let mut text = String::with_capacity(length);
+    let _ = write!(text, "{value}");
+    text
+}
+
 /// `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
 fn event_type(event: &Event) -> String {
-    let mut text = "com.telecmi".to_owned();
+    let mut text = String::with_capacity(64);
+    text.push_str("com.telecmi");
     for part in ["type", "direction", "status"].iter().filter_map(|name| event.text(name)) {
         text.push('.');
         text.extend(part.chars().take(64).map(|character| match character {

@@ -3,6 +3,7 @@ use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
 use crate::spool::Placed;
+use futures_util::future::BoxFuture;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;

@@ -225,7 +225,7 @@ impl Events<'_> {
     /// Where the array lies in an envelope `{"count":n,"cdr":[…]}`. A record of a call that merely has such fields has
     /// identifiers too.
     fn envelope(&self, members: &[json::Member]) -> Option<std::ops::Range<usize>> {
-        let find = |name: &str| members.iter().find(|member| member.name.text(self.text) == name);
+        let find = |name: &str| members.iter().find(|member| member.name.text(self.text.as_bytes()) == name);
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
         let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"]

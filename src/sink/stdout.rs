@@ -48,6 +48,12 @@ struct State {
     broken: Option<String>,
 }
 
+impl State {
+    fn has_room(&self) -> bool {
+        self.batch.text.len() < BATCH_BYTES
+    }
+}
+
 /// Whole lines with their line breaks, and for each one where it ends and who waits for it. One without text is told when
 /// everything before it is written.
 #[derive(Default)]
@@ -95,12 +101,14 @@ impl StdoutSink {
         let (written, outcome) = oneshot::channel();
         let mut written = Some(written);
         let wake = loop {
-            let mut taken = pin!(self.shared.taken.notified());
-            taken.as_mut().enable();
             if let Some(wake) = self.shared.add(&render, &mut written)? {
                 break wake;
             }
-            taken.await;
+            let mut taken = pin!(self.shared.taken.notified());
+            taken.as_mut().enable();
+            if !self.shared.has_room() {
+                taken.await;
+            }
         };
         if let Some(_wake) = wake {
             yield_now().await;
@@ -115,6 +123,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_room(&self) -> bool {
+        self.state().has_room()
+    }
+
     /// Adds a line; `None` if the batch has to be taken first, else what may have to be done to wake the writer.
     #[expect(clippy::option_option, reason = "no room, and nobody to wake, are two things")]
     fn add(
@@ -123,7 +135,7 @@ impl Shared {
         written: &mut Option<oneshot::Sender<Outcome>>,
     ) -> Result<Option<Option<Wake<'_>>>, Failure> {
         let mut state = self.state();
-        if state.batch.text.len() >= BATCH_BYTES {
+        if !state.has_room() {
             return Ok(None);
         }
         let start = state.batch.text.len();
@@ -265,8 +277,10 @@ fn render(message: &Message, line: &mut Vec<u8>) -> serde_json::Result<()> {
         if index > 0 {
             line.push(b',');
         }
-        serde_json::to_writer(&mut *line, name)?;
-        line.push(b':');
+        // Our own names, which need no escapes.
+        line.push(b'"');
+        line.extend_from_slice(name.as_bytes());
+        line.extend_from_slice(b"\":");
         serde_json::to_writer(&mut *line, value)?;
     }
     line.extend_from_slice(br#"},"event":"#);
