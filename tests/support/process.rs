@@ -1,11 +1,11 @@
 //! A child process that dies with its owner, and can be stopped in all the ways a process is stopped in the field.
 
-use std::fs::{File, read_to_string};
+use std::fs::{File, read_dir, read_to_string};
 use std::io;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -55,9 +55,24 @@ impl Process {
         self.signal(Signal::HUP);
     }
 
-    /// SIGSTOP: the process answers nothing, yet its connections stay open.
+    /// SIGSTOP: the process answers nothing, yet its connections stay open. The signal reaches its threads one by one; this waits for
+    /// the last.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stopped() {
+            assert!(Instant::now() < deadline, "the process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        let threads = read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.flatten().all(|thread| {
+            // The name, in brackets, may hold anything. A thread that is gone runs no more.
+            let stat = read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with('T'))
+        })
     }
 
     /// SIGCONT
