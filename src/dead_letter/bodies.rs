@@ -6,12 +6,12 @@
 
 mod kept;
 
-pub use kept::Kept;
+pub use kept::{Kept, Refused};
 
 use super::Found;
 use super::lines::{self, Lines};
-use super::undecodable::{Config, Refused};
 use crate::event::Arrival;
+use bytesize::ByteSize;
 use kept::Line;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -21,6 +21,22 @@ use std::path::{Path, PathBuf};
 
 /// Room comes free in parts of the bounds.
 const FILES: u64 = 8;
+
+/// `[ingress.undecodable]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How many bytes the bodies may take on disk; 0 keeps none.
+    pub max_size: ByteSize,
+    /// How many bodies are kept; 0 keeps none.
+    pub max_count: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_size: ByteSize::mib(16), max_count: 10_000 }
+    }
+}
 
 /// What became of bodies that were to be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

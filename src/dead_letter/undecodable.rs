@@ -5,11 +5,9 @@
 
 mod writer;
 
-use crate::event::Arrival;
+pub use super::bodies::{Config, Refused};
+
 use crate::metrics::UndecodableMetrics;
-use bytesize::ByteSize;
-use serde::Deserialize;
-use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,64 +18,6 @@ use writer::Writer;
 
 /// Bytes that may wait to be written. A body larger than that is taken if it is the only one.
 const QUEUE: usize = 2 << 20;
-/// What a body in the queue takes besides its own bytes, near enough.
-const OVERHEAD: usize = 256;
-/// `[ingress.undecodable]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// How many bytes the bodies may take on disk; 0 keeps none.
-    pub max_size: ByteSize,
-    /// How many bodies are kept; 0 keeps none.
-    pub max_count: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { max_size: ByteSize::mib(16), max_count: 10_000 }
-    }
-}
-
-/// A request that was refused because of what it held, and came complete.
-#[derive(Clone, Debug)]
-pub struct Refused<'a> {
-    /// When it was complete.
-    pub arrival: Arrival,
-    /// The status that it was answered with.
-    pub status: u16,
-    /// Why.
-    pub reason: Cow<'a, str>,
-    /// Line and column where the text stops making sense.
-    pub place: Option<(usize, usize)>,
-    /// The method.
-    pub method: Cow<'a, str>,
-    /// The Content-Type.
-    pub content_type: Option<Cow<'a, str>>,
-    /// The query string, percent-encoded, where it stands in for a body.
-    pub query: Option<Cow<'a, str>>,
-    /// The body.
-    pub body: Cow<'a, [u8]>,
-}
-
-impl Refused<'_> {
-    fn memory(&self) -> usize {
-        let texts = [&self.content_type, &self.query].into_iter().flatten().map(|text| text.len());
-        OVERHEAD + self.reason.len() + self.method.len() + self.body.len() + texts.sum::<usize>()
-    }
-
-    fn into_owned(self) -> Refused<'static> {
-        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-        Refused {
-            reason: owned(self.reason),
-            method: owned(self.method),
-            content_type: self.content_type.map(owned),
-            query: self.query.map(owned),
-            body: Cow::Owned(self.body.into_owned()),
-            ..self
-        }
-    }
-}
-
 /// Takes bodies to be kept; one thread writes them.
 #[derive(Debug)]
 pub struct Undecodable {

@@ -1,11 +1,57 @@
 //! One line: a body, and what came with it.
 
-use crate::dead_letter::undecodable::Refused;
+use crate::event::Arrival;
 use base64::Engine;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::{GeneralPurpose, STANDARD};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::io::{self, Write};
+
+/// What a body takes in memory besides its own bytes, near enough.
+const OVERHEAD: usize = 256;
+
+/// A request that was refused because of what it held, and came complete.
+#[derive(Clone, Debug)]
+pub struct Refused<'a> {
+    /// When it was complete.
+    pub arrival: Arrival,
+    /// The status that it was answered with.
+    pub status: u16,
+    /// Why.
+    pub reason: Cow<'a, str>,
+    /// Line and column where the text stops making sense.
+    pub place: Option<(usize, usize)>,
+    /// The method.
+    pub method: Cow<'a, str>,
+    /// The Content-Type.
+    pub content_type: Option<Cow<'a, str>>,
+    /// The query string, percent-encoded, where it stands in for a body.
+    pub query: Option<Cow<'a, str>>,
+    /// The body.
+    pub body: Cow<'a, [u8]>,
+}
+
+impl Refused<'_> {
+    /// How many bytes of memory it takes.
+    pub fn memory(&self) -> usize {
+        let texts = [&self.content_type, &self.query].into_iter().flatten().map(|text| text.len());
+        OVERHEAD + self.reason.len() + self.method.len() + self.body.len() + texts.sum::<usize>()
+    }
+
+    /// The same with texts of its own.
+    pub fn into_owned(self) -> Refused<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Refused {
+            reason: owned(self.reason),
+            method: owned(self.method),
+            content_type: self.content_type.map(owned),
+            query: self.query.map(owned),
+            body: Cow::Owned(self.body.into_owned()),
+            ..self
+        }
+    }
+}
 
 /// A body as it is read back.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
