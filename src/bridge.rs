@@ -31,6 +31,8 @@ const PROBE_DOWN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Probes and scrapers are few.
 const ADMIN_CONNECTIONS: usize = 64;
+/// How long a stop waits for sinks that keep up to get what came last.
+const LAST: Duration = Duration::from_secs(1);
 /// How long sinks may take to disconnect.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -166,7 +168,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
     }
     let ingress = Arc::new(ingress);
-    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths));
+    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone()));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
@@ -201,6 +203,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     // Requests may take all of the grace period. Should they need the end of it, publishes stop without them: what is with a
     // destination by then needs that time for its confirmation, and the sinks for closing.
     let mut served = webhooks.is_finished() || timeout_at(deadline - grace / 4, &mut webhooks).await.is_ok();
+    // What came last is stored, and its sinks may not have seen it yet.
+    let _ = timeout(LAST.min(grace / 10), caught_up(&spool, &healths)).await;
     let finish_requests = async {
         served = served || timeout_at(deadline, &mut webhooks).await.is_ok();
     };
@@ -229,6 +233,17 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     spool.close();
     tracing::info!(records = behind.end - behind.start, "stopped; records in the spool");
     if defect { Err(RunError::Defect) } else { Ok(()) }
+}
+
+/// Resolves when every sink that works has all that is stored.
+async fn caught_up(spool: &Spool, healths: &[Arc<Health>]) {
+    let behind = |health: &&Arc<Health>| {
+        let position = spool.cursor(health.sink()).map(|cursor| cursor.position());
+        health.check().is_ok() && position.is_some_and(|position| position < spool.status().end)
+    };
+    while healths.iter().any(|health| behind(&health)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {

@@ -93,7 +93,8 @@ async fn while_kafka_is_down_the_answer_is_202_and_who_asks_again_learns_when_it
     let mut broker = kafka::Broker::start(&[]).await;
     kafka::create_topic(&broker.address(), "cdr", 1).await;
     let mut bridge = bridge("1s", &kafka_sink(&broker.address(), "cdr")).await;
-    assert_eq!(post(&bridge, event("c", 0)).await.0, 200);
+    // The first connection to a broker may take its time.
+    eventually(PATIENCE, "the first is there", async || post(&bridge, event("c", 0)).await.0 == 200).await;
     broker.stop().await;
     let begun = Instant::now();
     assert_eq!(post(&bridge, event("c", 1)).await, (202, says(1, 0, false)));
@@ -141,7 +142,7 @@ fn without_a_required_sink_there_is_nothing_to_wait_for() {
 async fn a_conversation_that_is_stuck_makes_no_other_wait() {
     let prefix = kafka::unique_topic("stuck");
     kafka::create_topic(&kafka::shared(), &format!("{prefix}.there"), 1).await;
-    let bridge = bridge("2s", &kafka_sink(&kafka::shared(), &format!("{prefix}.{{team}}"))).await;
+    let bridge = bridge("10s", &kafka_sink(&kafka::shared(), &format!("{prefix}.{{team}}"))).await;
     let event = |team: &str, conversation: &str, number: usize| {
         json!({ "team": team, "conversation_uuid": conversation, "number": number }).to_string()
     };

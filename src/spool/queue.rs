@@ -86,13 +86,13 @@ pub struct Release {
 }
 
 impl Release {
-    /// Answers the requests and wakes the readers.
+    /// Wakes the readers and answers the requests.
     pub fn carry_out(self, end: &watch::Sender<u64>) {
-        for (done, placed) in self.waiting {
-            let _ = done.send(Ok(placed));
-        }
         if self.appended {
             end.send_modify(|_| {});
+        }
+        for (done, placed) in self.waiting {
+            let _ = done.send(Ok(placed));
         }
     }
 }
