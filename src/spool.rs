@@ -32,6 +32,7 @@ pub mod disk;
 pub mod inspect;
 mod janitor;
 mod known;
+mod opening;
 mod queue;
 mod reader;
 mod recent;
@@ -47,11 +48,10 @@ use crate::event::{Arrival, Event};
 use crate::metrics::SpoolMetrics;
 use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
-use janitor::{Janitor, Keeper};
-use known::Known;
+use janitor::Janitor;
+use opening::assemble;
 use queue::{Queue, Release};
-use recent::Recent;
-use recovery::{Recovered, Segment};
+use recovery::Segment;
 use serde::Deserialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -61,7 +61,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use writer::Writer;
 
 /// `[spool]`
 #[derive(Clone, Debug, Deserialize)]
@@ -411,68 +410,6 @@ impl Shared {
     }
 }
 
-/// Recovers what is on the disk and puts the spool together, its threads not started yet.
-fn assemble(
-    disk: Box<dyn Disk>,
-    config: &Config,
-    sinks: &[&str],
-    metrics: SpoolMetrics,
-) -> io::Result<(Writer, Keeper)> {
-    let found = recovery::list(&*disk)?;
-    let mut cursors = Vec::new();
-    let mut written = Vec::new();
-    for sink in sinks {
-        let (cursor, state) = Cursor::open(&*disk, sink)?;
-        cursors.push(Arc::new(cursor));
-        written.push(state);
-    }
-    // Should the disk have lost records that it had promised to keep, their offsets are not given out again.
-    let mut settled = cursors.iter().map(|cursor| cursor.position()).max().unwrap_or_default();
-    for file in disk.list()? {
-        if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
-            tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
-            settled = settled.max(cursor::peek(&*disk, sink)?);
-        }
-    }
-    let Recovered { segments, end, torn, damaged } = recovery::recover(&*disk, found, settled)?;
-    if torn > 0 {
-        tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
-    }
-    for gone in damaged {
-        report_damage(&metrics, &gone, gone.end - gone.start);
-    }
-    let start = segments.first_key_value().map_or(end, |(base, _)| *base);
-    for cursor in &cursors {
-        cursor.set(start);
-    }
-    let now = Arrival::now();
-    let mut recent = Recent::new(config.duplicate_window, config.duplicate_capacity);
-    // The segments that are gone come first.
-    let mut known = Known::new(config.duplicate_window, recent.capacity());
-    if let Err(error) = known.load(&*disk, |id, arrival, offset| recent.recall(id, arrival, offset, now)) {
-        tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
-    }
-    if let Err(error) = remember(&*disk, &segments, end, &mut recent) {
-        tracing::warn!(%error, "not all of the latest events could be read; a resent one may be stored twice");
-    }
-    let shared = Arc::new(Shared {
-        disk,
-        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0, gone: BTreeMap::new() }),
-        end: watch::Sender::new(end),
-        queue: Queue::default(),
-        releases: OnceLock::new(),
-        janitor: Janitor::default(),
-        cursors,
-        metrics,
-        max_size: config.max_size.as_u64(),
-        segment_size: config.segment_size(),
-        memory: config.memory.as_u64() as usize,
-        retain: config.retain,
-        abandoned: watch::Sender::new(false),
-    });
-    Ok((Writer::new(shared.clone(), recent), Keeper::new(shared, written, known)))
-}
-
 fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
     metrics.damaged_records.inc_by(news);
     tracing::error!(
@@ -480,40 +417,6 @@ fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
         until = gone.end,
         "records of the spool are unreadable and will not be delivered; their file is kept aside as damaged-*"
     );
-}
-
-/// Fills the window of recent events from what is on disk, going back no further than it reaches.
-fn remember(disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, recent: &mut Recent) -> io::Result<()> {
-    let now = Arrival::now();
-    let since = recent.since(now);
-    let mut limit = end;
-    let mut newest_first = Vec::new();
-    let mut result = Ok(());
-    for &base in segments.keys().rev() {
-        let wanted = recent.capacity().saturating_sub(newest_first.len());
-        if wanted == 0 {
-            break;
-        }
-        let mut ids = VecDeque::new();
-        // Among them may be some that came long before: bodies that could not be decoded then.
-        let mut newest = None;
-        result = known::identities(disk, base..limit, |id, arrival, offset| {
-            newest = newest.max(Some(arrival));
-            if ids.len() == wanted {
-                ids.pop_front();
-            }
-            ids.push_back((id, arrival, offset));
-        });
-        limit = base;
-        newest_first.extend(ids.into_iter().rev());
-        if result.is_err() || newest.is_some_and(|newest| newest < since) {
-            break;
-        }
-    }
-    for (id, arrival, offset) in newest_first.into_iter().rev() {
-        recent.recall(id, arrival, offset, now);
-    }
-    result
 }
 
 #[cfg(test)]

@@ -4,8 +4,18 @@ use std::time::{Duration, Instant};
 
 use crate::support::bridge::on_fixed_port;
 use crate::support::fault::{catch_up, kafka_sink, nats_sink, no_dead_letters, steady, three_sinks, unready};
-use crate::support::oracle::settled;
+use crate::support::oracle::{Running, Sent, settled};
 use crate::support::{Bridge, PATIENCE, eventually, kafka, nats};
+
+/// Ends the load, waits until all three sinks have everything, and counts the copies in Kafka, JetStream and stdout.
+async fn end_and_check(load: Running, bridge: &Bridge, topic: &str, stream: &str) -> (Sent, [usize; 3]) {
+    let sent = load.stop().await;
+    settled(bridge, &["stdout", "kafka", "nats"]).await;
+    let kafka = sent.check_kafka(&kafka::consume_all(&kafka::shared(), topic, PATIENCE).await);
+    let nats = sent.check_nats(&nats::stream_all(&nats::shared(), stream).await);
+    let stdout = sent.check_stdout(&bridge.stdout_lines());
+    (sent, [kafka, nats, stdout])
+}
 
 #[tokio::test]
 async fn twenty_kills_at_any_moment_lose_nothing_and_keep_order_in_all_sinks() {
@@ -23,12 +33,7 @@ async fn twenty_kills_at_any_moment_lose_nothing_and_keep_order_in_all_sinks() {
         bridge.start_again().await;
     }
     load.progress(100).await;
-    let sent = load.stop().await;
-    settled(&bridge, &["stdout", "kafka", "nats"]).await;
-
-    let kafka = sent.check_kafka(&kafka::consume_all(&kafka::shared(), &topic, PATIENCE).await);
-    let nats = sent.check_nats(&nats::stream_all(&nats::shared(), &stream).await);
-    let stdout = sent.check_stdout(&bridge.stdout_lines());
+    let (sent, [kafka, nats, stdout]) = end_and_check(load, &bridge, &topic, &stream).await;
     println!("{KILLS} kills, {} events: duplicates in Kafka {kafka}, JetStream {nats}, stdout {stdout}", sent.count());
     assert_eq!(nats, 0, "the stream knows what it has");
     for sink in ["stdout", "kafka", "nats"] {
@@ -52,12 +57,7 @@ async fn terminated_in_the_middle_it_ends_well_and_goes_on_where_it_was() {
         bridge.start_again().await;
     }
     load.progress(100).await;
-    let sent = load.stop().await;
-    settled(&bridge, &["stdout", "kafka", "nats"]).await;
-
-    let kafka = sent.check_kafka(&kafka::consume_all(&kafka::shared(), &topic, PATIENCE).await);
-    let nats = sent.check_nats(&nats::stream_all(&nats::shared(), &stream).await);
-    let stdout = sent.check_stdout(&bridge.stdout_lines());
+    let (sent, [kafka, nats, stdout]) = end_and_check(load, &bridge, &topic, &stream).await;
     println!(
         "{STOPS} SIGTERM, {} events: duplicates in Kafka {kafka}, JetStream {nats}, stdout {stdout}",
         sent.count()

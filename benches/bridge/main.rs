@@ -14,7 +14,7 @@ mod floor;
 mod load;
 mod process;
 mod report;
-#[allow(dead_code, unused_imports)]
+#[expect(dead_code, unused_imports, reason = "the tests need more of their support than the bench")]
 #[path = "../../tests"]
 mod tests {
     pub mod support;
