@@ -21,6 +21,9 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// How long to wait when a non-blocking stdout, inherited from the parent, is full.
 const FULL_PIPE_PAUSE: Duration = Duration::from_millis(5);
 
+/// Said to those whose lines nobody will write any more.
+const STOPPED: &str = "the stdout writer has stopped";
+
 /// stdout has no settings of its own.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Config {}
@@ -44,6 +47,8 @@ struct State {
     /// The writer sleeps and nobody has undertaken to wake it yet.
     asleep: bool,
     closed: bool,
+    /// The writer has ended; nobody will take what is added.
+    gone: bool,
     /// Why the last write failed; `None` after one that did not.
     broken: Option<String>,
 }
@@ -113,7 +118,7 @@ impl StdoutSink {
         if let Some(_wake) = wake {
             yield_now().await;
         }
-        let outcome = outcome.await.unwrap_or_else(|_| Err("the stdout writer has stopped".to_owned()));
+        let outcome = outcome.await.unwrap_or_else(|_| Err(STOPPED.to_owned()));
         outcome.map_err(Failure::unavailable)
     }
 }
@@ -135,6 +140,9 @@ impl Shared {
         written: &mut Option<oneshot::Sender<Outcome>>,
     ) -> Result<Option<Option<Wake<'_>>>, Failure> {
         let mut state = self.state();
+        if state.gone {
+            return Err(Failure::unavailable(STOPPED));
+        }
         if !state.has_room() {
             return Ok(None);
         }
@@ -192,6 +200,18 @@ struct Writer<W> {
     torn: bool,
     shared: Arc<Shared>,
     released: mpsc::UnboundedSender<Release>,
+}
+
+impl<W> Drop for Writer<W> {
+    /// Also after a panic: who waits is to learn of it.
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.gone = true;
+        let abandoned = std::mem::take(&mut state.batch);
+        drop(state);
+        drop(abandoned);
+        self.shared.taken.notify_waiters();
+    }
 }
 
 impl<W: Write> Writer<W> {
@@ -448,6 +468,25 @@ mod tests {
         let failure = sink.publish(&message("{}")).await.unwrap_err();
         assert!(matches!(&failure, Failure::Unavailable { cause, .. } if cause.contains("Broken pipe")), "{failure:?}");
         assert_eq!(sink.probe().await, Err(failure));
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_panics_leaves_nobody_waiting() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("on purpose")
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let sink = StdoutSink::to(Broken).unwrap();
+        let message = message("{}");
+        for _ in 0..2 {
+            let publish = tokio::time::timeout(Duration::from_secs(30), sink.publish(&message));
+            assert_eq!(publish.await.expect("an answer"), Err(Failure::unavailable(STOPPED)));
+        }
     }
 
     #[tokio::test]
