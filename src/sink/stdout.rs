@@ -427,11 +427,14 @@ mod tests {
         let disk = Disk::with_room(None);
         let sink = StdoutSink::to(disk.clone()).unwrap();
         let message = message("{\"a\":1}");
+        sink.publish(&message).await.unwrap();
+        while !sink.shared.state().asleep {
+            tokio::task::yield_now().await;
+        }
         let outcomes = join_all((0..500).map(|_| sink.publish(&message))).await;
         assert!(outcomes.iter().all(Result::is_ok));
-        sink.close().await;
-        assert_eq!(disk.text(), line(&message).repeat(500));
-        assert!(*disk.calls.lock().unwrap() < 500);
+        assert_eq!(disk.text(), line(&message).repeat(501));
+        assert_eq!(*disk.calls.lock().unwrap(), 2, "lines that are ready together are written together");
     }
 
     #[tokio::test]
