@@ -3,11 +3,13 @@
 //! What TeleCMI's webhooks look like is gathered from its public documentation and from code that receives them: there is
 //! no delivery id, identifiers go by several names, every field may be missing, null, or a number here and a text there.
 
+mod fields;
+mod identity;
 pub mod json;
 
 use bytes::Bytes;
-use json::{Kind, Member, Reader, Value};
-use sha2::{Digest, Sha256};
+use fields::Fields;
+use json::{Member, Reader};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
@@ -15,14 +17,8 @@ use std::ops::Range;
 /// How deep an event may be nested unless configured otherwise; also the bound when it is read back from the spool.
 pub const MAX_DEPTH: usize = 128;
 
-/// Fields that say the same under different names, the current name first.
-const ALIASES: [[&str; 2]; 2] = [["appid", "app_id"], ["cmiuuid", "cmiuid"]];
-
 /// Where to look for the conversation, in this order.
 const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
-
-/// The natural identity of one leg's notification; the content is added to it.
-const NATURAL_IDENTITY: [&str; 5] = ["appid", "type", "cmiuuid", "leg", "status"];
 
 /// 128 bits of SHA-256 over the event's natural identity; written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,7 +26,13 @@ pub struct EventId(pub [u8; 16]);
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |half: u8| DIGITS.get(usize::from(half)).copied().unwrap_or_default();
+        let mut text = [0; 32];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xF)]);
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -73,7 +75,7 @@ impl fmt::Display for Arrival {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     payload: Bytes,
-    members: Box<[Member]>,
+    fields: Fields,
     id: EventId,
     conversation: Box<str>,
     arrival: Arrival,
@@ -83,25 +85,22 @@ impl Event {
     /// Takes the JSON object that lies at `at` in `text`, where its members have been read, and works out its identity and
     /// conversation.
     pub fn within(text: &str, at: Range<usize>, mut members: Vec<Member>, arrival: Arrival) -> Self {
-        members.iter_mut().for_each(|member| member.move_back(at.start));
+        if at.start > 0 {
+            members.iter_mut().for_each(|member| member.move_back(at.start));
+        }
         Self::new(text.get(at).unwrap_or_default(), members, arrival)
     }
 
     fn new(object: &str, members: Vec<Member>, arrival: Arrival) -> Self {
-        let fields = Fields { text: object.as_bytes(), members: &members };
-        let id = identity(fields);
+        let text = object.as_bytes();
+        let fields = Fields::new(text, members);
+        let id = identity::of(text, &fields);
         let conversation = CONVERSATION
             .iter()
-            .find_map(|name| fields.scalar(name))
-            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(object.as_bytes()).into());
+            .find_map(|name| fields.scalar(text, name))
+            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(text).into());
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
-        Self {
-            payload: Bytes::copy_from_slice(object.as_bytes()),
-            members: members.into_boxed_slice(),
-            id,
-            conversation,
-            arrival,
-        }
+        Self { payload: Bytes::copy_from_slice(text), fields, id, conversation, arrival }
     }
 
     /// Reads `object` and takes it as an event.
@@ -117,8 +116,8 @@ impl Event {
     /// Puts an event together again from what was stored with it. Fields are found only if `payload` is a JSON object.
     pub fn restore(payload: Bytes, id: EventId, conversation: &str, arrival: Arrival) -> Self {
         let text = std::str::from_utf8(&payload).unwrap_or_default();
-        let members = Reader::new(text, MAX_DEPTH).object().unwrap_or_default().into_boxed_slice();
-        Self { payload, members, id, conversation: conversation.into(), arrival }
+        let fields = Fields::new(text.as_bytes(), Reader::new(text, MAX_DEPTH).object().unwrap_or_default());
+        Self { payload, fields, id, conversation: conversation.into(), arrival }
     }
 
     /// The JSON object, byte for byte as received where it came as JSON.
@@ -143,136 +142,13 @@ impl Event {
 
     /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.fields().text_of(name)
+        self.fields.text_of(&self.payload, name)
     }
 
     /// About how many bytes of memory the event holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.payload.len() + self.members.len() * size_of::<Member>() + self.conversation.len()
+        size_of::<Self>() + self.payload.len() + self.fields.memory() + self.conversation.len()
     }
-
-    fn fields(&self) -> Fields<'_> {
-        Fields { text: &self.payload, members: &self.members }
-    }
-}
-
-/// The top-level fields of an event.
-#[derive(Clone, Copy)]
-struct Fields<'a> {
-    text: &'a [u8],
-    members: &'a [Member],
-}
-
-impl<'a> Fields<'a> {
-    fn text_of(self, name: &str) -> Option<Cow<'a, str>> {
-        self.find(name, |_| true).map(|value| value.text(self.text))
-    }
-
-    /// An identifier under any of its names: the first that is a scalar, and not the text `null`, which is all that a query
-    /// string can make of null.
-    fn scalar(self, name: &str) -> Option<Value> {
-        self.find(name, |value| {
-            !matches!(value.kind, Kind::Object | Kind::Array) && *value.bytes(self.text) != *b"null"
-        })
-    }
-
-    /// The first of the field's names under which there is a value that is not null, not empty, and passes.
-    fn find(self, name: &str, passes: impl Fn(&Value) -> bool) -> Option<Value> {
-        let find = |name: &str| self.exact(name).filter(&passes);
-        match ALIASES.iter().find(|names| names.contains(&name)) {
-            Some(names) => names.iter().find_map(|name| find(name)),
-            None => find(name),
-        }
-    }
-
-    /// Of members with the same name the last one counts, as for most JSON readers.
-    fn exact(self, name: &str) -> Option<Value> {
-        let member = self.members.iter().rev().find(|member| match member.name.kind {
-            Kind::Escaped => member.name.text(self.text) == name,
-            _ => member.name.span.of(self.text) == name.as_bytes(),
-        })?;
-        let empty = member.value.span.range().is_empty();
-        (member.value.kind != Kind::Null && !empty).then_some(member.value)
-    }
-}
-
-/// Hashes the natural identity and the canonical content: names sorted, scalars as text, JSON text in a top-level string
-/// as the JSON it holds, and members that are null, empty or the text `null` left out, since a query string cannot tell
-/// these apart. So the same event has the same identity whether it comes by POST, with its members in another order, or by
-/// GET with every value as text.
-fn identity(fields: Fields<'_>) -> EventId {
-    let mut canon = Vec::with_capacity(fields.text.len() + 256);
-    canon.extend_from_slice(b"cdrelay event 1");
-    for name in NATURAL_IDENTITY {
-        let value = fields.scalar(name);
-        write_scalar(&value.map_or_else(Cow::default, |value| value.bytes(fields.text)), &mut canon);
-    }
-    let mut members: Vec<(Cow<'_, [u8]>, &Member)> =
-        fields.members.iter().map(|member| (member.name.bytes(fields.text), member)).collect();
-    members.sort_by(|(left, _), (right, _)| left.cmp(right));
-    for (name, member) in members {
-        let value = member.value.bytes(fields.text);
-        if member.value.kind == Kind::Null || value.is_empty() || *value == *b"null" {
-            continue;
-        }
-        write_scalar(&name, &mut canon);
-        let json = matches!(value.first(), Some(b'{' | b'[')).then(|| str::from_utf8(&value).ok()).flatten();
-        if !json.is_some_and(|json| write_json(json, &mut canon)) {
-            write_scalar(&value, &mut canon);
-        }
-    }
-    let digest: [u8; 32] = Sha256::digest(&canon).into();
-    EventId(std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default()))
-}
-
-fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {
-    canon.push(b's');
-    canon.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    canon.extend_from_slice(text);
-}
-
-/// Writes the canonical form of a JSON object or array; leaves `canon` alone and says `false` if `text` is not one.
-fn write_json(text: &str, canon: &mut Vec<u8>) -> bool {
-    let start = canon.len();
-    let mut reader = Reader::new(text, MAX_DEPTH);
-    let whole = write_next(&mut reader, text, canon).is_ok() && reader.peek().is_none();
-    if !whole {
-        canon.truncate(start);
-    }
-    whole
-}
-
-/// An object enters as the digest of its sorted members, so that the work stays linear however deep it is nested.
-fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Result<(), json::Error> {
-    let start = canon.len();
-    match reader.peek() {
-        Some(b'{') => {
-            let mut members = Vec::new();
-            reader.members(|reader, name| {
-                let from = canon.len();
-                write_next(reader, text, canon)?;
-                members.push((name.bytes(text.as_bytes()), from..canon.len()));
-                Ok(())
-            })?;
-            members.sort_by(|(left, _), (right, _)| left.cmp(right));
-            let mut hash = Sha256::new();
-            for (name, value) in members {
-                hash.update((name.len() as u32).to_le_bytes());
-                hash.update(&name);
-                hash.update(canon.get(value).unwrap_or_default());
-            }
-            canon.truncate(start);
-            canon.push(b'o');
-            canon.extend_from_slice(&hash.finalize());
-        }
-        Some(b'[') => {
-            canon.push(b'[');
-            reader.array(|reader| write_next(reader, text, canon))?;
-            canon.push(b']');
-        }
-        _ => write_scalar(&reader.value()?.bytes(text.as_bytes()), canon),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -268,17 +268,16 @@ fn event_type(event: &Event) -> String {
 }
 
 fn envelope(attributes: &[(Attribute, String)], event: &Event) -> Bytes {
-    let mut text = String::with_capacity(event.payload().len() + 384);
-    text.push('{');
+    let mut bytes = Vec::with_capacity(event.payload().len() + 384);
+    bytes.push(b'{');
     for (attribute, value) in attributes {
         let [.., name] = attribute.names();
-        json::write_string(name, &mut text);
-        text.push(':');
-        json::write_string(value, &mut text);
-        text.push(',');
+        json::write_string(name, &mut bytes);
+        bytes.push(b':');
+        json::write_string(value, &mut bytes);
+        bytes.push(b',');
     }
-    text.push_str("\"datacontenttype\":\"application/json\",\"data\":");
-    let mut bytes = text.into_bytes();
+    bytes.extend_from_slice(b"\"datacontenttype\":\"application/json\",\"data\":");
     bytes.extend_from_slice(event.payload());
     bytes.push(b'}');
     bytes.into()

@@ -4,7 +4,6 @@
 //! member names are kept in order.
 
 use std::borrow::Cow;
-use std::fmt;
 
 /// A range of bytes within the text that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +18,13 @@ impl Span {
     }
 
     /// The part of `text` that this span covers; empty if it lies outside.
+    #[inline]
     pub fn of(self, text: &[u8]) -> &[u8] {
         text.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 
     /// The same range as indices.
+    #[inline]
     pub fn range(self) -> std::ops::Range<usize> {
         self.start as usize..self.end as usize
     }
@@ -70,6 +71,7 @@ impl Value {
     }
 
     /// The bytes of that text, in which lone surrogates, which no text can hold, stay apart from each other.
+    #[inline]
     pub fn bytes(self, text: &[u8]) -> Cow<'_, [u8]> {
         let raw = self.span.of(text);
         match self.kind {
@@ -89,6 +91,15 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether `name` is its name in `text`.
+    #[inline]
+    pub fn is_named(&self, name: &str, text: &[u8]) -> bool {
+        match self.name.kind {
+            Kind::Escaped => self.name.text(text) == name,
+            _ => self.name.span.range().len() == name.len() && self.name.span.of(text) == name.as_bytes(),
+        }
+    }
+
     /// The same member in a text that begins `by` bytes later.
     pub fn move_back(&mut self, by: usize) {
         for span in [&mut self.name.span, &mut self.value.span] {
@@ -241,6 +252,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     fn byte(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -279,6 +291,7 @@ impl<'a> Reader<'a> {
         let start = self.at;
         let mut kind = Kind::String;
         loop {
+            self.at += plain(self.text.as_bytes().get(self.at..).unwrap_or_default());
             match self.byte() {
                 Some(b'"') => {
                     let span = Span::new(start, self.at);
@@ -302,8 +315,7 @@ impl<'a> Reader<'a> {
                         _ => return Err(self.error("unknown escape sequence")),
                     }
                 }
-                Some(0..0x20) => return Err(self.error("a control character in a string has to be escaped")),
-                Some(_) => self.at += 1,
+                Some(_) => return Err(self.error("a control character in a string has to be escaped")),
                 None => return Err(self.error("expected `\"` at the end of a string")),
             }
         }
@@ -345,14 +357,38 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What the escape sequences of a string are resolved into.
-trait Unescaped: Default {
+/// How many bytes from the front on stand for themselves in a string. Eight at a time: a byte's top bit is set in the difference
+/// where the byte is less than the subtrahend (Hacker's Delight, 6-1), and the lowest bit that is set is never a borrowed one.
+pub fn plain(bytes: &[u8]) -> usize {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const TOP: u64 = EACH << 7;
+    let less = |word: u64, bound: u64| word.wrapping_sub(EACH * bound) & !word & TOP;
+    let mut at = 0;
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let word = u64::from_le_bytes(*word);
+        let quote = less(word ^ (EACH * u64::from(b'"')), 1);
+        let backslash = less(word ^ (EACH * u64::from(b'\\')), 1);
+        let special = quote | backslash | less(word, 0x20);
+        if special != 0 {
+            return at + special.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|byte| **byte >= 0x20 && !matches!(byte, b'"' | b'\\')).count()
+}
+
+/// What text is written into.
+pub trait Written: Default {
+    /// Adds a text.
     fn push_str(&mut self, text: &str);
+    /// Adds a character.
     fn push(&mut self, character: char);
+    /// Adds what an escape sequence for half a character stands for.
     fn push_lone_surrogate(&mut self, unit: u32);
 }
 
-impl Unescaped for String {
+impl Written for String {
     fn push_str(&mut self, text: &str) {
         self.push_str(text);
     }
@@ -366,7 +402,7 @@ impl Unescaped for String {
     }
 }
 
-impl Unescaped for Vec<u8> {
+impl Written for Vec<u8> {
     fn push_str(&mut self, text: &str) {
         self.extend_from_slice(text.as_bytes());
     }
@@ -382,7 +418,7 @@ impl Unescaped for Vec<u8> {
 }
 
 /// Resolves the escape sequences of a string that a [`Reader`] accepted.
-fn unescape<T: Unescaped>(raw: &str) -> T {
+fn unescape<T: Written>(raw: &str) -> T {
     let mut text = T::default();
     let mut rest = raw;
     while let Some((plain, escaped)) = rest.split_once('\\') {
@@ -427,21 +463,24 @@ fn hex(text: &str, at: usize) -> Option<u32> {
 }
 
 /// Writes `text` as a JSON string, quotes included.
-pub fn write_string(text: &str, out: &mut String) {
-    use fmt::Write;
+pub fn write_string(text: &str, out: &mut impl Written) {
     out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\0'..='\u{1f}' => {
-                let _ = write!(out, "\\u{:04x}", character as u32);
-            }
-            _ => out.push(character),
+    let mut rest = text;
+    loop {
+        // What needs an escape sequence is one byte long, and no part of another character.
+        let (plain, special) = rest.split_at(plain(rest.as_bytes()));
+        out.push_str(plain);
+        let mut behind = special.chars();
+        match behind.next() {
+            None => break,
+            Some('"') => out.push_str("\\\""),
+            Some('\\') => out.push_str("\\\\"),
+            Some('\n') => out.push_str("\\n"),
+            Some('\r') => out.push_str("\\r"),
+            Some('\t') => out.push_str("\\t"),
+            Some(control) => out.push_str(&format!("\\u{:04x}", u32::from(control))),
         }
+        rest = behind.as_str();
     }
     out.push('"');
 }
@@ -504,8 +543,10 @@ mod tests {
                     _ => *random.choice(&['"', '\\', '\n', '/']).unwrap(),
                 })
                 .collect();
-            let mut ours = String::new();
+            let (mut ours, mut bytes) = (String::new(), Vec::new());
             write_string(&original, &mut ours);
+            write_string(&original, &mut bytes);
+            assert_eq!(ours.as_bytes(), bytes);
             assert_eq!(serde_json::from_str::<String>(&ours).unwrap(), original);
             let escaped: String = original.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             for text in [ours, format!("\"{escaped}\"")] {

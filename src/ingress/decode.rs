@@ -86,11 +86,8 @@ pub fn memory(bytes: &[u8], config: &Config) -> usize {
     const COPIES: usize = 3;
     const FIELD: usize = 100;
     const EVENT: usize = 250;
-    let (mut fields, mut objects) = (1, 1);
-    for byte in bytes {
-        fields += usize::from(matches!(byte, b',' | b'&'));
-        objects += usize::from(*byte == b'{');
-    }
+    let count = |byte| memchr::memchr_iter(byte, bytes).count();
+    let (fields, objects) = (1 + count(b',') + count(b'&'), 1 + count(b'{'));
     COPIES * bytes.len() + FIELD * fields + EVENT * objects.min(config.max_events)
 }
 
@@ -225,7 +222,7 @@ impl Events<'_> {
     /// Where the array lies in an envelope `{"count":n,"cdr":[…]}`. A record of a call that merely has such fields has
     /// identifiers too.
     fn envelope(&self, members: &[json::Member]) -> Option<std::ops::Range<usize>> {
-        let find = |name: &str| members.iter().find(|member| member.name.text(self.text.as_bytes()) == name);
+        let find = |name: &str| members.iter().find(|member| member.is_named(name, self.text.as_bytes()));
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
         let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"]

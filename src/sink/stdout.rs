@@ -4,6 +4,7 @@
 //! whose write failed half-way is written again, so a reader may see a torn line (alone, never glued to the next one) and the
 //! same event twice. Logs go to stderr and never mix with these lines.
 
+use crate::event::json;
 use crate::sink::{Failure, Message, SetupError, Sink};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -102,7 +103,7 @@ impl StdoutSink {
 
     /// Adds a line and waits until it is written. The writer is woken by the first one, once the tasks that are ready to run
     /// have run: their lines go into the same write, and switching threads costs more than writing a line.
-    async fn write(&self, render: impl Fn(&mut Vec<u8>) -> Result<(), Failure>) -> Result<(), Failure> {
+    async fn write(&self, render: impl Fn(&mut Vec<u8>)) -> Result<(), Failure> {
         let (written, outcome) = oneshot::channel();
         let mut written = Some(written);
         let wake = loop {
@@ -136,7 +137,7 @@ impl Shared {
     #[expect(clippy::option_option, reason = "no room, and nobody to wake, are two things")]
     fn add(
         &self,
-        render: impl Fn(&mut Vec<u8>) -> Result<(), Failure>,
+        render: impl Fn(&mut Vec<u8>),
         written: &mut Option<oneshot::Sender<Outcome>>,
     ) -> Result<Option<Option<Wake<'_>>>, Failure> {
         let mut state = self.state();
@@ -146,11 +147,7 @@ impl Shared {
         if !state.has_room() {
             return Ok(None);
         }
-        let start = state.batch.text.len();
-        if let Err(failure) = render(&mut state.batch.text) {
-            state.batch.text.truncate(start);
-            return Err(failure);
-        }
+        render(&mut state.batch.text);
         let end = state.batch.text.len();
         state.batch.waiting.extend(written.take().map(|written| (end, written)));
         Ok(Some(std::mem::take(&mut state.asleep).then(|| Wake(&self.arrived))))
@@ -166,10 +163,7 @@ impl Drop for StdoutSink {
 
 impl Sink for StdoutSink {
     fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(self.write(|text| {
-            let cause = |error| format!("cannot render event {}: {error}", message.id);
-            render(message, text).map_err(|error| Failure::unavailable(cause(error)))
-        }))
+        Box::pin(self.write(|text| render(message, text)))
     }
 
     /// stdout can only be tried by writing, so this repeats how the last write ended.
@@ -180,7 +174,7 @@ impl Sink for StdoutSink {
 
     /// Waits for the lines ahead of it.
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { drop(self.write(|_| Ok(())).await) })
+        Box::pin(async move { drop(self.write(|_| {}).await) })
     }
 }
 
@@ -287,11 +281,11 @@ fn write_what_fits<'a>(output: &mut impl Write, bytes: &'a [u8]) -> (&'a [u8], O
 }
 
 /// Appends `{"topic":…,"key":…,"headers":{…},"event":…}` and a line break.
-fn render(message: &Message, line: &mut Vec<u8>) -> serde_json::Result<()> {
+fn render(message: &Message, line: &mut Vec<u8>) {
     line.extend_from_slice(br#"{"topic":"#);
-    serde_json::to_writer(&mut *line, &message.topic)?;
+    json::write_string(&message.topic, line);
     line.extend_from_slice(br#","key":"#);
-    serde_json::to_writer(&mut *line, &message.key)?;
+    json::write_string(&message.key, line);
     line.extend_from_slice(br#","headers":{"#);
     for (index, (name, value)) in message.headers.iter().enumerate() {
         if index > 0 {
@@ -301,18 +295,17 @@ fn render(message: &Message, line: &mut Vec<u8>) -> serde_json::Result<()> {
         line.push(b'"');
         line.extend_from_slice(name.as_bytes());
         line.extend_from_slice(b"\":");
-        serde_json::to_writer(&mut *line, value)?;
+        json::write_string(value, line);
     }
     line.extend_from_slice(br#"},"event":"#);
     push_on_one_line(&message.payload, line);
     line.extend_from_slice(b"}\n");
-    Ok(())
 }
 
 /// Appends a valid JSON text: as it is when it came on one line, without its insignificant white space when it did not.
 /// Strings and numbers keep every byte.
 fn push_on_one_line(json: &[u8], line: &mut Vec<u8>) {
-    if !json.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+    if memchr::memchr2(b'\n', b'\r', json).is_none() {
         return line.extend_from_slice(json);
     }
     let (mut in_string, mut escaped) = (false, false);
@@ -387,7 +380,7 @@ mod tests {
 
     fn line(message: &Message) -> String {
         let mut line = Vec::new();
-        render(message, &mut line).unwrap();
+        render(message, &mut line);
         String::from_utf8(line).unwrap()
     }
 

@@ -1,0 +1,116 @@
+//! The top-level fields of an event, found by name.
+
+use super::json::{Kind, Member, Value};
+use std::borrow::Cow;
+
+/// Fields that say the same under different names, the current name first.
+const ALIASES: [[&str; 2]; 2] = [["appid", "app_id"], ["cmiuuid", "cmiuid"]];
+
+/// How many names have a place.
+const PLACES: usize = 11;
+
+/// The place of a name that nearly every event has and is asked for: looked for once, when the event is read.
+fn place(name: &[u8]) -> Option<usize> {
+    Some(match name {
+        b"appid" => 0,
+        b"app_id" => 1,
+        b"cmiuid" => 2,
+        b"cmiuuid" => 3,
+        b"conversation_uuid" => 4,
+        b"direction" => 5,
+        b"leg" => 6,
+        b"request_id" => 7,
+        b"status" => 8,
+        b"team" => 9,
+        b"type" => 10,
+        _ => return None,
+    })
+}
+
+/// Where the members of an object lie in its text, which every question brings along.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fields {
+    members: Box<[Member]>,
+    /// By place, one more than the index of the last member with that name.
+    places: [u32; PLACES],
+}
+
+impl Fields {
+    /// The fields of the object `text`, whose members have been read.
+    pub fn new(text: &[u8], members: Vec<Member>) -> Self {
+        let mut places = [0; PLACES];
+        for (index, member) in (1..).zip(&members) {
+            if let Some(place) = place(&member.name.bytes(text)).and_then(|place| places.get_mut(place)) {
+                *place = index;
+            }
+        }
+        Self { members: members.into_boxed_slice(), places }
+    }
+
+    /// All members, in their order.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// How many bytes of memory the fields hold beside themselves.
+    pub fn memory(&self) -> usize {
+        size_of_val(&*self.members)
+    }
+
+    /// The text of a field under any of its names; `None` if it is missing, null or empty.
+    pub fn text_of<'a>(&self, text: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
+        self.find(text, name, |_| true).map(|value| value.text(text))
+    }
+
+    /// An identifier under any of its names: the first that is a scalar, and not the text `null`, which is all that a query
+    /// string can make of null.
+    pub fn scalar(&self, text: &[u8], name: &str) -> Option<Value> {
+        self.find(text, name, |value| {
+            !matches!(value.kind, Kind::Object | Kind::Array) && *value.bytes(text) != *b"null"
+        })
+    }
+
+    /// The first of the field's names under which there is a value that is not null, not empty, and passes.
+    fn find(&self, text: &[u8], name: &str, passes: impl Fn(&Value) -> bool) -> Option<Value> {
+        let find = |name: &str| self.exact(text, name).filter(&passes);
+        match ALIASES.iter().find(|names| names.contains(&name)) {
+            Some(names) => names.iter().find_map(|name| find(name)),
+            None => find(name),
+        }
+    }
+
+    /// Of members with the same name the last one counts, as for most JSON readers.
+    fn exact(&self, text: &[u8], name: &str) -> Option<Value> {
+        let member = match place(name.as_bytes()) {
+            Some(place) => self.members.get(self.places.get(place)?.checked_sub(1)? as usize)?,
+            None => self.members.iter().rev().find(|member| member.is_named(name, text))?,
+        };
+        let empty = member.value.span.range().is_empty();
+        (member.value.kind != Kind::Null && !empty).then_some(member.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json::Reader;
+    use super::*;
+
+    #[test]
+    fn the_last_member_of_a_name_counts_however_it_is_written() {
+        let names = ["team", "te\\u0061m", "user", "us\\u0065r", "appid", "leg", "x"];
+        let plain = |name: &str| name.replace("\\u0061", "a").replace("\\u0065", "e");
+        let mut random = fastrand::Rng::with_seed(31);
+        for _ in 0..2_000 {
+            let members: Vec<_> =
+                (0..random.usize(0..20)).map(|number| (*random.choice(&names).unwrap(), number)).collect();
+            let written: Vec<_> = members.iter().map(|(name, number)| format!("\"{name}\":{number}")).collect();
+            let text = format!("{{{}}}", written.join(","));
+            let fields = Fields::new(text.as_bytes(), Reader::new(&text, 9).object().unwrap());
+            for name in ["team", "user", "appid", "leg", "x", "y", "status"] {
+                let last =
+                    members.iter().rev().find(|(other, _)| plain(other) == name).map(|(_, number)| number.to_string());
+                assert_eq!(fields.text_of(text.as_bytes(), name).as_deref(), last.as_deref(), "{name} in {text}");
+            }
+        }
+    }
+}
