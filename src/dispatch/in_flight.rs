@@ -2,7 +2,8 @@
 
 use crate::event::Arrival;
 use crate::spool::Record;
-use std::collections::hash_map::{Entry, RandomState};
+use foldhash::quality::RandomState;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Gate {
     hasher: RandomState,
-    busy: HashMap<u64, VecDeque<Arc<Record>>>,
+    busy: HashMap<u64, VecDeque<Arc<Record>>, RandomState>,
 }
 
 impl Gate {

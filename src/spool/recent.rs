@@ -1,24 +1,41 @@
 //! The identities of lately stored events, so that a resent webhook is not stored twice.
 
 use crate::event::{Arrival, EventId};
-use std::collections::{HashMap, VecDeque};
+use foldhash::quality::RandomState;
+use hashbrown::HashTable;
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// A window bounded in time and in number. An entry takes about 70 bytes of memory.
+/// A window bounded in time and in number. An entry takes about 40 bytes of memory.
 #[derive(Debug)]
 pub struct Recent {
     window: Duration,
     capacity: usize,
-    /// Where each event is in the log.
-    ids: HashMap<EventId, u64>,
-    order: VecDeque<(Arrival, EventId)>,
+    /// In the order in which they came.
+    entries: VecDeque<Entry>,
+    /// How many entries have come and gone.
+    gone: u32,
+    /// For each entry how many had come before it, by its identity. Counted modulo 2³², as `gone` is: there are never so many at
+    /// once that two could be taken for each other.
+    numbers: HashTable<u32>,
+    hasher: RandomState,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: EventId,
+    arrival: Arrival,
+    /// Where the event is in the log.
+    offset: u64,
 }
 
 impl Recent {
     /// An empty window; with no length or no capacity it never knows anything.
     pub fn new(window: Duration, capacity: usize) -> Self {
-        let capacity = if window.is_zero() { 0 } else { capacity };
-        Self { window, capacity, ids: HashMap::new(), order: VecDeque::new() }
+        let capacity = if window.is_zero() { 0 } else { capacity.min(i32::MAX as usize) };
+        let (entries, numbers, hasher) = (VecDeque::new(), HashTable::new(), RandomState::default());
+        Self { window, capacity, entries, gone: 0, numbers, hasher }
     }
 
     /// How many events it can hold.
@@ -29,7 +46,7 @@ impl Recent {
     /// How many events it holds.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.order.len()
+        self.entries.len()
     }
 
     /// When an event has to have arrived to be held at `now`.
@@ -40,7 +57,7 @@ impl Recent {
     /// The offset of the event with this identity, if it was stored within the window. Of one whose segment has been
     /// removed since, the offset of some record in that segment.
     pub fn offset(&self, id: &EventId) -> Option<u64> {
-        self.ids.get(id).copied()
+        self.entries.get(self.find(id)?).map(|entry| entry.offset)
     }
 
     /// Adds an event that was stored at `now`, and lets go of those that have become too old or too many. One that arrived
@@ -56,21 +73,37 @@ impl Recent {
         if self.capacity == 0 || arrival < self.since(now) {
             return;
         }
-        if let Some(known) = self.ids.get_mut(&id) {
-            *known = offset;
+        if let Some(known) = self.find(&id).and_then(|index| self.entries.get_mut(index)) {
+            known.offset = offset;
             return;
         }
         // Gone before it comes: one entry over the capacity could double what the containers hold.
-        if self.order.len() == self.capacity {
+        if self.entries.len() == self.capacity {
             self.forget_oldest();
         }
-        self.ids.insert(id, offset);
-        self.order.push_back((arrival, id));
+        let Self { entries, gone, numbers, hasher, .. } = self;
+        let number = gone.wrapping_add(entries.len() as u32);
+        entries.push_back(Entry { id, arrival, offset });
+        let hash = |number: &u32| {
+            entries.get(number.wrapping_sub(*gone) as usize).map_or(0, |entry| hasher.hash_one(entry.id.0))
+        };
+        numbers.insert_unique(hash(&number), number, hash);
+    }
+
+    /// The index among the entries.
+    fn find(&self, id: &EventId) -> Option<usize> {
+        let index = |number: &u32| number.wrapping_sub(self.gone) as usize;
+        let is_it = |number: &u32| self.entries.get(index(number)).is_some_and(|entry| entry.id == *id);
+        self.numbers.find(self.hasher.hash_one(id.0), is_it).map(index)
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, id)) = self.order.pop_front() {
-            self.ids.remove(&id);
+        if let Some(oldest) = self.entries.pop_front() {
+            let gone = self.gone;
+            if let Ok(entry) = self.numbers.find_entry(self.hasher.hash_one(oldest.id.0), |number| *number == gone) {
+                entry.remove();
+            }
+            self.gone = gone.wrapping_add(1);
         }
     }
 
@@ -78,7 +111,7 @@ impl Recent {
     pub fn expire(&mut self, now: Arrival) {
         // A clock that was set back leaves arrivals in the future, which are not to stay until the clock gets there.
         let window = self.since(now)..=Arrival(now.0.saturating_add(self.window.as_millis() as u64));
-        while self.order.front().is_some_and(|(arrival, _)| !window.contains(arrival)) {
+        while self.entries.front().is_some_and(|entry| !window.contains(&entry.arrival)) {
             self.forget_oldest();
         }
     }
@@ -128,6 +161,37 @@ mod tests {
         assert_eq!([1, 2, 3, 4].map(|n| recent.offset(&id(n)).is_some()), [true, true, false, true]);
         insert(&mut recent, 5, 102_001);
         assert_eq!([1, 2, 4, 5].map(|n| recent.offset(&id(n)).is_some()), [false, false, true, true]);
+    }
+
+    #[test]
+    fn it_knows_what_a_plain_list_knows_also_when_its_count_begins_anew() {
+        let mut random = fastrand::Rng::with_seed(41);
+        for capacity in [1, 2, 7, 100] {
+            let mut recent = Recent::new(Duration::from_secs(10), capacity);
+            recent.gone = u32::MAX - 150;
+            let mut plain: Vec<(EventId, u64, u64)> = Vec::new();
+            let mut now = 100_000;
+            for offset in 0..3_000 {
+                now += random.u64(0..400);
+                let wanted = EventId([random.u8(0..120); 16]);
+                plain.retain(|(_, arrival, _)| arrival + 10_000 >= now);
+                match plain.iter_mut().find(|(id, ..)| *id == wanted) {
+                    Some((.., known)) => *known = offset,
+                    None => {
+                        if plain.len() == capacity {
+                            plain.remove(0);
+                        }
+                        plain.push((wanted, now, offset));
+                    }
+                }
+                recent.insert(wanted, Arrival(now), offset, Arrival(now));
+                assert_eq!((recent.len(), recent.numbers.len()), (plain.len(), plain.len()));
+                for n in 0..120 {
+                    let known = plain.iter().find(|(known, ..)| *known == id(n)).map(|(.., offset)| *offset);
+                    assert_eq!(recent.offset(&id(n)), known);
+                }
+            }
+        }
     }
 
     #[test]

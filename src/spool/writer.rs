@@ -6,6 +6,7 @@ use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
 use crate::event::{Arrival, Event, EventId};
+use foldhash::quality::RandomState;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -54,7 +55,7 @@ impl Active {
 struct Commit {
     records: Vec<Arc<Record>>,
     /// The offsets of its events.
-    ids: HashMap<EventId, u64>,
+    ids: HashMap<EventId, u64, RandomState>,
     waiting: Vec<(oneshot::Sender<Result<Placed, AppendError>>, Placed)>,
     /// The memory of the requests, accounted for until all that is left of them is what the readers hold.
     held: Vec<OwnedSemaphorePermit>,
@@ -99,7 +100,8 @@ impl Writer {
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
         self.recent.expire(Arrival::now());
-        let needed = requests.front().map_or(0, |first| self.needed(first));
+        let Some(first) = requests.front() else { return };
+        let needed = if self.has_room(most(first)) { 0 } else { self.needed(first) };
         if let Err(error) = self.make_room(needed as u64) {
             if !matches!(error, AppendError::TooLarge { .. }) {
                 self.shared.queue.set_trouble(Some(error.to_string()));
@@ -127,6 +129,15 @@ impl Writer {
         }
     }
 
+    /// How many bytes fit the active segment.
+    fn room(&self) -> usize {
+        self.active.as_ref().map_or(0, |active| active.end() - active.position) as usize
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.paused.is_none() && bytes <= self.room()
+    }
+
     /// How many bytes a request takes, events left out that are stored already.
     fn needed(&self, request: &Append) -> usize {
         let target = request.target.as_deref();
@@ -139,10 +150,10 @@ impl Writer {
         let mut commit = Commit::default();
         self.buffer.clear();
         let batch = self.next;
-        let room = self.active.as_ref().map_or(0, |active| active.end() - active.position) as usize;
+        let room = self.room();
         while let Some(request) = requests.front() {
-            let size = self.needed(request);
-            if self.buffer.len() + size > room || self.buffer.len() > COMMIT_BYTES {
+            let fits = |size| self.buffer.len() + size <= room;
+            if self.buffer.len() > COMMIT_BYTES || !(fits(most(request)) || fits(self.needed(request))) {
                 break;
             }
             let Some(Append { events, target, held, done }) = requests.pop_front() else { break };
@@ -364,6 +375,12 @@ impl Writer {
         drop(log);
         self.shared.janitor.wake();
     }
+}
+
+/// How many bytes a request takes if nothing of it is stored already.
+fn most(request: &Append) -> usize {
+    let target = request.target.as_deref();
+    request.events.iter().map(|event| segment::size_of_record(event, target)).sum()
 }
 
 fn trim(log: &mut Log, memory: usize) {
