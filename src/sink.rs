@@ -1,5 +1,6 @@
 //! The contract between the dispatcher and a destination.
 
+mod answers;
 pub mod kafka;
 pub mod nats;
 pub mod stdout;

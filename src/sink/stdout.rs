@@ -5,6 +5,7 @@
 //! same event twice. Logs go to stderr and never mix with these lines.
 
 use crate::event::json;
+use crate::sink::answers::Answers;
 use crate::sink::{Failure, Message, SetupError, Sink};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 
 /// No more lines are gathered once there are this many bytes: enough to amortise the write, small enough for a 64 MiB container.
@@ -69,8 +70,6 @@ struct Batch {
 }
 
 type Outcome = Result<(), String>;
-/// Who waits, and what they are told.
-type Release = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
 /// Wakes the writer when dropped: also when whoever undertook that is gone.
 struct Wake<'a>(&'a Condvar);
@@ -93,11 +92,9 @@ impl StdoutSink {
     /// Writes to `output`, which must not buffer. Needs a tokio runtime.
     pub fn to(output: impl Write + Send + 'static) -> Result<Self, SetupError> {
         let shared = Arc::new(Shared::default());
-        let (released, releases) = mpsc::unbounded_channel();
-        let writer = Writer { output, torn: false, shared: shared.clone(), released };
+        let writer = Writer { output, torn: false, shared: shared.clone(), answers: Answers::start() };
         let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.run());
         thread.map_err(|error| SetupError(format!("cannot start the stdout writer: {error}")))?;
-        tokio::spawn(carry_out(releases));
         Ok(Self { shared })
     }
 
@@ -178,22 +175,12 @@ impl Sink for StdoutSink {
     }
 }
 
-/// Tells those who wait what became of their lines, where they are: the writer would wake them one by one, and the first would
-/// take its processor away.
-async fn carry_out(mut releases: mpsc::UnboundedReceiver<Release>) {
-    while let Some(release) = releases.recv().await {
-        for (written, outcome) in release {
-            let _ = written.send(outcome);
-        }
-    }
-}
-
 struct Writer<W> {
     output: W,
     /// The last write stopped inside a line: a line break must come first, so that the torn line stands alone.
     torn: bool,
     shared: Arc<Shared>,
-    released: mpsc::UnboundedSender<Release>,
+    answers: Answers<Outcome>,
 }
 
 impl<W> Drop for Writer<W> {
@@ -252,11 +239,10 @@ impl<W: Write> Writer<W> {
         let error = error.map(|error| format!("cannot write to stdout: {error}"));
         self.shared.state().broken.clone_from(&error);
         let written = taken.len();
-        let told = |(end, waiting)| match &error {
-            Some(cause) if end > written => (waiting, Err(cause.clone())),
-            _ => (waiting, Ok(())),
-        };
-        let _ = self.released.send(batch.waiting.drain(..).map(told).collect());
+        for (end, waiting) in batch.waiting.drain(..) {
+            let outcome = error.as_ref().filter(|_| end > written);
+            self.answers.give(waiting, outcome.map_or(Ok(()), |cause| Err(cause.clone())));
+        }
         batch.text.clear();
     }
 }

@@ -4,6 +4,7 @@
 //! it takes it away, waits until every message in it is answered for, and builds another.
 
 use super::config::refused;
+use crate::sink::answers::Answers;
 use crate::sink::{Failure, Message, SetupError};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
@@ -37,6 +38,7 @@ pub(super) struct Producer {
 struct Shared {
     config: ClientConfig,
     link: Arc<Link>,
+    answers: Answers<Answer>,
     /// `None` between a fatal error and the next build, and after the end.
     current: Mutex<Option<Arc<Client>>>,
     stop: AtomicBool,
@@ -53,20 +55,24 @@ pub(super) enum Undelivered {
     NoProducer(Failure),
 }
 
+type Answer = Result<(), RDKafkaErrorCode>;
+
 /// Travels through librdkafka with its message.
 pub(super) struct Delivery {
-    done: oneshot::Sender<Result<(), RDKafkaErrorCode>>,
+    done: oneshot::Sender<Answer>,
     /// Freed with the message's copy in librdkafka, not when the caller loses interest.
     _room: OwnedSemaphorePermit,
 }
 
 impl Producer {
-    /// Makes the producer and its thread. Connects in the background.
+    /// Makes the producer and its thread. Connects in the background. Needs a tokio runtime.
     pub(super) fn start(config: ClientConfig, link: Arc<Link>) -> Result<Self, SetupError> {
-        let client = build(&config, &link).map_err(|error| refused(&error))?;
+        let answers = Answers::start();
+        let client = build(&config, &link, &answers).map_err(|error| refused(&error))?;
         let shared = Arc::new(Shared {
             config,
             link,
+            answers,
             current: Mutex::new(Some(Arc::clone(&client))),
             stop: AtomicBool::new(false),
         });
@@ -158,7 +164,7 @@ impl Shared {
                 if self.stopped() {
                     return;
                 }
-                match build(&self.config, &self.link) {
+                match build(&self.config, &self.link, &self.answers) {
                     Ok(client) => break client,
                     Err(error) => {
                         tracing::error!(sink = self.link.sink, cause = %refused(&error), "kafka producer cannot be rebuilt");
@@ -200,13 +206,15 @@ impl Shared {
     }
 }
 
-fn build(config: &ClientConfig, link: &Arc<Link>) -> Result<Arc<Client>, KafkaError> {
-    config.create_with_context::<_, Client>(Reports { link: Arc::clone(link) }).map(Arc::new)
+fn build(config: &ClientConfig, link: &Arc<Link>, answers: &Answers<Answer>) -> Result<Arc<Client>, KafkaError> {
+    let reports = Reports { link: Arc::clone(link), answers: answers.clone() };
+    config.create_with_context::<_, Client>(reports).map(Arc::new)
 }
 
 /// What librdkafka tells us, in the thread that polls it.
 pub(super) struct Reports {
     link: Arc<Link>,
+    answers: Answers<Answer>,
 }
 
 impl ProducerContext for Reports {
@@ -220,8 +228,7 @@ impl ProducerContext for Reports {
             }
             Err((error, _)) => Err(code(error)),
         };
-        // Nobody waits any more when the publish was dropped.
-        let _ = delivery.done.send(result);
+        self.answers.give(delivery.done, result);
     }
 }
 
