@@ -11,9 +11,13 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How deep an event may be nested unless configured otherwise; also the bound when it is read back from the spool.
 pub const MAX_DEPTH: usize = 128;
+
+/// The route that an event came by unless it says otherwise.
+pub const DEFAULT_INGRESS: &str = "default";
 
 /// Fields that say the same under different names, the current name first.
 const ALIASES: [[&str; 2]; 2] = [["appid", "app_id"], ["cmiuuid", "cmiuid"]];
@@ -77,6 +81,8 @@ pub struct Event {
     id: EventId,
     conversation: Box<str>,
     arrival: Arrival,
+    /// `None` is [`DEFAULT_INGRESS`].
+    ingress: Option<Arc<str>>,
 }
 
 impl Event {
@@ -101,6 +107,7 @@ impl Event {
             id,
             conversation,
             arrival,
+            ingress: None,
         }
     }
 
@@ -118,7 +125,12 @@ impl Event {
     pub fn restore(payload: Bytes, id: EventId, conversation: &str, arrival: Arrival) -> Self {
         let text = std::str::from_utf8(&payload).unwrap_or_default();
         let members = Reader::new(text, MAX_DEPTH).object().unwrap_or_default().into_boxed_slice();
-        Self { payload, members, id, conversation: conversation.into(), arrival }
+        Self { payload, members, id, conversation: conversation.into(), arrival, ingress: None }
+    }
+
+    /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
+    pub fn by(self, ingress: Option<Arc<str>>) -> Self {
+        Self { ingress, ..self }
     }
 
     /// The JSON object, byte for byte as received where it came as JSON.
@@ -139,6 +151,16 @@ impl Event {
     /// When the webhook arrived here.
     pub fn arrival(&self) -> Arrival {
         self.arrival
+    }
+
+    /// The name of the route it came by. Nothing in the payload can change it, and it is no part of the identity.
+    pub fn ingress(&self) -> &str {
+        self.ingress.as_deref().unwrap_or(DEFAULT_INGRESS)
+    }
+
+    /// The name of the route if it is not [`DEFAULT_INGRESS`].
+    pub fn other_ingress(&self) -> Option<&Arc<str>> {
+        self.ingress.as_ref()
     }
 
     /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.

@@ -9,7 +9,7 @@ mod delivery;
 pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
-use crate::event::Arrival;
+use crate::event::{Arrival, DEFAULT_INGRESS};
 use crate::http::{Answer, BodyUnread, Limits};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
@@ -203,6 +203,7 @@ impl Ingress {
             status: refusal.status.as_u16(),
             reason: refusal.detail.as_str().into(),
             place: refusal.place,
+            ingress: DEFAULT_INGRESS.into(),
             method: content.method.into(),
             content_type: content.content_type.map(Into::into),
             query: query.map(Into::into),
