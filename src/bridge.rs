@@ -7,6 +7,8 @@ use crate::dead_letter::DeadLetters;
 use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Limits};
+use crate::ingress::auth;
+use crate::ingress::routes::Routes;
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::Metrics;
 use crate::route::{Route, RouteError};
@@ -69,6 +71,9 @@ pub enum RunError {
         /// What is wrong.
         source: SetupError,
     },
+    /// The settings of the ingress are wrong, or a file of secrets cannot be read.
+    #[error("{0}")]
+    Ingress(String),
     /// A defect: a task ended that never should.
     #[error("a part of the bridge stopped by itself; what was accepted is kept in the spool")]
     Defect,
@@ -117,6 +122,7 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
 pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let sinks = prepare(&config)?;
+    let routes = Routes::open(&config.ingress, &metrics.ingress).map_err(RunError::Ingress)?;
     let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
     let spool = Arc::new(Spool::open(&config.spool, &names, metrics.spool.clone())?);
 
@@ -163,7 +169,15 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let keeping = (&config.ingress.undecodable, metrics.ingress.undecodable.clone());
     let undecodable = Undecodable::start(keeping.0, &config.spool.path, keeping.1);
     let undecodable = Arc::new(undecodable.map_err(OpenError::Io)?);
-    let mut ingress = Ingress::new(config.ingress.clone(), spool.clone(), undecodable.clone(), metrics.ingress.clone());
+    for route in config.ingress.open_doors() {
+        tracing::warn!(
+            ingress = route,
+            "whoever reaches the address can send webhooks by this route: it has no `auth`"
+        );
+    }
+    background.spawn(auth::watch(routes.watched()));
+    let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());
+    let mut ingress = Ingress::new(settings, routes, spool.clone(), undecodable.clone(), counts);
     if config.ingress.ack == Ack::Delivered {
         ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
     }
@@ -174,9 +188,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         tracing::info!(address, "{what}");
     }
     let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), serving, {
-        move |request, _| {
+        move |request, peer| {
             let ingress = ingress.clone();
-            async move { ingress.answer(request).await }
+            async move { ingress.answer(request, peer).await }
         }
     }));
     let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };

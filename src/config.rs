@@ -3,11 +3,12 @@
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
 mod environment;
+mod ingress;
 mod keys;
 
 use crate::dispatch;
-use crate::ingress;
-use crate::route::{self, Dialect, Route};
+use crate::ingress as webhooks;
+use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What runs without `--config`.
@@ -29,7 +31,7 @@ pub const EMBEDDED: &str = include_str!("../config/cdrelay.toml");
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[ingress]`
-    pub ingress: ingress::Config,
+    pub ingress: webhooks::Config,
     /// `[admin]`
     pub admin: Admin,
     /// `[spool]`
@@ -164,7 +166,7 @@ impl From<figment::Error> for ConfigError {
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
 struct Document {
-    ingress: ingress::Config,
+    ingress: webhooks::Config,
     admin: Admin,
     spool: spool::Config,
     shutdown: Shutdown,
@@ -211,22 +213,25 @@ impl Config {
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
         // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
         let document: Document = figment.extract_lossy()?;
+        let ingress = ingress::complete(document.ingress);
+        let origins = Arc::new(ingress.origins());
         let mut sinks = BTreeMap::new();
         let mut problems = Vec::new();
         for name in document.sinks.keys() {
-            match sink(figment, name) {
+            match sink(figment, name, &origins) {
                 Ok(sink) => drop(sinks.insert(name.clone(), sink)),
                 Err(error) => problems.extend(error.problems),
             }
         }
         let config = Self {
-            ingress: document.ingress,
+            ingress,
             admin: document.admin,
             spool: document.spool,
             shutdown: document.shutdown,
             log: document.log,
             sinks,
         };
+        problems.extend(ingress::problems(&config.ingress, figment));
         problems.extend(config.contradictions(figment));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
@@ -241,12 +246,7 @@ impl Config {
         };
         let (ingress, spool) = (&self.ingress, &self.spool);
         check(
-            ingress.path.starts_with('/'),
-            "ingress.path",
-            format!("found {:?}; a path begins with `/`", ingress.path),
-        );
-        check(
-            ingress.ack == ingress::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
+            ingress.ack == webhooks::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
             "ingress.ack",
             "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
                 .into(),
@@ -320,7 +320,7 @@ fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
     }
 }
 
-fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
+fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, ConfigError> {
     let at = format!("sinks.{name}");
     let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
@@ -346,7 +346,8 @@ fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
             Destination::Nats(Box::new(section(figment, &at)?))
         }
     };
-    let sink = Sink { route: section(figment, &at)?, dispatch: section(figment, &at)?, destination };
+    let route = route::Config { origins: origins.clone(), ..section(figment, &at)? };
+    let sink = Sink { route, dispatch: section(figment, &at)?, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
         let key = format!("{at}.{}", error.key);
         let place = origin(figment.find_metadata(&key), &[&key]);

@@ -3,16 +3,19 @@
 //! A 2xx is sent only after the spool has said that the events are durable; with `ack = "delivered"` a 200 only after the
 //! required sinks have them. Errors are problem details (RFC 9457).
 
+pub mod auth;
 pub mod decode;
 mod delivery;
+pub mod routes;
 
 pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
-use crate::event::{Arrival, DEFAULT_INGRESS};
-use crate::http::{Answer, BodyUnread, Limits};
+use crate::event::Arrival;
+use crate::http::{Answer, BodyUnread, Limits, Peer};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
+use auth::{Denied, Head};
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use decode::{Content, DecodeError};
@@ -20,9 +23,10 @@ use delivery::Delivered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use routes::{Route, Routes};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +39,18 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// The path of the webhook.
-    pub path: String,
+    /// The path of the route `default`, which there is only with it if there are others.
+    pub path: Option<String>,
+    /// The methods of the route `default`.
+    pub methods: Vec<routes::Taken>,
+    /// What the route `default` asks of a request.
+    pub auth: Vec<auth::Config>,
+    /// The labels of the route `default`.
+    pub labels: BTreeMap<String, String>,
+    /// The CloudEvents source of the route `default`.
+    pub source: Option<String>,
+    /// Further routes.
+    pub routes: BTreeMap<String, routes::Config>,
     /// How large a body may be.
     pub max_body: ByteSize,
     /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
@@ -75,7 +89,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            path: "/webhook/cdr".into(),
+            path: None,
+            methods: routes::default_methods(),
+            auth: Vec::new(),
+            labels: BTreeMap::new(),
+            source: None,
+            routes: BTreeMap::new(),
             max_body: ByteSize::mib(1),
             max_bodies: ByteSize::mib(4),
             max_connections: 512,
@@ -100,6 +119,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Ingress {
     config: Config,
+    routes: Routes,
     spool: Arc<Spool>,
     undecodable: Arc<Undecodable>,
     metrics: IngressMetrics,
@@ -130,10 +150,16 @@ struct Refusal {
 
 impl Ingress {
     /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
-    pub fn new(config: Config, spool: Arc<Spool>, undecodable: Arc<Undecodable>, metrics: IngressMetrics) -> Self {
+    pub fn new(
+        config: Config,
+        routes: Routes,
+        spool: Arc<Spool>,
+        undecodable: Arc<Undecodable>,
+        metrics: IngressMetrics,
+    ) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { config, spool, undecodable, metrics, delivery: None, bodies, budget, events }
+        Self { config, routes, spool, undecodable, metrics, delivery: None, bodies, budget, events }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -142,11 +168,11 @@ impl Ingress {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         self.metrics.in_flight.inc();
         let in_flight = InFlight(self);
         let head = request.method() == Method::HEAD;
-        let mut answer = match self.accept(request).await {
+        let mut answer = match self.accept(request, peer).await {
             Ok(placed) => self.acknowledge(placed).await,
             Err(refusal) => refusal.answer(),
         };
@@ -158,18 +184,23 @@ impl Ingress {
         answer
     }
 
-    async fn accept(&self, request: Request<Incoming>) -> Result<Placed, Refusal> {
+    async fn accept(&self, request: Request<Incoming>, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         let (parts, body) = request.into_parts();
-        self.check(&parts).map_err(unread)?;
+        let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
+        let head = Head { parts: &parts, path_secret, peer: peer.address.ip() };
+        self.check(route, &head).map_err(unread)?;
         if parts.method == Method::HEAD {
+            route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
             return Ok(Placed::default());
         }
         let (bytes, held) = self.read(body).await.map_err(unread)?;
+        route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
         let arrival = Arrival::now();
+        let query = parts.uri.query().map(|query| route.auth.strip(query));
         let content = Content {
             method: parts.method.as_str(),
-            query: parts.uri.query(),
+            query: query.as_deref(),
             content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
             body: &bytes,
         };
@@ -179,19 +210,20 @@ impl Ingress {
             Ok(events) => events,
             Err(error) => {
                 let refusal = Refusal::from(error);
-                self.keep(&content, arrival, &refusal);
+                self.keep(route, &content, arrival, &refusal);
                 return Err(refusal);
             }
         };
         drop((bytes, held));
+        route.auth.check_events(&events).map_err(|denied| unauthorized(route, denied))?;
         if events.is_empty() {
             return Ok(Placed::default());
         }
-        self.spool.place_holding(events, memory).await.map_err(Refusal::from)
+        self.spool.place_holding(route.mark(events), memory).await.map_err(Refusal::from)
     }
 
     /// Keeps what came, which may be a call, if anything came.
-    fn keep(&self, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
+    fn keep(&self, route: &Route, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
         let empty = content.body.trim_ascii().is_empty();
         // Beside a body, the query may hold a secret and nothing that is needed.
         let query = content.query.filter(|query| empty && !query.is_empty());
@@ -203,7 +235,7 @@ impl Ingress {
             status: refusal.status.as_u16(),
             reason: refusal.detail.as_str().into(),
             place: refusal.place,
-            ingress: DEFAULT_INGRESS.into(),
+            ingress: route.name().into(),
             method: content.method.into(),
             content_type: content.content_type.map(Into::into),
             query: query.map(Into::into),
@@ -212,16 +244,20 @@ impl Ingress {
     }
 
     /// What can be said without the body.
-    fn check(&self, parts: &Parts) -> Result<(), Refusal> {
-        if parts.uri.path() != self.config.path {
-            return Err(refusal(StatusCode::NOT_FOUND, format!("webhooks are taken at {}", self.config.path)));
+    fn check(&self, route: &Route, head: &Head<'_>) -> Result<(), Refusal> {
+        let parts = head.parts;
+        if let Err(denied) = route.auth.check_path(head.path_secret) {
+            route.denied(denied);
+            return Err(self.not_found());
         }
-        if !matches!(parts.method, Method::POST | Method::GET | Method::HEAD) {
+        if !route.takes(&parts.method) {
+            let (methods, allow) = route.methods();
             return Err(Refusal {
-                header: Some(Box::new((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST")))),
-                ..refusal(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST or GET")
+                header: Some(Box::new((header::ALLOW, allow))),
+                ..refusal(StatusCode::METHOD_NOT_ALLOWED, format!("webhooks come by {methods}"))
             });
         }
+        route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
         let encoding = parts.headers.get_all(header::CONTENT_ENCODING).iter();
         match encoding.into_iter().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             None => Ok(()),
@@ -302,9 +338,24 @@ impl Ingress {
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
 
+    fn not_found(&self) -> Refusal {
+        let detail = match self.routes.only_path() {
+            Some(path) => format!("webhooks are taken at {path}"),
+            None => "no webhooks are taken at this path".into(),
+        };
+        refusal(StatusCode::NOT_FOUND, detail)
+    }
+
     fn too_large(&self) -> Refusal {
         refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.config.max_body.as_u64()))
     }
+}
+
+/// The same words whichever check it was.
+fn unauthorized(route: &Route, denied: Denied) -> Refusal {
+    route.denied(denied);
+    let header = route.auth.challenge().map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
+    Refusal { header, ..refusal(StatusCode::UNAUTHORIZED, "the request does not show that it may be sent") }
 }
 
 async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {

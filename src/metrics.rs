@@ -27,6 +27,18 @@ pub struct IngressMetrics {
     pub in_flight: Gauge,
     /// Of bodies that could not be decoded.
     pub undecodable: UndecodableMetrics,
+    /// Of secrets that lie in files.
+    pub secrets: SecretMetrics,
+    unauthorized: Family<IngressLabel, Counter>,
+}
+
+/// Counts how files of secrets are read again.
+#[derive(Clone, Debug, Default)]
+pub struct SecretMetrics {
+    /// Files whose new secrets are valid now.
+    pub reloads: Counter,
+    /// Attempts that failed; the secrets read before stay valid.
+    pub failures: Counter,
 }
 
 /// Counts bodies that could not be decoded.
@@ -112,6 +124,12 @@ struct CauseLabel {
     cause: &'static str,
 }
 
+/// `ingress="name"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IngressLabel {
+    ingress: String,
+}
+
 /// `sink="name"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabel {
@@ -155,6 +173,14 @@ impl Default for Metrics {
         at.register("undecodable_kept", "Bodies that could not be decoded, kept", ingress.undecodable.kept.clone());
         at.register("undecodable_dropped", "Bodies that could not be decoded and are lost, by cause", undecodable);
 
+        at.register("unauthorized", "Requests without the right credentials", ingress.unauthorized.clone());
+        at.register("secret_reloads", "Files of secrets whose new content is valid", ingress.secrets.reloads.clone());
+        at.register(
+            "secret_failures",
+            "Files of secrets that could not be read again",
+            ingress.secrets.failures.clone(),
+        );
+
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());
         at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());
@@ -193,6 +219,13 @@ impl Default for Metrics {
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
         at.register("up", "1 if the destination takes messages", sinks.up.clone());
         Self { registry, ingress, spool, sinks }
+    }
+}
+
+impl IngressMetrics {
+    /// Requests by this route without the right credentials.
+    pub fn unauthorized(&self, ingress: &str) -> Counter {
+        self.unauthorized.get_or_create_owned(&IngressLabel { ingress: ingress.to_owned() })
     }
 }
 

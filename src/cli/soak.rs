@@ -140,7 +140,14 @@ impl Soak {
                     "`ingress.listen` lets the system choose the port; tell with --url where the bridge listens";
                 return Err(CommandError::Usage(problem.to_owned()));
             }
-            None => (format!("http://{}{}", reachable(config.ingress.listen), config.ingress.path), "`ingress.path`"),
+            None => match config.ingress.path.as_ref().filter(|path| !path.contains('{')) {
+                Some(path) => (format!("http://{}{path}", reachable(config.ingress.listen)), "`ingress.path`"),
+                None => {
+                    let problem =
+                        "`ingress.path` is not set or holds a secret; tell with --url where the events are to be sent";
+                    return Err(CommandError::Usage(problem.to_owned()));
+                }
+            },
         };
         let problem = |what: &str| {
             CommandError::Usage(format!(

@@ -16,7 +16,8 @@ const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 #[test]
 fn the_embedded_default_is_what_the_code_defaults_to() {
     let config = Config::from_toml(EMBEDDED).unwrap();
-    assert_eq!(config.ingress.listen, ingress::Config::default().listen);
+    assert_eq!(config.ingress.listen, webhooks::Config::default().listen);
+    assert_eq!(config.ingress.path.as_deref(), Some("/webhook/cdr"));
     assert_eq!(config.spool.max_size, spool::Config::default().max_size);
     assert!(matches!(config.sinks["stdout"].destination, Destination::Stdout(_)));
 }
