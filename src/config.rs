@@ -3,8 +3,11 @@
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
 mod environment;
+mod error;
 mod ingress;
 mod keys;
+
+pub use error::ConfigError;
 
 use crate::dispatch;
 use crate::ingress as webhooks;
@@ -12,13 +15,13 @@ use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
+use error::{describe, origin};
 use figment::providers::{Data, Format as _, Toml};
 use figment::value::{Dict, Value};
-use figment::{Figment, Metadata, Source};
+use figment::{Figment, Metadata};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -131,33 +134,6 @@ impl Destination {
             Self::Stdout(_) | Self::Kafka(_) => Dialect::Kafka,
             Self::Nats(_) => Dialect::Nats,
         }
-    }
-}
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl ConfigError {
-    /// One problem, in words for the operator.
-    pub fn new(problem: impl Into<String>) -> Self {
-        Self { problems: vec![problem.into()] }
-    }
-}
-
-impl From<figment::Error> for ConfigError {
-    fn from(error: figment::Error) -> Self {
-        Self { problems: error.into_iter().map(|error| describe(&error)).collect() }
     }
 }
 
@@ -386,46 +362,6 @@ fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Re
         })
         .collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
-}
-
-/// `file: `, or whatever else a value came from; nothing for a default.
-fn origin(metadata: Option<&Metadata>, path: &[&str]) -> String {
-    let Some(metadata) = metadata else { return String::new() };
-    match &metadata.source {
-        Some(Source::File(file)) => format!("{}: ", file.display()),
-        _ if metadata.name == environment::NAME => {
-            format!("environment variable {}: ", environment::variable(&path.join(".")))
-        }
-        _ => format!("{}: ", metadata.name),
-    }
-}
-
-fn describe(error: &figment::Error) -> String {
-    use figment::error::Kind;
-    let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
-    let place = origin(error.metadata.as_ref(), &path);
-    let key = path.join(".");
-    match &error.kind {
-        Kind::UnknownField(field, allowed) => {
-            // The path ends in the unknown field already, except at the very top.
-            let key = if path.last() == Some(&field.as_str()) { key } else { [&path[..], &[field]].concat().join(".") };
-            format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", "))
-        }
-        Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            // That is all that bytesize says.
-            let expected = expected.replace("parsable string", "a size such as \"512KiB\" or \"1GiB\"");
-            format!("{place}`{key}`: found {found}; allowed is {expected}")
-        }
-        Kind::Message(text) if text == "invalid socket address syntax" => {
-            format!("{place}`{key}`: {text}; allowed is an address with a port such as \"127.0.0.1:8080\"")
-        }
-        Kind::UnknownVariant(found, allowed) => {
-            format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", "))
-        }
-        other if key.is_empty() => format!("{place}{other}"),
-        other => format!("{place}`{key}`: {other}"),
-    }
 }
 
 /// A provider under a name of ours.

@@ -1,6 +1,6 @@
 //! What the routes of the ingress mean to the rest of the configuration.
 
-use super::origin;
+use super::error::origin;
 use crate::ingress::{self, routes};
 use figment::Figment;
 

@@ -113,6 +113,17 @@ fn the_environment_is_named_as_the_origin() {
 }
 
 #[test]
+fn a_mistake_in_the_syntax_is_located_and_not_shown_for_it_may_be_a_secret() {
+    for (toml, expected) in [
+        ("[sinks.k.sasl]\npassword = 'hunter2", "line 2, column"),
+        ("[sinks.k]\nsasl.password = 'hunter2'\nsasl = 'hunter2'", "line 3, column 1: duplicate key `sasl`"),
+    ] {
+        let error = problems(toml);
+        assert!(error.contains(expected) && !error.contains("hunter2") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
 fn contradictions_are_found() {
     for (toml, key) in [
         ("[ingress]\npath = 'cdr'", "ingress.path"),
