@@ -6,24 +6,26 @@
 pub mod auth;
 pub mod decode;
 mod delivery;
+mod refusal;
 pub mod routes;
 
 pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
-use crate::http::{Answer, BodyUnread, Limits, Peer};
+use crate::http::{Answer, Limits, Peer};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
-use auth::{Denied, Head};
+use auth::Head;
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
-use decode::{Content, DecodeError};
+use decode::Content;
 use delivery::Delivered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use refusal::{Refusal, refusal, unauthorized};
 use routes::{Route, Routes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -138,15 +140,6 @@ const SMALL_BODY: usize = 16 << 10;
 
 /// A body and the memory it takes.
 type Held = (Bytes, Option<OwnedSemaphorePermit>);
-
-/// Why a request was not accepted.
-struct Refusal {
-    status: StatusCode,
-    detail: String,
-    place: Option<(usize, usize)>,
-    header: Option<Box<(header::HeaderName, HeaderValue)>>,
-    body_unread: bool,
-}
 
 impl Ingress {
     /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
@@ -351,13 +344,6 @@ impl Ingress {
     }
 }
 
-/// The same words whichever check it was.
-fn unauthorized(route: &Route, denied: Denied) -> Refusal {
-    route.denied(denied);
-    let header = route.auth.challenge().map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
-    Refusal { header, ..refusal(StatusCode::UNAUTHORIZED, "the request does not show that it may be sent") }
-}
-
 async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
     let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
     permit.map_err(|_| AppendError::Closed.into())
@@ -376,10 +362,6 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn refusal(status: StatusCode, detail: impl Into<String>) -> Refusal {
-    Refusal { status, detail: detail.into(), place: None, header: None, body_unread: false }
-}
-
 fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Answer {
     let body = match (stored, duplicates, more) {
         // Nearly every answer.
@@ -390,50 +372,4 @@ fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: 
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
-}
-
-impl From<DecodeError> for Refusal {
-    fn from(error: DecodeError) -> Self {
-        match error {
-            DecodeError::Malformed { detail, place } => Refusal { place, ..refusal(StatusCode::BAD_REQUEST, detail) },
-            DecodeError::TooMany { .. } => refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-        }
-    }
-}
-
-impl From<AppendError> for Refusal {
-    fn from(error: AppendError) -> Self {
-        let seconds = match &error {
-            AppendError::TooLarge { .. } => return refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            AppendError::Full { retry_after } => retry_after.as_secs().max(1),
-            AppendError::Failed { .. } | AppendError::Closed => 5,
-        };
-        Refusal {
-            header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from(seconds)))),
-            ..refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-        }
-    }
-}
-
-impl Refusal {
-    fn answer(self) -> Answer {
-        tracing::debug!(status = self.status.as_u16(), detail = self.detail, "request refused");
-        let mut problem = serde_json::json!({
-            "title": self.status.canonical_reason().unwrap_or_default(),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        if let (Some((line, column)), Some(members)) = (self.place, problem.as_object_mut()) {
-            members.insert("line".into(), line.into());
-            members.insert("column".into(), column.into());
-        }
-        let mut answer = Response::new(Full::new(format!("{problem}\n").into()));
-        *answer.status_mut() = self.status;
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        answer.headers_mut().extend(self.header.map(|header| (Some(header.0), header.1)));
-        if self.body_unread {
-            answer.extensions_mut().insert(BodyUnread);
-        }
-        answer
-    }
 }

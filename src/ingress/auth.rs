@@ -110,29 +110,36 @@ impl Auth {
 
     /// Whether the secret in the path is the right one; without it there is nothing at that path.
     pub fn check_path(&self, path_secret: Option<&str>) -> Result<(), Denied> {
-        let mut checks = self.checks.iter();
-        checks.try_for_each(|check| match check {
-            Check::Path(secrets) => check.verdict(token::path(path_secret, secrets)),
+        self.all(|check| match check {
+            Check::Path(secrets) => token::path(path_secret, secrets),
             _ => Ok(()),
         })
     }
 
     /// What can be said without the body.
     pub fn check_head(&self, head: &Head<'_>) -> Result<(), Denied> {
-        self.checks.iter().try_for_each(|check| check.verdict(check.head(head, now())))
+        let now = now();
+        self.all(|check| check.head(head, now))
     }
 
     /// What can be said only with the body, as it came.
     pub fn check_body(&self, head: &Head<'_>, body: &[u8]) -> Result<(), Denied> {
-        self.checks.iter().try_for_each(|check| check.verdict(check.body(head, body)))
+        self.all(|check| check.body(head, body))
     }
 
     /// What can be said only of what is in the body: all of the events have to pass.
     pub fn check_events(&self, events: &[Event]) -> Result<(), Denied> {
-        self.checks.iter().try_for_each(|check| match check {
-            Check::AppId(allowed) => check.verdict(appid::check(events, allowed)),
+        self.all(|check| match check {
+            Check::AppId(allowed) => appid::check(events, allowed),
             _ => Ok(()),
         })
+    }
+
+    /// What the first check says that fails. The others are made all the same: the time must not tell which one it was.
+    fn all(&self, verdict: impl Fn(&Check) -> Result<(), &'static str>) -> Result<(), Denied> {
+        let denied = |check: &Check, reason| Denied { check: check.kind(), reason };
+        let verdicts = self.checks.iter().map(|check| verdict(check).map_err(|reason| denied(check, reason)));
+        verdicts.fold(Ok(()), Result::and)
     }
 
     /// The query without the parameters that hold secrets.
@@ -220,10 +227,6 @@ impl Check {
             Self::Twilio(twilio) => twilio.check_body(head, body),
             _ => Ok(()),
         }
-    }
-
-    fn verdict(&self, result: Result<(), &'static str>) -> Result<(), Denied> {
-        result.map_err(|reason| Denied { check: self.kind(), reason })
     }
 }
 

@@ -71,7 +71,7 @@ impl Hmac {
             Part::Timestamp => timestamp,
             Part::Body => body,
         });
-        let signed = self.secrets.signed(&texts.collect::<Vec<_>>(), &signature);
+        let signed = self.secrets.signed(&texts.collect::<Vec<_>>(), &[signature]);
         if signed { Ok(()) } else { Err("the signature is wrong") }
     }
 

@@ -50,7 +50,7 @@ impl Twilio {
     }
 
     pub fn check_body(&self, head: &Head<'_>, body: &[u8]) -> Result<(), &'static str> {
-        let signature = signature(head)?;
+        let signature = [signature(head)?];
         let content_type = head.only_text(&header::CONTENT_TYPE).unwrap_or_default().trim_start();
         let form = content_type.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded");
         let fields = match body {
