@@ -189,7 +189,13 @@ impl Letterbox<'_> {
             content_type: kept.content_type.as_deref(),
             body,
         };
-        Ok(by_route(content.decode(&self.site.config.ingress.decode, arrival(kept))?, kept))
+        let ingress = &self.site.config.ingress;
+        let events = content.decode(&ingress.decode, arrival(kept))?;
+        if !ingress.takes(&kept.ingress, &events) {
+            let detail = format!("an event is of an appid that the route `{}` does not take", kept.ingress);
+            return Err(DecodeError::Malformed { detail, place: None });
+        }
+        Ok(by_route(events, kept))
     }
 
     fn list(&self) -> Result<(), CommandError> {

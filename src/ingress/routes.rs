@@ -83,6 +83,13 @@ impl super::Config {
         self.routes.clone().into_iter().chain(own).collect()
     }
 
+    /// Whether these events are of applications whose events the route takes: what is asked again of a body that is decoded later.
+    pub fn takes(&self, route: &str, events: &[Event]) -> bool {
+        let own = (route == DEFAULT_INGRESS).then_some(&self.auth);
+        let auth = self.routes.get(route).map(|route| &route.auth).or(own);
+        auth.is_none_or(|auth| auth.iter().all(|auth| auth.takes(events)))
+    }
+
     /// What the routes say of their events.
     pub fn origins(&self) -> Origins {
         let routes = self.all_routes().into_iter();

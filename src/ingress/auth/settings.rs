@@ -1,6 +1,8 @@
 //! `[[ingress.auth]]` and `[[ingress.routes.NAME.auth]]`: one flat table of keys, so that a mistake is told with its key, and for each
 //! type those that belong to it.
 
+use super::appid;
+use crate::event::Event;
 use crate::setting::{Secret, optional_period};
 use hyper::header::HeaderName;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -134,6 +136,11 @@ impl<T> Default for List<T> {
 }
 
 impl Config {
+    /// Whether events of these applications are taken.
+    pub fn takes(&self, events: &[Event]) -> bool {
+        self.r#type != Type::AppId || appid::check(events, &self.appids.0).is_ok()
+    }
+
     /// The keys that are set and those that belong to the type.
     pub fn check(&self) -> Result<(), Problem> {
         let secret = ["secrets", "secret_files"];
