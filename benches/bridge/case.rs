@@ -2,7 +2,7 @@
 
 use crate::SERVE;
 use crate::floor;
-use crate::load::{Load, Measured, Shape};
+use crate::load::{Load, Measured, SECRET, Shape};
 use crate::process::{Cores, Usage, memory};
 use crate::support::process::Process;
 use crate::support::{PATIENCE, free_port, kafka, nats, until};
@@ -50,6 +50,7 @@ pub fn all() -> Vec<Case> {
     let cases = [
         case("stdout, 1 connection", &[Stdout][..], with(1)),
         case("stdout, 64 connections", &[Stdout], shape),
+        case("stdout, 64 connections, HMAC", &[Stdout], Shape { signed: true, ..shape }),
         case("stdout, 1,000 connections", &[Stdout], with(1000)),
         case("stdout, 10,000 connections", &[Stdout], with(10_000)),
         case("stdout, one conversation", &[Stdout], Shape { one_conversation: true, ..shape }),
@@ -115,6 +116,9 @@ impl Case {
             "[ingress]\nlisten = '127.0.0.1:{ingress}'\nmax_connections = 20000\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
              [spool]\nmax_size = '4GiB'\n"
         );
+        if self.shape.signed {
+            config += &format!("[[ingress.auth]]\ntype = 'github'\nsecrets = '{SECRET}'\n");
+        }
         for destination in self.sinks {
             config += &destination.config().await;
         }

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use ring::hmac;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,11 +23,16 @@ pub struct Shape {
     pub events: usize,
     /// All in one conversation, or each in its own.
     pub one_conversation: bool,
+    /// With a signature over the body, as GitHub makes it.
+    pub signed: bool,
 }
+
+/// What signs.
+pub const SECRET: &str = "a secret of the usual length, in 32+";
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { connections: 64, bytes: 480, events: 1, one_conversation: false }
+        Self { connections: 64, bytes: 480, events: 1, one_conversation: false, signed: false }
     }
 }
 
@@ -162,6 +168,7 @@ impl Load {
         let mut tasks = JoinSet::new();
         for sender in senders {
             let sending = Sending {
+                key: shape.signed.then(|| hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes())),
                 sender,
                 bodies: bodies.clone(),
                 host: host.clone(),
@@ -193,6 +200,7 @@ impl Load {
 
 /// One connection.
 struct Sending {
+    key: Option<hmac::Key>,
     sender: SendRequest<Full<Bytes>>,
     bodies: Rc<Bodies>,
     host: String,
@@ -203,11 +211,15 @@ struct Sending {
 
 impl Sending {
     async fn send(&mut self, since: Instant) {
-        let request = Request::post("/webhook/cdr")
-            .header("host", &self.host)
-            .header("content-type", "application/json")
-            .body(Full::new(self.bodies.next()))
-            .unwrap();
+        let body = self.bodies.next();
+        let mut request =
+            Request::post("/webhook/cdr").header("host", &self.host).header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            let tag = hmac::sign(key, &body);
+            let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            request = request.header("x-hub-signature-256", format!("sha256={digits}"));
+        }
+        let request = request.body(Full::new(body)).unwrap();
         self.sender.ready().await.unwrap();
         let answer = self.sender.send_request(request).await.unwrap();
         assert_eq!(answer.status(), 200);
