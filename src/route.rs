@@ -40,7 +40,7 @@ pub struct Config {
     pub key: String,
     /// Template of the text that chooses the Kafka partition.
     pub partition_by: String,
-    /// CEL expression on `event`; records for which it is false are not sent to this sink.
+    /// CEL expression on `event` and `ingress`; records for which it is false are not sent to this sink.
     pub when: Option<String>,
     /// How the event and its CloudEvents attributes are laid out.
     pub format: Format,
