@@ -113,6 +113,26 @@ fn the_environment_is_named_as_the_origin() {
 }
 
 #[test]
+fn routes_and_who_may_send_come_from_the_environment_too() {
+    let variables = [
+        ("CDRELAY_INGRESS__ROUTES__EAST__PATH", "/east"),
+        ("CDRELAY_INGRESS__ROUTES__EAST__LABELS__REGION", "7"),
+        (
+            "CDRELAY_INGRESS__ROUTES__EAST__AUTH",
+            "[{type=\"bearer\",secrets=[\"0123456789\"]},{type=\"appid\",appids=[7]}]",
+        ),
+    ];
+    let config = layered(STDOUT, &variables, &[]).unwrap();
+    let east = &config.ingress.routes["east"];
+    assert_eq!((config.ingress.path, east.path.as_str(), east.labels["region"].as_str()), (None, "/east", "7"));
+    assert_eq!((east.auth[0].secrets.0[0].reveal(), east.auth[1].appids.0[0].as_str()), ("0123456789", "7"));
+    let wrong = [variables[0], ("CDRELAY_INGRESS__ROUTES__EAST__AUTH", "[{type=\"bearer\",secret=[\"0123456789\"]}]")];
+    let error = layered(STDOUT, &wrong, &[]).unwrap_err().to_string();
+    assert!(error.contains("environment variable CDRELAY_INGRESS__ROUTES__EAST__AUTH"), "{error}");
+    assert!(error.contains("is unknown; allowed are type, secrets") && !error.contains("0123456789"), "{error}");
+}
+
+#[test]
 fn a_mistake_in_the_syntax_is_located_and_not_shown_for_it_may_be_a_secret() {
     for (toml, expected) in [
         ("[sinks.k.sasl]\npassword = 'hunter2", "line 2, column"),
