@@ -174,7 +174,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         tracing::info!(address, "{what}");
     }
     let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), serving, {
-        move |request| {
+        move |request, _| {
             let ingress = ingress.clone();
             async move { ingress.answer(request).await }
         }
@@ -182,7 +182,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };
     let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, admin_serving, {
         let admin = admin.clone();
-        move |request| std::future::ready(admin.answer(&request))
+        move |request, _| std::future::ready(admin.answer(&request))
     }));
 
     let defect = tokio::select! {

@@ -14,6 +14,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use socket::Socket;
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -36,6 +37,13 @@ pub type Answer = Response<Full<Bytes>>;
 #[derive(Clone, Copy, Debug)]
 pub struct BodyUnread;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address; one of IPv4 is one of IPv4, also where the listener takes both kinds.
+    pub address: SocketAddr,
+}
+
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -49,7 +57,7 @@ pub struct Limits {
 /// and lets the requests that have begun finish. The caller bounds that wait by dropping the future.
 pub async fn serve<A, F>(listener: TcpListener, limits: Limits, mut stop: watch::Receiver<bool>, answer: A)
 where
-    A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let answer = Arc::new(answer);
@@ -73,7 +81,7 @@ where
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, place) = match accepted {
+        let (stream, peer, place) = match accepted {
             Ok(accepted) => accepted,
             // The client was gone before we came to it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -94,7 +102,7 @@ where
             let watcher = watcher.clone();
             let (version, has_body) = (request.version(), !request.body().is_end_stream());
             watcher.request_begins(version == Version::HTTP_2);
-            let answer = answer(request);
+            let answer = answer(request, peer);
             async move {
                 let mut answer = answer.await;
                 let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
@@ -118,7 +126,11 @@ where
     graceful.shutdown().await;
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?.0, place))
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, Peer { address: SocketAddr::new(address.ip().to_canonical(), address.port()) }, place))
 }
