@@ -27,6 +27,23 @@ pub struct IngressMetrics {
     pub in_flight: Gauge,
     /// Of bodies that could not be decoded.
     pub undecodable: UndecodableMetrics,
+    /// Of encryption.
+    pub tls: TlsMetrics,
+}
+
+/// Counts what encryption does at the ingress.
+#[derive(Clone, Debug, Default)]
+pub struct TlsMetrics {
+    /// Handshakes that led to a connection.
+    pub shaken: Counter,
+    /// Handshakes that were broken off, by either side.
+    pub failed: Counter,
+    /// Changes of the certificate's files that are in use.
+    pub reloaded: Counter,
+    /// Changes of the certificate's files that cannot be used.
+    pub reload_failed: Counter,
+    /// When the certificate expires, in seconds since 1970.
+    pub not_after: Gauge,
 }
 
 /// Counts bodies that could not be decoded.
@@ -112,6 +129,12 @@ struct CauseLabel {
     cause: &'static str,
 }
 
+/// `result="ok"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 /// `sink="name"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabel {
@@ -154,6 +177,21 @@ impl Default for Metrics {
         ingress.undecodable.oldest = lost("oldest");
         at.register("undecodable_kept", "Bodies that could not be decoded, kept", ingress.undecodable.kept.clone());
         at.register("undecodable_dropped", "Bodies that could not be decoded and are lost, by cause", undecodable);
+
+        let (handshakes, reloads) =
+            (Family::<ResultLabel, Counter>::default(), Family::<ResultLabel, Counter>::default());
+        let [ok, failed] = ["ok", "failed"].map(|result| ResultLabel { result });
+        ingress.tls.shaken = handshakes.get_or_create_owned(&ok);
+        ingress.tls.failed = handshakes.get_or_create_owned(&failed);
+        ingress.tls.reloaded = reloads.get_or_create_owned(&ok);
+        ingress.tls.reload_failed = reloads.get_or_create_owned(&failed);
+        at.register("tls_handshakes", "TLS handshakes by result", handshakes);
+        at.register("tls_reloads", "Changes of the files of the certificate, by whether they can be used", reloads);
+        at.register(
+            "tls_not_after_timestamp_seconds",
+            "When the certificate expires; 0 without TLS",
+            ingress.tls.not_after.clone(),
+        );
 
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());

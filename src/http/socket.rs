@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
-/// The socket as hyper sees it.
+/// The socket as hyper sees it, or as TLS below hyper does.
 pub struct Socket {
     stream: TcpStream,
     watcher: Arc<Watcher>,
@@ -44,7 +44,7 @@ impl Watcher {
         self.http2.store(http2, Ordering::Relaxed);
     }
 
-    /// A request has its answer; `unread` if the client may still be sending its body.
+    /// A request, or a handshake, has its answer; `unread` if the client may still be sending a body, or has sent a request since.
     pub fn answered(&self, unread: bool) {
         self.unanswered.store(unread, Ordering::Relaxed);
     }
@@ -57,6 +57,13 @@ impl Socket {
         let first_request = Some(Box::pin(sleep(patience)));
         let kept = watcher.clone();
         (Self { stream, watcher, patience, first_request, writable: None, closing: None, discarded: 0 }, kept)
+    }
+
+    /// The first byte that comes, which stays to be read; `None` if the client has ended its side.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let mut first = [0];
+        let count = self.stream.peek(&mut first).await?;
+        Ok(first.into_iter().take(count).next())
     }
 
     /// What writing came to, or that it takes too long.
