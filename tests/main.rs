@@ -53,3 +53,4 @@ mod routing;
 mod soak;
 mod stopping;
 mod support;
+mod tls;
