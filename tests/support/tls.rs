@@ -119,7 +119,11 @@ impl Client {
 
     /// Shakes hands with the ingress. With TLS 1.3 a client learns that it was refused only from what it reads then.
     pub async fn connect(&self, bridge: &Bridge) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(bridge.ingress()).await?;
+        self.shake_hands(TcpStream::connect(bridge.ingress()).await?).await
+    }
+
+    /// The same on a connection that is there already.
+    pub async fn shake_hands(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(self.0.clone()).connect(name, stream).await
     }
