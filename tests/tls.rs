@@ -295,3 +295,32 @@ fn wrong_files_are_found_before_anything_starts() {
     assert!(finished.stderr.contains("warning: `ingress.tls.cert_file`: the certificate in "), "{}", finished.stderr);
     assert!(finished.stderr.contains("tls.crt has expired at 2020-01-01T00:00:00Z; renew it"), "{}", finished.stderr);
 }
+
+#[tokio::test]
+async fn a_soak_speaks_tls_too() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let place = Place::new(&servers.issue());
+    place.file("ca.crt", &clients.pem());
+    let own = clients.issue();
+    for (name, content) in [("servers.crt", &servers.pem()), ("own.crt", &own.certificate), ("own.key", &own.key)] {
+        place.file(name, content);
+    }
+    let bridge = place.bridge(&place.client_ca()).await;
+    let file = |name: &str| place.0.path().join(name).to_str().unwrap().to_owned();
+    let ours = |name: &str| bridge.directory().join(name).to_str().unwrap().to_owned();
+    let url = format!("https://{}/webhook/cdr", bridge.ingress());
+    let arguments = [
+        ["soak".to_owned(), "--json".to_owned()],
+        ["--config".to_owned(), ours("cdrelay.toml")],
+        ["--stdout-from".to_owned(), ours("stdout")],
+        ["--url".to_owned(), url],
+        ["--duration".to_owned(), "1s".to_owned()],
+        ["--ca".to_owned(), file("servers.crt")],
+        ["--cert".to_owned(), file("own.crt")],
+        ["--key".to_owned(), file("own.key")],
+    ];
+    let soak = move || cdrelay(&arguments.iter().flatten().map(String::as_str).collect::<Vec<_>>());
+    let report = tokio::task::spawn_blocking(soak).await.unwrap().success();
+    assert!(report.contains("\"clean\":true"), "{report}");
+    assert!(bridge.stdout_lines().len() > 50, "{report}");
+}
