@@ -24,7 +24,7 @@ use tls::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// How large the header of a request may be, and how much of its body a connection holds.
+/// How large the header of a request may be, how much of its body a connection holds, and what a client may send for a handshake.
 const BUFFER: usize = 32 << 10;
 /// Over HTTP/2. A connection's window has room for all its streams, so that streams which wait for their turn cannot keep from
 /// those whose turn it is the bytes that they need to finish.
@@ -83,6 +83,7 @@ pub async fn serve<A, F>(
         .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
         .keep_alive_interval(limits.header_timeout);
     let builder = Arc::new(builder);
+    let tls = tls.map(Arc::new);
     let graceful = GracefulShutdown::new();
     let mut failing = false;
     loop {
@@ -147,7 +148,7 @@ pub async fn serve<A, F>(
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = served {
-                tracing::debug!(error, "a connection broke off");
+                tracing::debug!(error, peer = %peer.address, "a connection broke off");
             }
             drop(place);
         });

@@ -1,5 +1,6 @@
 //! TLS at the ingress: who gets in, in which protocol, and what those cost who do not.
 
+mod bounds;
 mod rotation;
 
 use crate::command_line::cdrelay;

@@ -26,6 +26,8 @@ pub struct Socket {
     writable: Option<Pin<Box<Sleep>>>,
     closing: Option<Pin<Box<Sleep>>>,
     discarded: usize,
+    /// How many bytes may still be read, about.
+    allowance: usize,
 }
 
 /// What the service tells the socket.
@@ -56,7 +58,24 @@ impl Socket {
         let watcher = Arc::new(Watcher::default());
         let first_request = Some(Box::pin(sleep(patience)));
         let kept = watcher.clone();
-        (Self { stream, watcher, patience, first_request, writable: None, closing: None, discarded: 0 }, kept)
+        (
+            Self {
+                stream,
+                watcher,
+                patience,
+                first_request,
+                writable: None,
+                closing: None,
+                discarded: 0,
+                allowance: usize::MAX,
+            },
+            kept,
+        )
+    }
+
+    /// From now on reading fails when the client has sent about as many bytes as this.
+    pub fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
     }
 
     /// The first byte that comes, which stays to be read; `None` if the client has ended its side.
@@ -82,8 +101,12 @@ impl AsyncRead for Socket {
         if self.watcher.begun.load(Ordering::Relaxed) {
             self.first_request = None;
         }
+        if self.allowance == 0 {
+            return Poll::Ready(Err(io::Error::other("the client sends too much")));
+        }
         let before = buffer.filled().len();
         if let Poll::Ready(result) = pin!(&mut self.stream).poll_read(cx, buffer) {
+            self.allowance = self.allowance.saturating_sub(buffer.filled().len() - before);
             if buffer.filled().len() > before {
                 self.watcher.unanswered.store(true, Ordering::Relaxed);
             }

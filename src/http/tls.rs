@@ -1,5 +1,6 @@
 //! TLS between hyper and the socket.
 
+use super::BUFFER;
 use super::socket::{Socket, Watcher};
 use crate::metrics::TlsMetrics;
 use std::io::{self, IoSlice};
@@ -16,6 +17,8 @@ use tokio_rustls::server::TlsStream;
 
 /// How long a handshake may take. Until then a client costs no more than its connection's place.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How much encrypted answer waits for a client that does not read: one record.
+const UNSENT: usize = 16 << 10;
 /// The first byte of every TLS connection: a record that belongs to the handshake.
 const RECORD: u8 = 0x16;
 /// What a client is told that speaks HTTP without it.
@@ -49,9 +52,12 @@ impl Tls {
             socket.shutdown().await?;
             return Err(io::Error::new(io::ErrorKind::InvalidData, "plain HTTP came where only TLS is spoken"));
         }
-        let config = self.config.borrow().clone();
-        match TlsAcceptor::from(config).accept(socket).into_fallible().await {
+        socket.allow(BUFFER);
+        let acceptor = TlsAcceptor::from(self.config.borrow().clone());
+        let handshake = acceptor.accept_with(socket, |session| session.set_buffer_limit(Some(UNSENT)));
+        match handshake.into_fallible().await {
             Ok(mut stream) => {
+                stream.get_mut().0.allow(usize::MAX);
                 let state = stream.get_mut().1.process_new_packets();
                 watcher.answered(state.is_ok_and(|state| state.plaintext_bytes_to_read() > 0));
                 Ok(Stream::Tls(Box::new(stream)))
