@@ -6,9 +6,10 @@ use crate::control;
 use crate::dead_letter::DeadLetters;
 use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
-use crate::http::{self, Limits};
+use crate::http::{self, Limits, Tls};
 use crate::ingress::auth;
 use crate::ingress::routes::Routes;
+use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::Metrics;
 use crate::route::{Route, RouteError};
@@ -74,6 +75,9 @@ pub enum RunError {
     /// The settings of the ingress are wrong, or a file of secrets cannot be read.
     #[error("{0}")]
     Ingress(String),
+    /// The files of the ingress's TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A defect: a task ended that never should.
     #[error("a part of the bridge stopped by itself; what was accepted is kept in the spool")]
     Defect,
@@ -123,6 +127,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let metrics = Metrics::default();
     let sinks = prepare(&config)?;
     let routes = Routes::open(&config.ingress, &metrics.ingress).map_err(RunError::Ingress)?;
+    let tls = config.ingress.tls.as_ref().map(|tls| tls::start(tls, metrics.ingress.tls.clone())).transpose()?;
     let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
     let spool = Arc::new(Spool::open(&config.spool, &names, metrics.spool.clone())?);
 
@@ -161,6 +166,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         dispatchers.spawn(dispatcher.run());
     }
 
+    let tls = tls.map(|(config, reloading)| {
+        background.spawn(reloading);
+        Tls { config, metrics: metrics.ingress.tls.clone() }
+    });
+
     match control::listen(&config.spool.path) {
         Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
@@ -187,14 +197,14 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), serving, {
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), tls, serving, {
         move |request, peer| {
             let ingress = ingress.clone();
             async move { ingress.answer(request, peer).await }
         }
     }));
     let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };
-    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, admin_serving, {
+    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, None, admin_serving, {
         let admin = admin.clone();
         move |request, _| std::future::ready(admin.answer(&request))
     }));

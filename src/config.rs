@@ -227,6 +227,12 @@ impl Config {
             "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
                 .into(),
         );
+        let tls = ingress.tls.as_ref();
+        check(
+            tls.is_none_or(|tls| tls.client_ca_file.is_some()) || figment.find_value("ingress.tls.client_auth").is_err(),
+            "ingress.tls.client_auth",
+            "is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither".into(),
+        );
         check(
             ingress.decode.max_depth <= crate::event::MAX_DEPTH,
             "ingress.decode.max_depth",

@@ -8,6 +8,7 @@ pub mod decode;
 mod delivery;
 mod refusal;
 pub mod routes;
+pub mod tls;
 
 pub use delivery::Delivery;
 
@@ -71,6 +72,8 @@ pub struct Config {
     /// With `ack = "delivered"`, how long a stored request waits for the sinks.
     #[serde(with = "crate::setting::period")]
     pub delivery_timeout: Duration,
+    /// Encryption, if the ingress is to speak it.
+    pub tls: Option<tls::Config>,
     /// How bodies are read.
     pub decode: decode::Config,
     /// How many bodies are kept that could not be read.
@@ -104,6 +107,7 @@ impl Default for Config {
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
+            tls: None,
             decode: decode::Config::default(),
             undecodable: undecodable::Config::default(),
         }

@@ -30,6 +30,8 @@ pub struct IngressMetrics {
     /// Of secrets that lie in files.
     pub secrets: SecretMetrics,
     unauthorized: Family<IngressLabel, Counter>,
+    /// Of encryption.
+    pub tls: TlsMetrics,
 }
 
 /// Counts how files of secrets are read again.
@@ -39,6 +41,21 @@ pub struct SecretMetrics {
     pub reloads: Counter,
     /// Attempts that failed; the secrets read before stay valid.
     pub failures: Counter,
+}
+
+/// Counts what encryption does at the ingress.
+#[derive(Clone, Debug, Default)]
+pub struct TlsMetrics {
+    /// Handshakes that led to a connection.
+    pub shaken: Counter,
+    /// Handshakes that were broken off, by either side.
+    pub failed: Counter,
+    /// Changes of the certificate's files that are in use.
+    pub reloaded: Counter,
+    /// Changes of the certificate's files that cannot be used.
+    pub reload_failed: Counter,
+    /// When the certificate expires, in seconds since 1970.
+    pub not_after: Gauge,
 }
 
 /// Counts bodies that could not be decoded.
@@ -130,6 +147,12 @@ struct IngressLabel {
     ingress: String,
 }
 
+/// `result="ok"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 /// `sink="name"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabel {
@@ -179,6 +202,21 @@ impl Default for Metrics {
             "secret_failures",
             "Files of secrets that could not be read again",
             ingress.secrets.failures.clone(),
+        );
+
+        let (handshakes, reloads) =
+            (Family::<ResultLabel, Counter>::default(), Family::<ResultLabel, Counter>::default());
+        let [ok, failed] = ["ok", "failed"].map(|result| ResultLabel { result });
+        ingress.tls.shaken = handshakes.get_or_create_owned(&ok);
+        ingress.tls.failed = handshakes.get_or_create_owned(&failed);
+        ingress.tls.reloaded = reloads.get_or_create_owned(&ok);
+        ingress.tls.reload_failed = reloads.get_or_create_owned(&failed);
+        at.register("tls_handshakes", "TLS handshakes by result", handshakes);
+        at.register("tls_reloads", "Changes of the files of the certificate, by whether they can be used", reloads);
+        at.register(
+            "tls_not_after_timestamp_seconds",
+            "When the certificate expires; 0 without TLS",
+            ingress.tls.not_after.clone(),
         );
 
         let at = registry.sub_registry_with_prefix("spool");

@@ -55,3 +55,4 @@ mod routing;
 mod soak;
 mod stopping;
 mod support;
+mod tls;

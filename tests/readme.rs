@@ -134,10 +134,11 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 16] = [
+const TABLES: [(&str, &[&str], &str); 17] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
+    ("`[ingress.tls]`", &[], "ingress.tls"),
     ("`[ingress.decode]`", &[], "ingress.decode"),
     ("`[ingress.undecodable]`", &[], "ingress.undecodable"),
     ("`[admin]`", &[], "admin"),
@@ -207,6 +208,8 @@ fn the_defaults_are_those_of_the_program() {
         let (sink, kafka, nats) = (of("`[sinks.NAME]`"), of("`[sinks.NAME]` of Kafka"), of("`[sinks.NAME]` of NATS"));
         let own = ["ingress", "ingress.decode", "ingress.undecodable", "admin", "spool", "shutdown", "log"];
         let mut text: String = own.iter().map(|name| format!("[{name}]\n{}", of(&format!("`[{name}]`")))).collect();
+        text += "[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\nclient_ca_file = 'a'\n";
+        text += &of("`[ingress.tls]`");
         text += &format!("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n{sink}{kafka}");
         text += &format!("[sinks.k.tls]\n{}", of("`[sinks.NAME.tls]` of Kafka"));
         text += &format!("[sinks.n]\ntype = 'nats'\n{sink}{nats}[sinks.n.tls]\n{}", of("`[sinks.NAME.tls]` of NATS"));

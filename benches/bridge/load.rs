@@ -1,5 +1,6 @@
 //! The load: webhooks over keep-alive connections, as many as are answered (closed loop) or at a fixed rate (open loop).
 
+use crate::support::tls::Client;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -9,6 +10,7 @@ use ring::hmac;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
@@ -99,15 +101,17 @@ pub struct Load {
 }
 
 impl Load {
-    pub async fn connect(address: &str, shape: Shape) -> Self {
+    /// Connects as often as `shape` says, by TLS if there is a client for it.
+    pub async fn connect(address: &str, shape: Shape, tls: Option<&Client>) -> Self {
         let local = LocalSet::new();
         let mut senders = Vec::new();
         for _ in 0..shape.connections {
             let stream = TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
-            local.spawn_local(connection);
-            senders.push(sender);
+            senders.push(match tls {
+                None => sender(stream, &local).await,
+                Some(client) => sender(client.shake_hands(stream).await.unwrap(), &local).await,
+            });
         }
         let bodies = Rc::new(Bodies { shape, run: fastrand::u64(..), next: Cell::new(0) });
         Self { shape, bodies, senders, host: address.to_owned(), local }
@@ -196,6 +200,12 @@ impl Load {
         let measured = Measured { events, seconds: (end - begin).as_secs_f64(), latencies };
         (measured, marks.0, marks.1)
     }
+}
+
+async fn sender(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, local: &LocalSet) -> SendRequest<Full<Bytes>> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+    local.spawn_local(connection);
+    sender
 }
 
 /// One connection.

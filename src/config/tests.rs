@@ -159,3 +159,19 @@ fn contradictions_are_found() {
         assert!(error.contains(&format!("`{key}`")), "{toml}: {error}");
     }
 }
+
+#[test]
+fn client_certificates_need_their_authorities() {
+    let tls =
+        |more: &str| Config::from_toml(&format!("{STDOUT}[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\n{more}"));
+    for more in ["", "client_ca_file = 'a'", "client_ca_file = 'a'\nclient_auth = 'optional'\nmin_version = '1.3'"] {
+        tls(more).unwrap();
+    }
+    let problem = |more: &str| tls(more).unwrap_err().to_string();
+    let alone = problem("client_auth = 'optional'");
+    assert!(alone.contains("`ingress.tls.client_auth`: is of use only with `ingress.tls.client_ca_file`"), "{alone}");
+    let version = problem("min_version = '1.1'");
+    assert!(version.contains("`ingress.tls.min_version`: found \"1.1\"; allowed are 1.2, 1.3"), "{version}");
+    let missing = problems(&format!("{STDOUT}[ingress.tls]\ncert_file = 'c'"));
+    assert!(missing.contains("`ingress.tls.key_file`: is missing"), "{missing}");
+}

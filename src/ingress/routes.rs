@@ -1,6 +1,7 @@
 //! The routes of the ingress: which path is answered, by which methods, for whom, and what is said of its events.
 
 use super::auth::{self, Auth, Denied, Type};
+use super::tls;
 use crate::event::{DEFAULT_INGRESS, Event};
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
@@ -98,7 +99,8 @@ impl super::Config {
 
     /// The routes that take webhooks from anybody, where others than this machine can reach them.
     pub fn open_doors(&self) -> Vec<String> {
-        let reachable = !self.listen.ip().to_canonical().is_loopback();
+        let asks = |tls: &tls::Config| tls.client_ca_file.is_some() && tls.client_auth == tls::ClientAuth::Required;
+        let reachable = !self.listen.ip().to_canonical().is_loopback() && !self.tls.as_ref().is_some_and(asks);
         let routes = self.all_routes().into_iter();
         routes.filter(|(_, route)| reachable && route.auth.is_empty()).map(|(name, _)| name).collect()
     }
