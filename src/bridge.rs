@@ -6,7 +6,10 @@ use crate::control;
 use crate::dead_letter::DeadLetters;
 use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
-use crate::http::{self, Limits};
+use crate::http::{self, Limits, Tls};
+use crate::ingress::auth;
+use crate::ingress::routes::Routes;
+use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::Metrics;
 use crate::route::{Route, RouteError};
@@ -69,6 +72,12 @@ pub enum RunError {
         /// What is wrong.
         source: SetupError,
     },
+    /// The settings of the ingress are wrong, or a file of secrets cannot be read.
+    #[error("{0}")]
+    Ingress(String),
+    /// The files of the ingress's TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A defect: a task ended that never should.
     #[error("a part of the bridge stopped by itself; what was accepted is kept in the spool")]
     Defect,
@@ -117,6 +126,8 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
 pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let sinks = prepare(&config)?;
+    let routes = Routes::open(&config.ingress, &metrics.ingress).map_err(RunError::Ingress)?;
+    let tls = config.ingress.tls.as_ref().map(|tls| tls::start(tls, metrics.ingress.tls.clone())).transpose()?;
     let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
     let spool = Arc::new(Spool::open(&config.spool, &names, metrics.spool.clone())?);
 
@@ -155,6 +166,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         dispatchers.spawn(dispatcher.run());
     }
 
+    let tls = tls.map(|(config, reloading)| {
+        background.spawn(reloading);
+        Tls { config, metrics: metrics.ingress.tls.clone() }
+    });
+
     match control::listen(&config.spool.path) {
         Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
@@ -163,7 +179,15 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let keeping = (&config.ingress.undecodable, metrics.ingress.undecodable.clone());
     let undecodable = Undecodable::start(keeping.0, &config.spool.path, keeping.1);
     let undecodable = Arc::new(undecodable.map_err(OpenError::Io)?);
-    let mut ingress = Ingress::new(config.ingress.clone(), spool.clone(), undecodable.clone(), metrics.ingress.clone());
+    for route in config.ingress.open_doors() {
+        tracing::warn!(
+            ingress = route,
+            "whoever reaches the address can send webhooks by this route: it has no `auth`"
+        );
+    }
+    background.spawn(auth::watch(routes.watched()));
+    let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());
+    let mut ingress = Ingress::new(settings, routes, spool.clone(), undecodable.clone(), counts);
     if config.ingress.ack == Ack::Delivered {
         ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
     }
@@ -173,16 +197,16 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), serving, {
-        move |request| {
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), tls, serving, {
+        move |request, peer| {
             let ingress = ingress.clone();
-            async move { ingress.answer(request).await }
+            async move { ingress.answer(request, peer).await }
         }
     }));
     let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };
-    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, admin_serving, {
+    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, None, admin_serving, {
         let admin = admin.clone();
-        move |request| std::future::ready(admin.answer(&request))
+        move |request, _| std::future::ready(admin.answer(&request))
     }));
 
     let defect = tokio::select! {

@@ -165,7 +165,9 @@ pub enum CommandError {
 impl From<RunError> for CommandError {
     fn from(error: RunError) -> Self {
         match error {
-            RunError::Sink { .. } => Self::Config(ConfigError::new(error.to_string())),
+            RunError::Sink { .. } | RunError::Ingress(_) | RunError::Tls(_) => {
+                Self::Config(ConfigError::new(error.to_string()))
+            }
             other => Self::Run(other),
         }
     }

@@ -3,23 +3,28 @@
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
 mod environment;
+mod error;
+mod ingress;
 mod keys;
 
+pub use error::ConfigError;
+
 use crate::dispatch;
-use crate::ingress;
-use crate::route::{self, Dialect, Route};
+use crate::ingress as webhooks;
+use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
+use error::{describe, origin};
 use figment::providers::{Data, Format as _, Toml};
 use figment::value::{Dict, Value};
-use figment::{Figment, Metadata, Source};
+use figment::{Figment, Metadata};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What runs without `--config`.
@@ -29,7 +34,7 @@ pub const EMBEDDED: &str = include_str!("../config/cdrelay.toml");
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[ingress]`
-    pub ingress: ingress::Config,
+    pub ingress: webhooks::Config,
     /// `[admin]`
     pub admin: Admin,
     /// `[spool]`
@@ -132,39 +137,12 @@ impl Destination {
     }
 }
 
-/// Everything that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl ConfigError {
-    /// One problem, in words for the operator.
-    pub fn new(problem: impl Into<String>) -> Self {
-        Self { problems: vec![problem.into()] }
-    }
-}
-
-impl From<figment::Error> for ConfigError {
-    fn from(error: figment::Error) -> Self {
-        Self { problems: error.into_iter().map(|error| describe(&error)).collect() }
-    }
-}
-
 /// The top level as it stands in the files; sinks are looked at one by one.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
 struct Document {
-    ingress: ingress::Config,
+    ingress: webhooks::Config,
     admin: Admin,
     spool: spool::Config,
     shutdown: Shutdown,
@@ -211,22 +189,25 @@ impl Config {
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
         // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
         let document: Document = figment.extract_lossy()?;
+        let ingress = ingress::complete(document.ingress);
+        let origins = Arc::new(ingress.origins());
         let mut sinks = BTreeMap::new();
         let mut problems = Vec::new();
         for name in document.sinks.keys() {
-            match sink(figment, name) {
+            match sink(figment, name, &origins) {
                 Ok(sink) => drop(sinks.insert(name.clone(), sink)),
                 Err(error) => problems.extend(error.problems),
             }
         }
         let config = Self {
-            ingress: document.ingress,
+            ingress,
             admin: document.admin,
             spool: document.spool,
             shutdown: document.shutdown,
             log: document.log,
             sinks,
         };
+        problems.extend(ingress::problems(&config.ingress, figment));
         problems.extend(config.contradictions(figment));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
@@ -241,15 +222,16 @@ impl Config {
         };
         let (ingress, spool) = (&self.ingress, &self.spool);
         check(
-            ingress.path.starts_with('/'),
-            "ingress.path",
-            format!("found {:?}; a path begins with `/`", ingress.path),
-        );
-        check(
-            ingress.ack == ingress::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
+            ingress.ack == webhooks::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
             "ingress.ack",
             "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
                 .into(),
+        );
+        let tls = ingress.tls.as_ref();
+        check(
+            tls.is_none_or(|tls| tls.client_ca_file.is_some()) || figment.find_value("ingress.tls.client_auth").is_err(),
+            "ingress.tls.client_auth",
+            "is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither".into(),
         );
         check(
             ingress.decode.max_depth <= crate::event::MAX_DEPTH,
@@ -320,7 +302,7 @@ fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
     }
 }
 
-fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
+fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, ConfigError> {
     let at = format!("sinks.{name}");
     let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
@@ -346,7 +328,8 @@ fn sink(figment: &Figment, name: &str) -> Result<Sink, ConfigError> {
             Destination::Nats(Box::new(section(figment, &at)?))
         }
     };
-    let sink = Sink { route: section(figment, &at)?, dispatch: section(figment, &at)?, destination };
+    let route = route::Config { origins: origins.clone(), ..section(figment, &at)? };
+    let sink = Sink { route, dispatch: section(figment, &at)?, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
         let key = format!("{at}.{}", error.key);
         let place = origin(figment.find_metadata(&key), &[&key]);
@@ -385,46 +368,6 @@ fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Re
         })
         .collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
-}
-
-/// `file: `, or whatever else a value came from; nothing for a default.
-fn origin(metadata: Option<&Metadata>, path: &[&str]) -> String {
-    let Some(metadata) = metadata else { return String::new() };
-    match &metadata.source {
-        Some(Source::File(file)) => format!("{}: ", file.display()),
-        _ if metadata.name == environment::NAME => {
-            format!("environment variable {}: ", environment::variable(&path.join(".")))
-        }
-        _ => format!("{}: ", metadata.name),
-    }
-}
-
-fn describe(error: &figment::Error) -> String {
-    use figment::error::Kind;
-    let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
-    let place = origin(error.metadata.as_ref(), &path);
-    let key = path.join(".");
-    match &error.kind {
-        Kind::UnknownField(field, allowed) => {
-            // The path ends in the unknown field already, except at the very top.
-            let key = if path.last() == Some(&field.as_str()) { key } else { [&path[..], &[field]].concat().join(".") };
-            format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", "))
-        }
-        Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            // That is all that bytesize says.
-            let expected = expected.replace("parsable string", "a size such as \"512KiB\" or \"1GiB\"");
-            format!("{place}`{key}`: found {found}; allowed is {expected}")
-        }
-        Kind::Message(text) if text == "invalid socket address syntax" => {
-            format!("{place}`{key}`: {text}; allowed is an address with a port such as \"127.0.0.1:8080\"")
-        }
-        Kind::UnknownVariant(found, allowed) => {
-            format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", "))
-        }
-        other if key.is_empty() => format!("{place}{other}"),
-        other => format!("{place}`{key}`: {other}"),
-    }
 }
 
 /// A provider under a name of ours.

@@ -1,7 +1,7 @@
 //! How commands on the same machine reach a running bridge: a socket in the spool's directory, which its owner alone may enter.
 //!
 //! One exchange a connection. The client sends a line `{"target":"SINK"}`, or `{}` for all sinks, then one line
-//! `{"arrival":MS,"payload":"TEXT"}` per event, and closes its side. The answer is one line: how many events are stored, in order,
+//! `{"arrival":MS,"payload":"TEXT"}` per event, with an `ingress` if that is not the default one, and closes its side. The answer is one line: how many events are stored, in order,
 //! how many of them had been stored before, and what stopped the rest.
 
 use crate::event::{Arrival, Event, MAX_DEPTH};
@@ -29,6 +29,20 @@ pub struct Again {
     pub arrival: u64,
     /// Its exact text.
     pub payload: String,
+    /// The route that it came by, if not the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Box<str>>,
+}
+
+impl Again {
+    /// The event, as it came.
+    pub fn of(event: &Event) -> Self {
+        Self {
+            arrival: event.arrival().0,
+            payload: String::from_utf8_lossy(event.payload()).into_owned(),
+            ingress: event.other_ingress().map(|name| (**name).into()),
+        }
+    }
 }
 
 /// What became of a request.
@@ -144,8 +158,10 @@ async fn next_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Op
 /// Stores events for `target` alone, or for all sinks, which do not get again what was stored within the window of
 /// duplicates; says how many events that leaves out.
 pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<Again>) -> io::Result<usize> {
-    let parse =
-        |again: Again| Event::parse(&again.payload, MAX_DEPTH, Arrival(again.arrival)).map_err(io::Error::other);
+    let parse = |again: Again| {
+        let event = Event::parse(&again.payload, MAX_DEPTH, Arrival(again.arrival)).map_err(io::Error::other)?;
+        Ok(event.by(again.ingress.map(Arc::from)))
+    };
     let events = events.into_iter().map(parse).collect::<io::Result<Vec<_>>>()?;
     let appended = match target {
         Some(target) if spool.cursor(target).is_none() => {
@@ -204,7 +220,7 @@ mod tests {
         let spool = Arc::new(Spool::open(&config, &["known"], Metrics::default().spool).unwrap());
         let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool));
         let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(1000));
-        let events = vec![Again { arrival: 1, payload }; 5000];
+        let events = vec![Again { arrival: 1, payload, ingress: None }; 5000];
         let outcome = send(dir.path(), Some("unknown"), &events).await.unwrap().unwrap();
         assert_eq!(outcome.stored, 0);
         assert!(outcome.error.unwrap().contains("`unknown`"));
@@ -219,7 +235,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x".repeat(100)).join("y".repeat(100));
         std::fs::create_dir_all(&path).unwrap();
-        let events = [Again { arrival: 1, payload: "{}".into() }];
+        let events = [Again { arrival: 1, payload: "{}".into(), ingress: None }];
         assert_eq!(send(&path, Some("sink"), &events).await.unwrap(), None);
         let config = crate::spool::Config { path: path.clone(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["sink"], Metrics::default().spool).unwrap());

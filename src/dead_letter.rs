@@ -34,7 +34,7 @@ impl DeadLetters {
     }
 
     /// Adds one line and syncs it: `time`, `sink`, `reason`, `topic`, `key`, `id`, `conversation`, `offset`, `arrival`,
-    /// `headers`, and the event's exact text as the string `payload`.
+    /// `ingress`, `headers`, and the event's exact text as the string `payload`.
     pub async fn append(&self, sink: &str, record: &Record, message: &Message, reason: &str) -> io::Result<()> {
         let line = line(sink, record, message, reason);
         let (path, turn) = (self.path.clone(), self.turn.clone());
@@ -72,8 +72,16 @@ pub struct DeadLetter {
     /// The message's headers.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// The route that the event came by.
+    #[serde(default = "default_ingress")]
+    pub ingress: String,
     /// The event's exact text.
     pub payload: String,
+}
+
+/// What was written before there were routes came by this one.
+fn default_ingress() -> String {
+    crate::event::DEFAULT_INGRESS.into()
 }
 
 /// A line in the file of marks.
@@ -211,6 +219,7 @@ fn line(sink: &str, record: &Record, message: &Message, reason: &str) -> String 
     text("id", &event.id().to_string(), &mut line);
     text("conversation", event.conversation(), &mut line);
     text("arrival", &event.arrival().to_string(), &mut line);
+    text("ingress", event.ingress(), &mut line);
     line.push_str(&format!(",\"offset\":{},\"headers\":{{", record.offset));
     for (index, (name, value)) in message.headers.iter().enumerate() {
         if index > 0 {
@@ -261,6 +270,7 @@ mod tests {
         assert_eq!(first["key"], "a\nb/c");
         assert_eq!(first["arrival"], "2021-10-20T09:11:39.442Z");
         assert_eq!(first["headers"]["ce_id"], "x");
+        assert_eq!(first["ingress"], "default");
         assert_eq!(serde_json::from_str::<serde_json::Value>(lines[2]).unwrap()["reason"], "again");
 
         std::fs::rename(&path, dir.path().join("rotated")).unwrap();

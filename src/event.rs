@@ -13,9 +13,13 @@ use json::{Member, Reader};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How deep an event may be nested unless configured otherwise; also the bound when it is read back from the spool.
 pub const MAX_DEPTH: usize = 128;
+
+/// The route that an event came by unless it says otherwise.
+pub const DEFAULT_INGRESS: &str = "default";
 
 /// Where to look for the conversation, in this order.
 const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
@@ -79,6 +83,8 @@ pub struct Event {
     id: EventId,
     conversation: Box<str>,
     arrival: Arrival,
+    /// `None` is [`DEFAULT_INGRESS`].
+    ingress: Option<Arc<str>>,
 }
 
 impl Event {
@@ -100,7 +106,7 @@ impl Event {
             .find_map(|name| fields.scalar(text, name))
             .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(text).into());
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
-        Self { payload: Bytes::copy_from_slice(text), fields, id, conversation, arrival }
+        Self { payload: Bytes::copy_from_slice(text), fields, id, conversation, arrival, ingress: None }
     }
 
     /// Reads `object` and takes it as an event.
@@ -117,7 +123,12 @@ impl Event {
     pub fn restore(payload: Bytes, id: EventId, conversation: &str, arrival: Arrival) -> Self {
         let text = std::str::from_utf8(&payload).unwrap_or_default();
         let fields = Fields::new(text.as_bytes(), Reader::new(text, MAX_DEPTH).object().unwrap_or_default());
-        Self { payload, fields, id, conversation: conversation.into(), arrival }
+        Self { payload, fields, id, conversation: conversation.into(), arrival, ingress: None }
+    }
+
+    /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
+    pub fn by(self, ingress: Option<Arc<str>>) -> Self {
+        Self { ingress, ..self }
     }
 
     /// The JSON object, byte for byte as received where it came as JSON.
@@ -138,6 +149,16 @@ impl Event {
     /// When the webhook arrived here.
     pub fn arrival(&self) -> Arrival {
         self.arrival
+    }
+
+    /// The name of the route it came by. Nothing in the payload can change it, and it is no part of the identity.
+    pub fn ingress(&self) -> &str {
+        self.ingress.as_deref().unwrap_or(DEFAULT_INGRESS)
+    }
+
+    /// The name of the route if it is not [`DEFAULT_INGRESS`].
+    pub fn other_ingress(&self) -> Option<&Arc<str>> {
+        self.ingress.as_ref()
     }
 
     /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.

@@ -1,6 +1,9 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
 mod socket;
+mod tls;
+
+pub use tls::Tls;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -14,12 +17,14 @@ use hyper_util::server::graceful::GracefulShutdown;
 use socket::Socket;
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tls::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// How large the header of a request may be, and how much of its body a connection holds.
+/// How large the header of a request may be, how much of its body a connection holds, and what a client may send for a handshake.
 const BUFFER: usize = 32 << 10;
 /// Over HTTP/2. A connection's window has room for all its streams, so that streams which wait for their turn cannot keep from
 /// those whose turn it is the bytes that they need to finish.
@@ -36,6 +41,13 @@ pub type Answer = Response<Full<Bytes>>;
 #[derive(Clone, Copy, Debug)]
 pub struct BodyUnread;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address; one of IPv4 is one of IPv4, also where the listener takes both kinds.
+    pub address: SocketAddr,
+}
+
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -45,11 +57,16 @@ pub struct Limits {
     pub max_connections: usize,
 }
 
-/// Answers requests over HTTP/1.1 and HTTP/2 with prior knowledge until `stop` turns true; then takes no more connections
-/// and lets the requests that have begun finish. The caller bounds that wait by dropping the future.
-pub async fn serve<A, F>(listener: TcpListener, limits: Limits, mut stop: watch::Receiver<bool>, answer: A)
-where
-    A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+/// Answers requests over HTTP/1.1 and HTTP/2, with prior knowledge or as agreed by TLS, until `stop` turns true; then takes no
+/// more connections and lets the requests that have begun finish. The caller bounds that wait by dropping the future.
+pub async fn serve<A, F>(
+    listener: TcpListener,
+    limits: Limits,
+    tls: Option<Tls>,
+    mut stop: watch::Receiver<bool>,
+    answer: A,
+) where
+    A: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let answer = Arc::new(answer);
@@ -65,6 +82,8 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
         .keep_alive_interval(limits.header_timeout);
+    let builder = Arc::new(builder);
+    let tls = tls.map(Arc::new);
     let graceful = GracefulShutdown::new();
     let mut failing = false;
     loop {
@@ -73,7 +92,7 @@ where
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, place) = match accepted {
+        let (stream, peer, place) = match accepted {
             Ok(accepted) => accepted,
             // The client was gone before we came to it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -90,11 +109,12 @@ where
         let _ = stream.set_nodelay(true);
         let (socket, watcher) = Socket::new(stream, limits.header_timeout);
         let answer = answer.clone();
+        let shaking = tls.clone().map(|tls| (tls, watcher.clone(), stop.clone()));
         let service = service_fn(move |request: Request<Incoming>| {
             let watcher = watcher.clone();
             let (version, has_body) = (request.version(), !request.body().is_end_stream());
             watcher.request_begins(version == Version::HTTP_2);
-            let answer = answer(request);
+            let answer = answer(request, peer);
             async move {
                 let mut answer = answer.await;
                 let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
@@ -105,11 +125,30 @@ where
                 Ok::<_, Infallible>(answer)
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
-        let connection = graceful.watch(connection);
+        let (builder, finishing) = (builder.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection broke off");
+            let stream = match shaking {
+                None => Ok(Stream::Plain(socket)),
+                // Boxed, so that connections without TLS have no room for it.
+                Some((tls, watcher, mut stop)) => {
+                    Box::pin(async move {
+                        tokio::select! {
+                            _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
+                            stream = tls.shake_hands(socket, &watcher, limits.header_timeout) => stream,
+                        }
+                    })
+                    .await
+                }
+            };
+            let served = match stream {
+                Ok(stream) => {
+                    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+                    finishing.watch(connection).await.map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = served {
+                tracing::debug!(error, peer = %peer.address, "a connection broke off");
             }
             drop(place);
         });
@@ -118,7 +157,11 @@ where
     graceful.shutdown().await;
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?.0, place))
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, Peer { address: SocketAddr::new(address.ip().to_canonical(), address.port()) }, place))
 }

@@ -3,26 +3,33 @@
 //! A 2xx is sent only after the spool has said that the events are durable; with `ack = "delivered"` a 200 only after the
 //! required sinks have them. Errors are problem details (RFC 9457).
 
+pub mod auth;
 pub mod decode;
 mod delivery;
+mod refusal;
+pub mod routes;
+pub mod tls;
 
 pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
-use crate::http::{Answer, BodyUnread, Limits};
+use crate::http::{Answer, Limits, Peer};
 use crate::metrics::{IngressMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
+use auth::Head;
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
-use decode::{Content, DecodeError};
+use decode::Content;
 use delivery::Delivered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use refusal::{Refusal, refusal, unauthorized};
+use routes::{Route, Routes};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +42,18 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// The path of the webhook.
-    pub path: String,
+    /// The path of the route `default`, which there is only with it if there are others.
+    pub path: Option<String>,
+    /// The methods of the route `default`.
+    pub methods: Vec<routes::Taken>,
+    /// What the route `default` asks of a request.
+    pub auth: Vec<auth::Config>,
+    /// The labels of the route `default`.
+    pub labels: BTreeMap<String, String>,
+    /// The CloudEvents source of the route `default`.
+    pub source: Option<String>,
+    /// Further routes.
+    pub routes: BTreeMap<String, routes::Config>,
     /// How large a body may be.
     pub max_body: ByteSize,
     /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
@@ -55,6 +72,8 @@ pub struct Config {
     /// With `ack = "delivered"`, how long a stored request waits for the sinks.
     #[serde(with = "crate::setting::period")]
     pub delivery_timeout: Duration,
+    /// Encryption, if the ingress is to speak it.
+    pub tls: Option<tls::Config>,
     /// How bodies are read.
     pub decode: decode::Config,
     /// How many bodies are kept that could not be read.
@@ -75,7 +94,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            path: "/webhook/cdr".into(),
+            path: None,
+            methods: routes::default_methods(),
+            auth: Vec::new(),
+            labels: BTreeMap::new(),
+            source: None,
+            routes: BTreeMap::new(),
             max_body: ByteSize::mib(1),
             max_bodies: ByteSize::mib(4),
             max_connections: 512,
@@ -83,6 +107,7 @@ impl Default for Config {
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
+            tls: None,
             decode: decode::Config::default(),
             undecodable: undecodable::Config::default(),
         }
@@ -100,6 +125,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Ingress {
     config: Config,
+    routes: Routes,
     spool: Arc<Spool>,
     undecodable: Arc<Undecodable>,
     metrics: IngressMetrics,
@@ -119,21 +145,18 @@ const SMALL_BODY: usize = 16 << 10;
 /// A body and the memory it takes.
 type Held = (Bytes, Option<OwnedSemaphorePermit>);
 
-/// Why a request was not accepted.
-struct Refusal {
-    status: StatusCode,
-    detail: String,
-    place: Option<(usize, usize)>,
-    header: Option<Box<(header::HeaderName, HeaderValue)>>,
-    body_unread: bool,
-}
-
 impl Ingress {
     /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
-    pub fn new(config: Config, spool: Arc<Spool>, undecodable: Arc<Undecodable>, metrics: IngressMetrics) -> Self {
+    pub fn new(
+        config: Config,
+        routes: Routes,
+        spool: Arc<Spool>,
+        undecodable: Arc<Undecodable>,
+        metrics: IngressMetrics,
+    ) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { config, spool, undecodable, metrics, delivery: None, bodies, budget, events }
+        Self { config, routes, spool, undecodable, metrics, delivery: None, bodies, budget, events }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -142,11 +165,11 @@ impl Ingress {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         self.metrics.in_flight.inc();
         let in_flight = InFlight(self);
         let head = request.method() == Method::HEAD;
-        let mut answer = match self.accept(request).await {
+        let mut answer = match self.accept(request, peer).await {
             Ok(placed) => self.acknowledge(placed).await,
             Err(refusal) => refusal.answer(),
         };
@@ -158,18 +181,23 @@ impl Ingress {
         answer
     }
 
-    async fn accept(&self, request: Request<Incoming>) -> Result<Placed, Refusal> {
+    async fn accept(&self, request: Request<Incoming>, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         let (parts, body) = request.into_parts();
-        self.check(&parts).map_err(unread)?;
+        let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
+        let head = Head { parts: &parts, path_secret, peer: peer.address.ip() };
+        self.check(route, &head).map_err(unread)?;
         if parts.method == Method::HEAD {
+            route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
             return Ok(Placed::default());
         }
         let (bytes, held) = self.read(body).await.map_err(unread)?;
+        route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
         let arrival = Arrival::now();
+        let query = parts.uri.query().map(|query| route.auth.strip(query));
         let content = Content {
             method: parts.method.as_str(),
-            query: parts.uri.query(),
+            query: query.as_deref(),
             content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
             body: &bytes,
         };
@@ -179,19 +207,20 @@ impl Ingress {
             Ok(events) => events,
             Err(error) => {
                 let refusal = Refusal::from(error);
-                self.keep(&content, arrival, &refusal);
+                self.keep(route, &content, arrival, &refusal);
                 return Err(refusal);
             }
         };
         drop((bytes, held));
+        route.auth.check_events(&events).map_err(|denied| unauthorized(route, denied))?;
         if events.is_empty() {
             return Ok(Placed::default());
         }
-        self.spool.place_holding(events, memory).await.map_err(Refusal::from)
+        self.spool.place_holding(route.mark(events), memory).await.map_err(Refusal::from)
     }
 
     /// Keeps what came, which may be a call, if anything came.
-    fn keep(&self, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
+    fn keep(&self, route: &Route, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
         let empty = content.body.trim_ascii().is_empty();
         // Beside a body, the query may hold a secret and nothing that is needed.
         let query = content.query.filter(|query| empty && !query.is_empty());
@@ -203,6 +232,7 @@ impl Ingress {
             status: refusal.status.as_u16(),
             reason: refusal.detail.as_str().into(),
             place: refusal.place,
+            ingress: route.name().into(),
             method: content.method.into(),
             content_type: content.content_type.map(Into::into),
             query: query.map(Into::into),
@@ -211,16 +241,20 @@ impl Ingress {
     }
 
     /// What can be said without the body.
-    fn check(&self, parts: &Parts) -> Result<(), Refusal> {
-        if parts.uri.path() != self.config.path {
-            return Err(refusal(StatusCode::NOT_FOUND, format!("webhooks are taken at {}", self.config.path)));
+    fn check(&self, route: &Route, head: &Head<'_>) -> Result<(), Refusal> {
+        let parts = head.parts;
+        if let Err(denied) = route.auth.check_path(head.path_secret) {
+            route.denied(denied);
+            return Err(self.not_found());
         }
-        if !matches!(parts.method, Method::POST | Method::GET | Method::HEAD) {
+        if !route.takes(&parts.method) {
+            let (methods, allow) = route.methods();
             return Err(Refusal {
-                header: Some(Box::new((header::ALLOW, HeaderValue::from_static("GET, HEAD, POST")))),
-                ..refusal(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST or GET")
+                header: Some(Box::new((header::ALLOW, allow))),
+                ..refusal(StatusCode::METHOD_NOT_ALLOWED, format!("webhooks come by {methods}"))
             });
         }
+        route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
         let encoding = parts.headers.get_all(header::CONTENT_ENCODING).iter();
         match encoding.into_iter().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             None => Ok(()),
@@ -301,6 +335,14 @@ impl Ingress {
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
 
+    fn not_found(&self) -> Refusal {
+        let detail = match self.routes.only_path() {
+            Some(path) => format!("webhooks are taken at {path}"),
+            None => "no webhooks are taken at this path".into(),
+        };
+        refusal(StatusCode::NOT_FOUND, detail)
+    }
+
     fn too_large(&self) -> Refusal {
         refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.config.max_body.as_u64()))
     }
@@ -324,10 +366,6 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn refusal(status: StatusCode, detail: impl Into<String>) -> Refusal {
-    Refusal { status, detail: detail.into(), place: None, header: None, body_unread: false }
-}
-
 fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Answer {
     let body = match (stored, duplicates, more) {
         // Nearly every answer.
@@ -338,50 +376,4 @@ fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: 
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
-}
-
-impl From<DecodeError> for Refusal {
-    fn from(error: DecodeError) -> Self {
-        match error {
-            DecodeError::Malformed { detail, place } => Refusal { place, ..refusal(StatusCode::BAD_REQUEST, detail) },
-            DecodeError::TooMany { .. } => refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-        }
-    }
-}
-
-impl From<AppendError> for Refusal {
-    fn from(error: AppendError) -> Self {
-        let seconds = match &error {
-            AppendError::TooLarge { .. } => return refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            AppendError::Full { retry_after } => retry_after.as_secs().max(1),
-            AppendError::Failed { .. } | AppendError::Closed => 5,
-        };
-        Refusal {
-            header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from(seconds)))),
-            ..refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-        }
-    }
-}
-
-impl Refusal {
-    fn answer(self) -> Answer {
-        tracing::debug!(status = self.status.as_u16(), detail = self.detail, "request refused");
-        let mut problem = serde_json::json!({
-            "title": self.status.canonical_reason().unwrap_or_default(),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        if let (Some((line, column)), Some(members)) = (self.place, problem.as_object_mut()) {
-            members.insert("line".into(), line.into());
-            members.insert("column".into(), column.into());
-        }
-        let mut answer = Response::new(Full::new(format!("{problem}\n").into()));
-        *answer.status_mut() = self.status;
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        answer.headers_mut().extend(self.header.map(|header| (Some(header.0), header.1)));
-        if self.body_unread {
-            answer.extensions_mut().insert(BodyUnread);
-        }
-        answer
-    }
 }

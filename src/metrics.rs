@@ -27,6 +27,35 @@ pub struct IngressMetrics {
     pub in_flight: Gauge,
     /// Of bodies that could not be decoded.
     pub undecodable: UndecodableMetrics,
+    /// Of secrets that lie in files.
+    pub secrets: SecretMetrics,
+    unauthorized: Family<IngressLabel, Counter>,
+    /// Of encryption.
+    pub tls: TlsMetrics,
+}
+
+/// Counts how files of secrets are read again.
+#[derive(Clone, Debug, Default)]
+pub struct SecretMetrics {
+    /// Files whose new secrets are valid now.
+    pub reloads: Counter,
+    /// Attempts that failed; the secrets read before stay valid.
+    pub failures: Counter,
+}
+
+/// Counts what encryption does at the ingress.
+#[derive(Clone, Debug, Default)]
+pub struct TlsMetrics {
+    /// Handshakes that led to a connection.
+    pub shaken: Counter,
+    /// Handshakes that were broken off, by either side.
+    pub failed: Counter,
+    /// Changes of the certificate's files that are in use.
+    pub reloaded: Counter,
+    /// Changes of the certificate's files that cannot be used.
+    pub reload_failed: Counter,
+    /// When the certificate expires, in seconds since 1970.
+    pub not_after: Gauge,
 }
 
 /// Counts bodies that could not be decoded.
@@ -112,6 +141,18 @@ struct CauseLabel {
     cause: &'static str,
 }
 
+/// `ingress="name"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IngressLabel {
+    ingress: String,
+}
+
+/// `result="ok"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 /// `sink="name"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabel {
@@ -155,6 +196,29 @@ impl Default for Metrics {
         at.register("undecodable_kept", "Bodies that could not be decoded, kept", ingress.undecodable.kept.clone());
         at.register("undecodable_dropped", "Bodies that could not be decoded and are lost, by cause", undecodable);
 
+        at.register("unauthorized", "Requests without the right credentials", ingress.unauthorized.clone());
+        at.register("secret_reloads", "Files of secrets whose new content is valid", ingress.secrets.reloads.clone());
+        at.register(
+            "secret_failures",
+            "Files of secrets that could not be read again",
+            ingress.secrets.failures.clone(),
+        );
+
+        let (handshakes, reloads) =
+            (Family::<ResultLabel, Counter>::default(), Family::<ResultLabel, Counter>::default());
+        let [ok, failed] = ["ok", "failed"].map(|result| ResultLabel { result });
+        ingress.tls.shaken = handshakes.get_or_create_owned(&ok);
+        ingress.tls.failed = handshakes.get_or_create_owned(&failed);
+        ingress.tls.reloaded = reloads.get_or_create_owned(&ok);
+        ingress.tls.reload_failed = reloads.get_or_create_owned(&failed);
+        at.register("tls_handshakes", "TLS handshakes by result", handshakes);
+        at.register("tls_reloads", "Changes of the files of the certificate, by whether they can be used", reloads);
+        at.register(
+            "tls_not_after_timestamp_seconds",
+            "When the certificate expires; 0 without TLS",
+            ingress.tls.not_after.clone(),
+        );
+
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());
         at.register("written_bytes", "Bytes written and synced", spool.written_bytes.clone());
@@ -193,6 +257,13 @@ impl Default for Metrics {
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
         at.register("up", "1 if the destination takes messages", sinks.up.clone());
         Self { registry, ingress, spool, sinks }
+    }
+}
+
+impl IngressMetrics {
+    /// Requests by this route without the right credentials.
+    pub fn unauthorized(&self, ingress: &str) -> Counter {
+        self.unauthorized.get_or_create_owned(&IngressLabel { ingress: ingress.to_owned() })
     }
 }
 

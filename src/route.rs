@@ -13,6 +13,21 @@ use crate::spool::Record;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the routes of the ingress say of their events, by name. A record holds but the name: whatever is set when it is
+/// sent counts. What is wrong with a label or a source is said of the sink that uses it.
+pub type Origins = BTreeMap<String, Origin>;
+
+/// What one route says of its events.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// What `{labels.name}` stands for.
+    pub labels: BTreeMap<String, String>,
+    /// Template of the CloudEvents source, in place of the sink's own.
+    pub source: Option<String>,
+}
 
 /// The part of `[sinks.NAME]` that says what is sent where.
 #[derive(Clone, Debug, Deserialize)]
@@ -25,12 +40,15 @@ pub struct Config {
     pub key: String,
     /// Template of the text that chooses the Kafka partition.
     pub partition_by: String,
-    /// CEL expression on `event`; records for which it is false are not sent to this sink.
+    /// CEL expression on `event` and `ingress`; records for which it is false are not sent to this sink.
     pub when: Option<String>,
     /// How the event and its CloudEvents attributes are laid out.
     pub format: Format,
     /// Template of the CloudEvents source.
     pub source: String,
+    /// Where events come from; stands in `[ingress]`.
+    #[serde(skip)]
+    pub origins: Arc<Origins>,
 }
 
 impl Default for Config {
@@ -42,6 +60,7 @@ impl Default for Config {
             when: None,
             format: Format::Event,
             source: "/telecmi/{appid|unknown}".into(),
+            origins: Arc::default(),
         }
     }
 }
@@ -83,6 +102,8 @@ pub struct Route {
     key: Template,
     partition_by: Template,
     source: Template,
+    /// By the name of the route that an event came by.
+    sources: BTreeMap<String, Template>,
     when: Option<Filter>,
     format: Format,
 }
@@ -111,8 +132,11 @@ impl Route {
             Dialect::Nats => "telecmi.cdr.{team}.{conversation_uuid}",
         };
         let topic_key = if dialect == Dialect::Nats { "subject" } else { "topic" };
-        let template =
-            |key, text: &str| Template::parse(text).map_err(|error| RouteError { key, problem: error.to_string() });
+        let template = |key, text: &str| {
+            let template = Template::parse(text).map_err(|error| error.to_string());
+            let template = template.and_then(|template| template.with_labels(&config.origins));
+            template.map_err(|problem| RouteError { key, problem })
+        };
         let topic = template(topic_key, config.topic.as_deref().unwrap_or(default))?;
         let checked = match dialect {
             Dialect::Kafka => check_topic(&topic),
@@ -120,12 +144,15 @@ impl Route {
         };
         checked.map_err(|problem| RouteError { key: topic_key, problem })?;
         let when = config.when.as_deref().map(Filter::compile).transpose();
+        let sources = config.origins.iter().filter_map(|(name, origin)| Some((name, origin.source.as_deref()?)));
+        let sources = sources.map(|(name, source)| Ok((name.clone(), template("source", source)?)));
         Ok(Self {
             dialect,
             topic,
             key: template("key", &config.key)?,
             partition_by: template("partition_by", &config.partition_by)?,
             source: template("source", &config.source)?,
+            sources: sources.collect::<Result<_, _>>()?,
             when: when.map_err(|error| RouteError { key: "when", problem: error.to_string() })?,
             format: config.format,
         })
@@ -201,11 +228,18 @@ impl Route {
         [
             (Attribute::SpecVersion, "1.0".into()),
             (Attribute::Id, written(32, event.id())),
-            (Attribute::Source, self.source.render(event, uri_segment)),
+            (Attribute::Source, self.source_of(event).render(event, uri_segment)),
             (Attribute::Type, event_type(event)),
             (Attribute::Subject, event.conversation().to_owned()),
             (Attribute::Time, written(24, event.arrival())),
         ]
+    }
+
+    fn source_of(&self, event: &Event) -> &Template {
+        if self.sources.is_empty() {
+            return &self.source;
+        }
+        self.sources.get(event.ingress()).unwrap_or(&self.source)
     }
 
     fn headers(&self, attributes: [(Attribute, String); 6]) -> Vec<(&'static str, String)> {

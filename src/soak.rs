@@ -14,6 +14,7 @@ pub mod load;
 pub mod oracle;
 pub mod report;
 pub mod script;
+pub mod tls;
 pub mod watch;
 
 use crate::config::Config;

@@ -17,9 +17,10 @@
 //! - A record: CRC-32C of all that follows (u32), length of conversation, target and payload together (u32), offset (u64),
 //!   first offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
 //!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
-//!   target, payload. A NUL in the
-//!   conversation is written as the bytes C0 80, and JSON holds none: so nothing that a client sends can pass for a record,
-//!   whose offset always has a zero byte, when the way back into a damaged file is sought.
+//!   target, payload. The target is the name of the only sink that the record is for, or empty; if the event did not come by the
+//!   route `default`, the byte FF and the name of its route belong to it. A NUL in the conversation is written as the bytes
+//!   C0 80, and JSON holds none: so nothing that a client sends can pass for a record, whose offset always has a zero byte,
+//!   when the way back into a damaged file is sought.
 //! - A segment that was ended in order has no zeros behind its records but `CDRSEALD`, the offset after the last one (u64),
 //!   CRC-32C of these 16 bytes (u32).
 //! - `cursor-<sink>`: see [`cursor`].

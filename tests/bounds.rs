@@ -134,7 +134,7 @@ async fn stall(bridge: &Bridge, connections: usize) {
     join_all((0..connections).map(|_| stall())).await;
 }
 
-fn assert_small(bridge: &Bridge, when: &str) {
+pub fn assert_small(bridge: &Bridge, when: &str) {
     let (peak, now) = (bridge.peak_rss_bytes(), bridge.rss_bytes());
     println!("{when}: peak {} KiB, now {} KiB", peak >> 10, now >> 10);
     assert!(peak < MEMORY, "{when}: {} MiB", peak >> 20);

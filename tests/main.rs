@@ -24,6 +24,7 @@
 //! | `ack = "delivered"` answers 200 whatever the sinks have (`ingress/delivery.rs`) | `delivered::while_kafka_is_down_the_answer_is_202_and_who_asks_again_learns_when_it_is_there` |
 //! | it waits for the cursor instead of the record (`dispatch.rs`, `finish`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
 
+mod auth;
 mod backlog;
 mod bounds;
 mod brokers;
@@ -49,7 +50,9 @@ mod probes;
 mod readme;
 mod recovery;
 mod replay;
+mod routes;
 mod routing;
 mod soak;
 mod stopping;
 mod support;
+mod tls;

@@ -42,6 +42,13 @@ fn every_piece_of_configuration_is_sound() {
     assert!(!blocks.is_empty());
     for block in blocks {
         let path = directory.path().join("cdrelay.toml");
+        // What is in the files of secrets it checks too.
+        let here = format!("{}/", directory.path().display());
+        for file in block.split("\"/etc/cdrelay/secrets/").skip(1) {
+            let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n";
+            fs::write(directory.path().join(file.split('"').next().unwrap()), secret).unwrap();
+        }
+        let block = block.replace("/etc/cdrelay/secrets/", &here);
         fs::write(&path, &block).unwrap();
         let finished = cdrelay(&["check", "--config", path.to_str().unwrap()]);
         assert_eq!(finished.code, Some(0), "{block}{}", finished.stderr);
@@ -127,8 +134,11 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 14] = [
+const TABLES: [(&str, &[&str], &str); 17] = [
     ("`[ingress]`", &[], "ingress"),
+    ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
+    ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
+    ("`[ingress.tls]`", &[], "ingress.tls"),
     ("`[ingress.decode]`", &[], "ingress.decode"),
     ("`[ingress.undecodable]`", &[], "ingress.undecodable"),
     ("`[admin]`", &[], "admin"),
@@ -165,7 +175,11 @@ fn the_tables_hold_exactly_the_settings_there_are() {
 
 fn allowed(settings: &[&str], place: &str) -> BTreeSet<String> {
     let unknown = if place.is_empty() { "unknown".to_owned() } else { format!("{place}.unknown") };
-    let setting = format!("{unknown}=1");
+    let setting = match place.strip_suffix(".0") {
+        // The first of a list.
+        Some(list) => format!("{list}=[{{unknown=1}}]"),
+        None => format!("{unknown}=1"),
+    };
     let settings = settings.iter().copied().chain([setting.as_str()]);
     let arguments = ["check"].into_iter().chain(settings.flat_map(|setting| ["--set", setting]));
     let stderr = cdrelay(&arguments.collect::<Vec<_>>()).stderr;
@@ -194,6 +208,8 @@ fn the_defaults_are_those_of_the_program() {
         let (sink, kafka, nats) = (of("`[sinks.NAME]`"), of("`[sinks.NAME]` of Kafka"), of("`[sinks.NAME]` of NATS"));
         let own = ["ingress", "ingress.decode", "ingress.undecodable", "admin", "spool", "shutdown", "log"];
         let mut text: String = own.iter().map(|name| format!("[{name}]\n{}", of(&format!("`[{name}]`")))).collect();
+        text += "[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\nclient_ca_file = 'a'\n";
+        text += &of("`[ingress.tls]`");
         text += &format!("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n{sink}{kafka}");
         text += &format!("[sinks.k.tls]\n{}", of("`[sinks.NAME.tls]` of Kafka"));
         text += &format!("[sinks.n]\ntype = 'nats'\n{sink}{nats}[sinks.n.tls]\n{}", of("`[sinks.NAME.tls]` of NATS"));

@@ -446,7 +446,11 @@ fn what_cannot_be_tested_is_refused_with_the_remedy() {
     refused(&[], 64, &["`stdout`", "--stdout-from FILE", "--sink"]);
     refused(&["--set", "sinks.more.type=stdout", "--stdout-from", "-"], 64, &["more and stdout", "--sink"]);
     refused(&["--sink", "kafka"], 64, &["--sink kafka", "stdout"]);
-    refused(&["--url", "https://a/b"], 64, &["--url https://a/b", "no TLS"]);
+    refused(&["--url", "ftp://a/b"], 64, &["--url ftp://a/b", "http:// or https://"]);
+    let out = ["--stdout-from", "-", "--url", "https://a/b"];
+    refused(&[&out[..], &["--ca", "/nowhere.pem"]].concat(), 64, &["--ca /nowhere.pem"]);
+    refused(&[&out[..], &["--ca", "Cargo.toml"]].concat(), 64, &["--ca Cargo.toml", "no items found"]);
+    refused(&[&out[..], &["--cert", "/nowhere.pem"]].concat(), 64, &["--key"]);
     refused(&["--url", "/webhook"], 64, &["--url /webhook", "http://127.0.0.1:8080/webhook/cdr"]);
     refused(&["--set", "ingress.listen=127.0.0.1:0"], 64, &["--url"]);
     refused(&["--rate", "0"], 64, &["--rate"]);

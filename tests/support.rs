@@ -8,7 +8,7 @@
 //! - [`proxy`], a network between bridge and broker that can be made bad.
 //! - [`raw`], HTTP by hand.
 //! - [`small_disk`], a file system that can be filled.
-//! - [`tls`], certificates.
+//! - [`tls`], certificates, and a client that speaks TLS.
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
 pub mod bridge;

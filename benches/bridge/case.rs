@@ -2,9 +2,10 @@
 
 use crate::SERVE;
 use crate::floor;
-use crate::load::{Load, Measured, Shape};
+use crate::load::{Load, Measured, SECRET, Shape};
 use crate::process::{Cores, Usage, memory};
 use crate::support::process::Process;
+use crate::support::tls::{Authority, Client};
 use crate::support::{PATIENCE, free_port, kafka, nats, until};
 use std::collections::BTreeMap;
 use std::env;
@@ -31,6 +32,8 @@ pub struct Case {
     on_disk: bool,
     /// Requests at half the rate that a closed loop has just come to.
     open: bool,
+    /// By TLS, without the handshakes. The floor has none.
+    tls: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +49,12 @@ use Destination::{Kafka, Nats, Stdout};
 pub fn all() -> Vec<Case> {
     let shape = Shape::default();
     let with = |connections| Shape { connections, ..shape };
-    let case = |name, sinks, shape| Case { name, sinks, shape, on_disk: false, open: false };
+    let case = |name, sinks, shape| Case { name, sinks, shape, on_disk: false, open: false, tls: false };
     let cases = [
         case("stdout, 1 connection", &[Stdout][..], with(1)),
         case("stdout, 64 connections", &[Stdout], shape),
+        case("stdout, 64 connections, HMAC", &[Stdout], Shape { signed: true, ..shape }),
+        Case { tls: true, ..case("stdout, 64 connections, TLS", &[Stdout], shape) },
         case("stdout, 1,000 connections", &[Stdout], with(1000)),
         case("stdout, 10,000 connections", &[Stdout], with(10_000)),
         case("stdout, one conversation", &[Stdout], Shape { one_conversation: true, ..shape }),
@@ -104,7 +109,7 @@ impl Case {
             read_to_string(&out).ok().filter(|text| text.ends_with('\n'))
         })
         .await;
-        let load = Load::connect(address.trim(), self.shape).await;
+        let load = Load::connect(address.trim(), self.shape, None).await;
         let (measured, before, after) = load.closed(WARM_UP, measure, || Usage::of(server.pid())).await;
         figures(&measured, before, after)
     }
@@ -115,6 +120,16 @@ impl Case {
             "[ingress]\nlisten = '127.0.0.1:{ingress}'\nmax_connections = 20000\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
              [spool]\nmax_size = '4GiB'\n"
         );
+        if self.shape.signed {
+            config += &format!("[[ingress.auth]]\ntype = 'github'\nsecrets = '{SECRET}'\n");
+        }
+        let authority = self.tls.then(|| Authority::new("bench"));
+        let client = authority.as_ref().map(Client::trusting);
+        if let Some(authority) = authority {
+            let pair = authority.issue();
+            write(directory.join("tls.pem"), pair.certificate + &pair.key).unwrap();
+            config += "[ingress.tls]\ncert_file = 'tls.pem'\nkey_file = 'tls.pem'\n";
+        }
         for destination in self.sinks {
             config += &destination.config().await;
         }
@@ -126,18 +141,18 @@ impl Case {
             Path::new("/dev/null"),
             &directory.join("log"),
         );
-        let started = first_200(&mut bridge, ingress, begun).await;
+        let started = first_answer(&mut bridge, ingress, begun).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let idle = memory(bridge.pid(), "VmRSS");
         let address = format!("127.0.0.1:{ingress}");
         let syncs = async || metric(admin, "cdrelay_spool_syncs_total").await;
         let mut rate = 0.0;
         if self.open {
-            let load = Load::connect(&address, self.shape).await;
+            let load = Load::connect(&address, self.shape, client.as_ref()).await;
             let (measured, ..) = load.closed(WARM_UP, measure / 2, || ()).await;
             rate = measured.rate() / self.shape.events as f64 / 2.0;
         }
-        let load = Load::connect(&address, self.shape).await;
+        let load = Load::connect(&address, self.shape, client.as_ref()).await;
         let before = (syncs().await, metric(admin, "cdrelay_spool_appended_records_total").await);
         let mark = || Usage::of(bridge.pid());
         let (measured, first, last) = match self.open {
@@ -202,12 +217,12 @@ fn figures(measured: &Measured, before: Usage, after: Usage) -> Figures {
     ])
 }
 
-/// How long until the webhook answers.
-async fn first_200(bridge: &mut Process, port: u16, begun: Instant) -> Duration {
+/// How long until the webhook answers: with a 200, or with the 400 that plain HTTP gets where only TLS is spoken.
+async fn first_answer(bridge: &mut Process, port: u16, begun: Instant) -> Duration {
     loop {
         bridge.assert_running();
         assert!(begun.elapsed() < PATIENCE, "the bridge does not answer");
-        if get(port, "/webhook/cdr").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        if get(port, "/webhook/cdr").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 ")) {
             return begun.elapsed();
         }
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,13 +1,16 @@
 //! The load: webhooks over keep-alive connections, as many as are answered (closed loop) or at a fixed rate (open loop).
 
+use crate::support::tls::Client;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use ring::hmac;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
@@ -22,11 +25,16 @@ pub struct Shape {
     pub events: usize,
     /// All in one conversation, or each in its own.
     pub one_conversation: bool,
+    /// With a signature over the body, as GitHub makes it.
+    pub signed: bool,
 }
+
+/// What signs.
+pub const SECRET: &str = "a secret of the usual length, in 32+";
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { connections: 64, bytes: 480, events: 1, one_conversation: false }
+        Self { connections: 64, bytes: 480, events: 1, one_conversation: false, signed: false }
     }
 }
 
@@ -93,15 +101,17 @@ pub struct Load {
 }
 
 impl Load {
-    pub async fn connect(address: &str, shape: Shape) -> Self {
+    /// Connects as often as `shape` says, by TLS if there is a client for it.
+    pub async fn connect(address: &str, shape: Shape, tls: Option<&Client>) -> Self {
         let local = LocalSet::new();
         let mut senders = Vec::new();
         for _ in 0..shape.connections {
             let stream = TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
-            local.spawn_local(connection);
-            senders.push(sender);
+            senders.push(match tls {
+                None => sender(stream, &local).await,
+                Some(client) => sender(client.shake_hands(stream).await.unwrap(), &local).await,
+            });
         }
         let bodies = Rc::new(Bodies { shape, run: fastrand::u64(..), next: Cell::new(0) });
         Self { shape, bodies, senders, host: address.to_owned(), local }
@@ -162,6 +172,7 @@ impl Load {
         let mut tasks = JoinSet::new();
         for sender in senders {
             let sending = Sending {
+                key: shape.signed.then(|| hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes())),
                 sender,
                 bodies: bodies.clone(),
                 host: host.clone(),
@@ -191,8 +202,15 @@ impl Load {
     }
 }
 
+async fn sender(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, local: &LocalSet) -> SendRequest<Full<Bytes>> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+    local.spawn_local(connection);
+    sender
+}
+
 /// One connection.
 struct Sending {
+    key: Option<hmac::Key>,
     sender: SendRequest<Full<Bytes>>,
     bodies: Rc<Bodies>,
     host: String,
@@ -203,11 +221,15 @@ struct Sending {
 
 impl Sending {
     async fn send(&mut self, since: Instant) {
-        let request = Request::post("/webhook/cdr")
-            .header("host", &self.host)
-            .header("content-type", "application/json")
-            .body(Full::new(self.bodies.next()))
-            .unwrap();
+        let body = self.bodies.next();
+        let mut request =
+            Request::post("/webhook/cdr").header("host", &self.host).header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            let tag = hmac::sign(key, &body);
+            let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            request = request.header("x-hub-signature-256", format!("sha256={digits}"));
+        }
+        let request = request.body(Full::new(body)).unwrap();
         self.sender.ready().await.unwrap();
         let answer = self.sender.send_request(request).await.unwrap();
         assert_eq!(answer.status(), 200);

@@ -92,7 +92,7 @@ mod tests {
         let settings = Settings { config: Vec::new(), set: Vec::new() };
         let location = Location { settings, spool: Some(config.path.clone()) };
         let site = location.site().unwrap();
-        let again = [Again { arrival: 1, payload: "{}".into() }];
+        let again = [Again { arrival: 1, payload: "{}".into(), ingress: None }];
         let mut publisher = Publisher::new(&site).unwrap();
         for (target, duplicates) in [(Some("stdout"), 0), (None, 0), (None, 1), (Some("stdout"), 0)] {
             let outcome = publisher.publish(target, &again).unwrap();

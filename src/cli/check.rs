@@ -1,15 +1,32 @@
 //! `cdrelay check`
 
 use super::CommandError;
-use super::output::Output;
-use crate::bridge;
+use super::output::{Output, note};
+use crate::bridge::{self, RunError};
 use crate::config::Config;
+use crate::ingress::routes::Routes;
+use crate::ingress::tls;
+use crate::metrics::Metrics;
 
-/// Makes every sink, which reads the files it names and checks what they hold, and drops it again.
+/// Makes every sink, every route of the ingress and its TLS, which reads the files they name and checks what they hold, and drops them
+/// again.
 pub fn execute(config: &Config) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Routes::open(&config.ingress, &Metrics::default().ingress).map_err(RunError::Ingress)?;
     let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
     runtime.shutdown_background();
+    for route in config.ingress.open_doors() {
+        let listen = config.ingress.listen;
+        note(format_args!(
+            "warning: whoever reaches {listen} can send webhooks by the route `{route}`: it has no `auth`"
+        ));
+    }
+    if let Some(config) = &config.ingress.tls {
+        let certificate = tls::check(config).map_err(RunError::from)?;
+        if let Some(problem) = certificate.problem() {
+            note(format_args!("warning: {problem}"));
+        }
+    }
     let mut out = Output::new();
     out.line(format_args!("configuration is sound: {} sink(s)", sinks?))?;
     Ok(out.flush()?)

@@ -7,11 +7,12 @@ use super::select::{Chosen, Selection};
 use super::{CommandError, Location, Site};
 use crate::dead_letter::bodies::{self, Kept};
 use crate::dead_letter::{self, DeadLetter, Found, Letters};
-use crate::event::{Arrival, Event};
+use crate::event::{Arrival, DEFAULT_INGRESS, Event};
 use crate::ingress::decode::{Content, DecodeError};
 use clap::{Args, Subcommand};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
@@ -188,7 +189,13 @@ impl Letterbox<'_> {
             content_type: kept.content_type.as_deref(),
             body,
         };
-        content.decode(&self.site.config.ingress.decode, arrival(kept))
+        let ingress = &self.site.config.ingress;
+        let events = content.decode(&ingress.decode, arrival(kept))?;
+        if !ingress.takes(&kept.ingress, &events) {
+            let detail = format!("an event is of an appid that the route `{}` does not take", kept.ingress);
+            return Err(DecodeError::Malformed { detail, place: None });
+        }
+        Ok(by_route(events, kept))
     }
 
     fn list(&self) -> Result<(), CommandError> {
@@ -245,6 +252,17 @@ impl Letterbox<'_> {
 
 fn refuse_damage(damaged: u64) -> Result<(), CommandError> {
     if damaged == 0 { Ok(()) } else { Err(CommandError::DamagedLetters(damaged)) }
+}
+
+/// The route of this name as events carry it.
+fn by(ingress: &str) -> Option<Arc<str>> {
+    (ingress != DEFAULT_INGRESS).then(|| ingress.into())
+}
+
+/// The events of a body that came by a route.
+fn by_route(events: Vec<Event>, kept: &Kept) -> Vec<Event> {
+    let ingress = by(&kept.ingress);
+    events.into_iter().map(|event| event.by(ingress.clone())).collect()
 }
 
 fn arrival(kept: &Kept) -> Arrival {

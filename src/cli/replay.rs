@@ -54,9 +54,9 @@ impl Replay {
             if record.target.is_some() || !chosen.takes_event(&record.event) {
                 return Ok(());
             }
-            let payload = String::from_utf8_lossy(record.event.payload()).into_owned();
-            bytes += payload.len();
-            batch.push(Again { arrival: record.event.arrival().0, payload });
+            let again = Again::of(&record.event);
+            bytes += again.payload.len();
+            batch.push(again);
             if batch.len() < BATCH && bytes < BATCH_BYTES {
                 return Ok(());
             }

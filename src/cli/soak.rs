@@ -6,7 +6,7 @@ use super::{CommandError, Settings};
 use crate::config::{Config, Destination};
 use crate::soak::follow::Lines;
 use crate::soak::load::Load;
-use crate::soak::{self, Plan, Standing};
+use crate::soak::{self, Plan, Standing, tls};
 use clap::{Args, value_parser};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,6 +35,15 @@ pub struct Soak {
     /// Where the bridge takes webhooks, if not at `ingress.listen` and `ingress.path`.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// PEM of the authorities to trust if the bridge speaks TLS, instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM of a certificate to show if the bridge asks for one.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// PEM of its key.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// Events a second.
     #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = rate)]
     rate: f64,
@@ -114,9 +123,13 @@ impl Soak {
                 "{problem}; choose one of them with --sink, and run the bridge with that one alone"
             )));
         }
+        let url = self.url(config)?;
+        let files = tls::Files { ca: self.ca.clone(), own: self.cert.clone().zip(self.key.clone()) };
+        let tls = tls::config(&url, &files).map_err(|error| CommandError::Usage(error.to_string()))?;
         Ok(Plan {
             load: Load {
-                url: self.url(config)?,
+                url,
+                tls,
                 rate: self.rate,
                 duration: self.duration,
                 conversations: self.conversations as usize,
@@ -140,7 +153,17 @@ impl Soak {
                     "`ingress.listen` lets the system choose the port; tell with --url where the bridge listens";
                 return Err(CommandError::Usage(problem.to_owned()));
             }
-            None => (format!("http://{}{}", reachable(config.ingress.listen), config.ingress.path), "`ingress.path`"),
+            None => match config.ingress.path.as_ref().filter(|path| !path.contains('{')) {
+                Some(path) => {
+                    let scheme = if config.ingress.tls.is_some() { "https" } else { "http" };
+                    (format!("{scheme}://{}{path}", reachable(config.ingress.listen)), "`ingress.path`")
+                }
+                None => {
+                    let problem =
+                        "`ingress.path` is not set or holds a secret; tell with --url where the events are to be sent";
+                    return Err(CommandError::Usage(problem.to_owned()));
+                }
+            },
         };
         let problem = |what: &str| {
             CommandError::Usage(format!(
@@ -149,9 +172,8 @@ impl Soak {
         };
         let url: Uri = text.parse().map_err(|error| problem(&format!("{error}")))?;
         match (url.scheme_str(), url.host()) {
-            (Some("http"), Some(_)) => Ok(url),
-            (Some("https"), _) => Err(problem("the bridge itself speaks no TLS; name its own address")),
-            _ => Err(problem("not a URL that begins with http://")),
+            (Some("http" | "https"), Some(_)) => Ok(url),
+            _ => Err(problem("not a URL that begins with http:// or https://")),
         }
     }
 }

@@ -14,7 +14,7 @@ pub enum Spool {
     Inspect(Location),
     /// Read every record and check it; exit code 1 if any is damaged.
     Verify(Location),
-    /// Write records as JSON lines: offset, id, conversation, arrival, and the event's exact text.
+    /// Write records as JSON lines: offset, id, conversation, arrival, ingress, and the event's exact text.
     Export {
         #[command(flatten)]
         location: Location,
@@ -89,7 +89,9 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         }
         let mut line = format!("{{\"offset\":{},\"id\":\"{}\",\"conversation\":", record.offset, event.id());
         json::write_string(event.conversation(), &mut line);
-        line.push_str(&format!(",\"arrival\":\"{}\",\"payload\":", event.arrival()));
+        line.push_str(&format!(",\"arrival\":\"{}\",\"ingress\":", event.arrival()));
+        json::write_string(event.ingress(), &mut line);
+        line.push_str(",\"payload\":");
         json::write_string(&String::from_utf8_lossy(event.payload()), &mut line);
         line.push('}');
         out.line(line)?;

@@ -16,7 +16,8 @@ const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 #[test]
 fn the_embedded_default_is_what_the_code_defaults_to() {
     let config = Config::from_toml(EMBEDDED).unwrap();
-    assert_eq!(config.ingress.listen, ingress::Config::default().listen);
+    assert_eq!(config.ingress.listen, webhooks::Config::default().listen);
+    assert_eq!(config.ingress.path.as_deref(), Some("/webhook/cdr"));
     assert_eq!(config.spool.max_size, spool::Config::default().max_size);
     assert!(matches!(config.sinks["stdout"].destination, Destination::Stdout(_)));
 }
@@ -112,6 +113,37 @@ fn the_environment_is_named_as_the_origin() {
 }
 
 #[test]
+fn routes_and_who_may_send_come_from_the_environment_too() {
+    let variables = [
+        ("CDRELAY_INGRESS__ROUTES__EAST__PATH", "/east"),
+        ("CDRELAY_INGRESS__ROUTES__EAST__LABELS__REGION", "7"),
+        (
+            "CDRELAY_INGRESS__ROUTES__EAST__AUTH",
+            "[{type=\"bearer\",secrets=[\"0123456789\"]},{type=\"appid\",appids=[7]}]",
+        ),
+    ];
+    let config = layered(STDOUT, &variables, &[]).unwrap();
+    let east = &config.ingress.routes["east"];
+    assert_eq!((config.ingress.path, east.path.as_str(), east.labels["region"].as_str()), (None, "/east", "7"));
+    assert_eq!((east.auth[0].secrets.0[0].reveal(), east.auth[1].appids.0[0].as_str()), ("0123456789", "7"));
+    let wrong = [variables[0], ("CDRELAY_INGRESS__ROUTES__EAST__AUTH", "[{type=\"bearer\",secret=[\"0123456789\"]}]")];
+    let error = layered(STDOUT, &wrong, &[]).unwrap_err().to_string();
+    assert!(error.contains("environment variable CDRELAY_INGRESS__ROUTES__EAST__AUTH"), "{error}");
+    assert!(error.contains("is unknown; allowed are type, secrets") && !error.contains("0123456789"), "{error}");
+}
+
+#[test]
+fn a_mistake_in_the_syntax_is_located_and_not_shown_for_it_may_be_a_secret() {
+    for (toml, expected) in [
+        ("[sinks.k.sasl]\npassword = 'hunter2", "line 2, column"),
+        ("[sinks.k]\nsasl.password = 'hunter2'\nsasl = 'hunter2'", "line 3, column 1: duplicate key `sasl`"),
+    ] {
+        let error = problems(toml);
+        assert!(error.contains(expected) && !error.contains("hunter2") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
 fn contradictions_are_found() {
     for (toml, key) in [
         ("[ingress]\npath = 'cdr'", "ingress.path"),
@@ -126,4 +158,20 @@ fn contradictions_are_found() {
         let error = problems(&format!("{STDOUT}{toml}"));
         assert!(error.contains(&format!("`{key}`")), "{toml}: {error}");
     }
+}
+
+#[test]
+fn client_certificates_need_their_authorities() {
+    let tls =
+        |more: &str| Config::from_toml(&format!("{STDOUT}[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\n{more}"));
+    for more in ["", "client_ca_file = 'a'", "client_ca_file = 'a'\nclient_auth = 'optional'\nmin_version = '1.3'"] {
+        tls(more).unwrap();
+    }
+    let problem = |more: &str| tls(more).unwrap_err().to_string();
+    let alone = problem("client_auth = 'optional'");
+    assert!(alone.contains("`ingress.tls.client_auth`: is of use only with `ingress.tls.client_ca_file`"), "{alone}");
+    let version = problem("min_version = '1.1'");
+    assert!(version.contains("`ingress.tls.min_version`: found \"1.1\"; allowed are 1.2, 1.3"), "{version}");
+    let missing = problems(&format!("{STDOUT}[ingress.tls]\ncert_file = 'c'"));
+    assert!(missing.contains("`ingress.tls.key_file`: is missing"), "{missing}");
 }

@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
-/// The socket as hyper sees it.
+/// The socket as hyper sees it, or as TLS below hyper does.
 pub struct Socket {
     stream: TcpStream,
     watcher: Arc<Watcher>,
@@ -26,6 +26,8 @@ pub struct Socket {
     writable: Option<Pin<Box<Sleep>>>,
     closing: Option<Pin<Box<Sleep>>>,
     discarded: usize,
+    /// How many bytes may still be read, about.
+    allowance: usize,
 }
 
 /// What the service tells the socket.
@@ -44,7 +46,7 @@ impl Watcher {
         self.http2.store(http2, Ordering::Relaxed);
     }
 
-    /// A request has its answer; `unread` if the client may still be sending its body.
+    /// A request, or a handshake, has its answer; `unread` if the client may still be sending a body, or has sent a request since.
     pub fn answered(&self, unread: bool) {
         self.unanswered.store(unread, Ordering::Relaxed);
     }
@@ -56,7 +58,31 @@ impl Socket {
         let watcher = Arc::new(Watcher::default());
         let first_request = Some(Box::pin(sleep(patience)));
         let kept = watcher.clone();
-        (Self { stream, watcher, patience, first_request, writable: None, closing: None, discarded: 0 }, kept)
+        (
+            Self {
+                stream,
+                watcher,
+                patience,
+                first_request,
+                writable: None,
+                closing: None,
+                discarded: 0,
+                allowance: usize::MAX,
+            },
+            kept,
+        )
+    }
+
+    /// From now on reading fails when the client has sent about as many bytes as this.
+    pub fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
+    }
+
+    /// The first byte that comes, which stays to be read; `None` if the client has ended its side.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let mut first = [0];
+        let count = self.stream.peek(&mut first).await?;
+        Ok(first.into_iter().take(count).next())
     }
 
     /// What writing came to, or that it takes too long.
@@ -75,8 +101,12 @@ impl AsyncRead for Socket {
         if self.watcher.begun.load(Ordering::Relaxed) {
             self.first_request = None;
         }
+        if self.allowance == 0 {
+            return Poll::Ready(Err(io::Error::other("the client sends too much")));
+        }
         let before = buffer.filled().len();
         if let Poll::Ready(result) = pin!(&mut self.stream).poll_read(cx, buffer) {
+            self.allowance = self.allowance.saturating_sub(buffer.filled().len() - before);
             if buffer.filled().len() > before {
                 self.watcher.unanswered.store(true, Ordering::Relaxed);
             }

@@ -1,4 +1,4 @@
-//! `when`: a CEL expression on `event` that decides whether a sink wants a record.
+//! `when`: a CEL expression on `event`, and on the route it came by, that decides whether a sink wants a record.
 
 use crate::event::Event;
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, MapExpr, StructExpr};
@@ -27,7 +27,7 @@ impl fmt::Debug for Filter {
 }
 
 impl Filter {
-    /// Compiles `source`, which may speak of `event` alone.
+    /// Compiles `source`, which may speak of `event` and `ingress` alone.
     pub fn compile(source: &str) -> Result<Self, FilterError> {
         let compiled = catch_unwind(|| Program::compile(source));
         let program = match compiled {
@@ -35,7 +35,7 @@ impl Filter {
             Ok(Err(error)) => return Err(FilterError(format!("not a CEL expression: {error}"))),
             Err(_) => return Err(FilterError("not a CEL expression".into())),
         };
-        if let Some(unknown) = unknown(program.expression(), &mut vec!["event"]) {
+        if let Some(unknown) = unknown(program.expression(), &mut vec!["event", "ingress"]) {
             return Err(FilterError(format!("`{unknown}` is unknown; fields are written event.{unknown}")));
         }
         Ok(Self { program, source: source.to_owned() })
@@ -49,6 +49,7 @@ impl Filter {
         let result = catch_unwind(AssertUnwindSafe(|| {
             let mut context = Context::default();
             context.add_variable_from_value("event", convert(parsed));
+            context.add_variable_from_value("ingress", event.ingress());
             self.program.execute(&context)
         }));
         match result {
@@ -64,7 +65,7 @@ impl Filter {
     }
 }
 
-/// A name that nothing in scope has: neither `event` nor a variable of the macro (`all`, `exists`, `map`, …) around it.
+/// A name that nothing in scope has: neither `event`, `ingress` nor a variable of the macro (`all`, `exists`, `map`, …) around it.
 fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a str> {
     match &expression.expr {
         Expr::Ident(name) => (!scope.contains(&name.as_str())).then_some(name),
@@ -142,6 +143,14 @@ mod tests {
             assert_eq!(passes(when, event), Ok(true), "{when}");
         }
         assert_eq!(passes("event.type == 'event'", event), Ok(false));
+    }
+
+    #[test]
+    fn expressions_see_the_route_whatever_the_payload_says() {
+        let event = Event::parse(r#"{"ingress":"forged"}"#, 9, Arrival(0)).unwrap();
+        let filter = Filter::compile("ingress == 'east' && event.ingress == 'forged'").unwrap();
+        assert_eq!(filter.passes(&event), Ok(false));
+        assert_eq!(filter.passes(&event.by(Some("east".into()))), Ok(true));
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! Templates such as `cdr.{team|unassigned}`: text with fields of the event in it.
 
+use super::Origins;
 use crate::event::Event;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// What stands for an absent team unless the template says otherwise.
 const NO_TEAM: &str = "unassigned";
 
+/// What a field's name begins with if it is a label of the route that the event came by.
+const LABEL: &str = "labels.";
+
 /// A compiled template. `{name}` is any top-level field, `{name|text}` has a fallback for when the field is missing, null or
-/// empty, `{{` and `}}` are braces. `{conversation_uuid}` is the conversation, which every event has.
+/// empty, `{{` and `}}` are braces. `{conversation_uuid}` is the conversation, which every event has; `{ingress}` the route that it
+/// came by and `{labels.name}` a label of that. The payload has no say in these two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
@@ -16,6 +22,8 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
+    Ingress,
+    Label { name: String, values: BTreeMap<String, String>, fallback: String },
     Field { name: String, fallback: String },
 }
 
@@ -61,7 +69,12 @@ impl Template {
                 if !text.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut text)));
                 }
-                parts.push(Part::Field { name: name.to_owned(), fallback: fallback.to_owned() });
+                let fallback = fallback.to_owned();
+                parts.push(match name.strip_prefix(LABEL) {
+                    _ if name == "ingress" => Part::Ingress,
+                    Some(label) => Part::Label { name: label.to_owned(), values: BTreeMap::new(), fallback },
+                    None => Part::Field { name: name.to_owned(), fallback },
+                });
                 rest = behind;
             } else {
                 return Err(error(position, "a brace is not opened"));
@@ -74,12 +87,32 @@ impl Template {
         Ok(Self { parts })
     }
 
+    /// The same template with the values of labels for each route; an error names a label that no route has.
+    pub fn with_labels(mut self, origins: &Origins) -> Result<Self, String> {
+        for part in &mut self.parts {
+            let Part::Label { name, values, .. } = part else { continue };
+            let known = origins.iter().filter_map(|(route, origin)| Some((route, origin.labels.get(name)?)));
+            *values = known.map(|(route, value)| (route.clone(), value.clone())).collect();
+            if values.is_empty() {
+                let labels: Vec<&str> =
+                    origins.values().flat_map(|origin| origin.labels.keys()).map(String::as_str).collect();
+                let known = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+                return Err(format!("no route of the ingress has a label `{name}`; there are: {known}"));
+            }
+        }
+        Ok(self)
+    }
+
     /// Fills in the fields of `event`, each written by `encode`.
     pub fn render(&self, event: &Event, encode: fn(&str, &mut String)) -> String {
         let mut out = String::with_capacity(64);
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
+                Part::Ingress => encode(event.ingress(), &mut out),
+                Part::Label { values, fallback, .. } => {
+                    encode(values.get(event.ingress()).unwrap_or(fallback), &mut out)
+                }
                 Part::Field { name, .. } if name == "conversation_uuid" => encode(event.conversation(), &mut out),
                 Part::Field { name, fallback } => {
                     encode(&event.text(name).unwrap_or(Cow::Borrowed(fallback.as_str())), &mut out);
@@ -103,7 +136,7 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Field { .. } => out.push(placeholder),
+                Part::Ingress | Part::Label { .. } | Part::Field { .. } => out.push(placeholder),
             }
         }
         out
@@ -127,6 +160,27 @@ mod tests {
         assert_eq!(render("{conversation_uuid}", r#"{"cmiuid":"m"}"#), "m");
         assert_eq!(render("{appid} {cmiuuid}", r#"{"app_id":7,"cmiuid":"m"}"#), "7 m");
         assert_eq!(render("{x}", r#"{"x":{"y":[1]}}"#), r#"{"y":[1]}"#);
+    }
+
+    #[test]
+    fn the_payload_cannot_forge_route_and_labels() {
+        let origin = |labels: &[(&str, &str)]| super::super::Origin {
+            labels: labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+            source: None,
+        };
+        let routes = [("default", origin(&[])), ("east", origin(&[("region", "e"), ("tier", "")]))];
+        let origins: Origins = routes.map(|(name, origin)| (name.to_owned(), origin)).into();
+        let template = "{ingress}/{labels.region}/{labels.region|none}/{labels.tier|x}";
+        let template = Template::parse(template).unwrap().with_labels(&origins).unwrap();
+        let forged = r#"{"ingress":"f","labels":{"region":"f"},"labels.region":"f","labels.tier":"f"}"#;
+        let event = Event::parse(forged, 9, Arrival(0)).unwrap();
+        let render = |event: &Event| template.render(event, |value, out| out.push_str(value));
+        assert_eq!(render(&event), "default//none/x");
+        assert_eq!(render(&event.clone().by(Some("east".into()))), "east/e/e/");
+        assert_eq!(render(&event.by(Some("gone".into()))), "gone//none/x");
+
+        let problem = Template::parse("{labels.regoin}").unwrap().with_labels(&origins).unwrap_err();
+        assert!(problem.contains("`regoin`") && problem.contains("region, tier"), "{problem}");
     }
 
     #[test]

@@ -5,11 +5,13 @@
 
 use super::latency::Latency;
 use super::script::{self, Script};
+use super::tls;
 use super::watch::Watch;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
@@ -38,6 +40,8 @@ const ANSWER_BYTES: usize = 64 << 10;
 pub struct Load {
     /// The bridge's webhook.
     pub url: Uri,
+    /// How TLS is spoken, if the URL asks for it.
+    pub tls: tls::ClientConfig,
     /// Events per second.
     pub rate: f64,
     /// For how long.
@@ -105,7 +109,7 @@ struct Stored {
 
 struct Sender {
     load: Load,
-    client: legacy::Client<HttpConnector, Full<Bytes>>,
+    client: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     script: Arc<Script>,
     watches: Vec<Arc<Watch>>,
     began: Instant,
@@ -125,6 +129,12 @@ pub async fn send(
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(CONNECT));
+    connector.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(load.tls.clone())
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
     let client = legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_max_idle_per_host(IDLE_CONNECTIONS)

@@ -19,6 +19,9 @@ const SEAL: &[u8; 8] = b"CDRSEALD";
 const VERSION: u32 = 1;
 /// How a NUL in a conversation is stored.
 const NUL: [u8; 2] = [0xC0, 0x80];
+/// Stands between a record's target and the route it came by. No text holds this byte: a target cannot pass for a route, and a
+/// cdrelay that knows of no routes takes such a record for damage, which is loud, instead of for another sink's.
+const ROUTE: u8 = 0xFF;
 const CHUNK: usize = 256 << 10;
 
 /// The name of the segment file whose first record has offset `base`.
@@ -138,18 +141,24 @@ impl Frame {
         let (conversation, rest) = body.split_at_checked(self.conversation as usize)?;
         let (target, payload) = rest.split_at_checked(self.target as usize)?;
         let conversation = revealed(conversation)?;
+        let (target, ingress) = match target.iter().position(|byte| *byte == ROUTE) {
+            Some(at) => (target.get(..at)?, Some(std::str::from_utf8(target.get(at + 1..)?).ok()?.into())),
+            None => (target, None),
+        };
         let target = std::str::from_utf8(target).ok()?;
+        let event = Event::restore(Bytes::copy_from_slice(payload), self.id, &conversation, self.arrival);
         Some(Record {
             offset: self.offset,
             target: (!target.is_empty()).then(|| target.into()),
-            event: Event::restore(Bytes::copy_from_slice(payload), self.id, &conversation, self.arrival),
+            event: event.by(ingress),
         })
     }
 }
 
 /// How many bytes a record of `event` for `target` will take.
 pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
-    FRAME + concealed(event.conversation()).len() + target.map_or(0, str::len) + event.payload().len()
+    let route = event.other_ingress().map_or(0, |name| 1 + name.len());
+    FRAME + concealed(event.conversation()).len() + target.map_or(0, str::len) + route + event.payload().len()
 }
 
 /// The text with every NUL as two bytes that no text holds.
@@ -180,17 +189,21 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     let start = out.len();
     let (conversation, payload) = (concealed(event.conversation()), event.payload());
     let target = record.target.as_deref().unwrap_or_default().as_bytes();
+    let (mark, route) = event.other_ingress().map_or((&[][..], &[][..]), |name| (&[ROUTE], name.as_bytes()));
+    let target_length = target.len() + mark.len() + route.len();
     out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&((conversation.len() + target.len() + payload.len()) as u32).to_le_bytes());
+    out.extend_from_slice(&((conversation.len() + target_length + payload.len()) as u32).to_le_bytes());
     out.extend_from_slice(&record.offset.to_le_bytes());
     out.extend_from_slice(&batch.to_le_bytes());
     out.extend_from_slice(&event.arrival().0.to_le_bytes());
     out.extend_from_slice(&event.id().0);
     out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
     out.extend_from_slice(&follows.to_le_bytes());
-    out.extend_from_slice(&(target.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(target_length as u32).to_le_bytes());
     out.extend_from_slice(&conversation);
     out.extend_from_slice(target);
+    out.extend_from_slice(mark);
+    out.extend_from_slice(route);
     out.extend_from_slice(payload);
     let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
     out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);

@@ -1,10 +1,11 @@
 //! HTTP by hand, for what no client library would send.
 
+use std::io;
 use std::time::Duration;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -12,23 +13,16 @@ use super::PATIENCE;
 use super::bridge::{Answer, Bridge};
 
 /// A connection to the ingress.
-pub struct Raw {
-    pub stream: TcpStream,
+pub struct Raw<S = TcpStream> {
+    pub stream: S,
     unread: Vec<u8>,
+    /// How reading has failed.
+    broken: Option<io::Error>,
 }
 
 impl Raw {
     pub async fn connect(bridge: &Bridge) -> Self {
-        Self { stream: TcpStream::connect(bridge.ingress()).await.unwrap(), unread: Vec::new() }
-    }
-
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).await.unwrap();
-    }
-
-    /// Sends without minding that the other side may have closed.
-    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.stream.write_all(bytes.as_ref()).await.is_ok()
+        Self::over(TcpStream::connect(bridge.ingress()).await.unwrap())
     }
 
     /// The head of a request to the webhook, with further header lines.
@@ -39,6 +33,34 @@ impl Raw {
     /// A whole request to the webhook.
     pub fn post(body: &str) -> String {
         Self::head("POST", &format!("content-length: {}\r\n", body.len())) + body
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
+    /// A connection that is there already.
+    pub fn over(stream: S) -> Self {
+        Self { stream, unread: Vec::new(), broken: None }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// Sends without minding that the other side may have closed.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).await.is_ok() && self.stream.flush().await.is_ok()
+    }
+
+    /// Posts to the webhook. Returns the status, or what went wrong.
+    pub async fn exchange(&mut self, body: &str) -> Result<u16, String> {
+        let sent = self.stream.write_all(Raw::post(body).as_bytes()).await;
+        let sent = sent.and(self.stream.flush().await);
+        match self.try_answer(PATIENCE).await {
+            Some(answer) => Ok(answer.status),
+            // What the other side said last tells more than that it is gone.
+            None => Err(self.broken.take().or(sent.err()).map_or("it ended".into(), |error| error.to_string())),
+        }
     }
 
     /// The next answer; panics when there is none in time.
@@ -80,7 +102,8 @@ impl Raw {
 
     async fn fill(&mut self) -> Option<()> {
         let mut bytes = [0; 4096];
-        let count = self.stream.read(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        let read = self.stream.read(&mut bytes).await.map_err(|error| self.broken = Some(error));
+        let count = read.ok().filter(|count| *count > 0)?;
         self.unread.extend_from_slice(&bytes[..count]);
         Some(())
     }

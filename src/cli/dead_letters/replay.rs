@@ -1,13 +1,13 @@
 //! `cdrelay dead-letters replay`
 
-use super::{Entry, Letterbox, Source, arrival, refuse_damage};
+use super::{Entry, Letterbox, Source, arrival, by, by_route, refuse_damage};
 use crate::cli::CommandError;
 use crate::cli::again::Publisher;
 use crate::cli::output::{Output, note};
 use crate::control::Again;
 use crate::dead_letter::bodies;
 use crate::dead_letter::mark_replayed;
-use crate::event::{Arrival, Event};
+use crate::event::Arrival;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -36,7 +36,9 @@ impl Letterbox<'_> {
         let result = self.each(source, |found| {
             if let Entry::Letter(letter) = found.item {
                 let arrival = letter.arrival.parse().unwrap_or(Arrival(0)).0;
-                portions.add((letter.offset, letter.id), vec![Again { arrival, payload: letter.payload }])?;
+                let again =
+                    Again { arrival, payload: letter.payload, ingress: by(&letter.ingress).map(|name| (*name).into()) };
+                portions.add((letter.offset, letter.id), vec![again])?;
             }
             Ok(ControlFlow::Continue(()))
         });
@@ -59,7 +61,7 @@ impl Letterbox<'_> {
         let result = self.each(source, |found| {
             if let Entry::Body(kept) = found.item {
                 match self.decode(&kept, &kept.body().unwrap_or_default()) {
-                    Ok(events) => portions.add(kept.id, events.iter().map(again).collect())?,
+                    Ok(events) => portions.add(kept.id, events.iter().map(Again::of).collect())?,
                     Err(error) => {
                         *stay += 1;
                         note(format_args!("{}  {}  {error}", source.name(), kept.id));
@@ -101,20 +103,18 @@ impl Letterbox<'_> {
         read.map_err(|error| CommandError::Usage(format!("--with {name}: cannot be read: {error}")))?;
         let config = &self.site.config.ingress.decode;
         let events = crate::ingress::decode::body(&body, kept.content_type.as_deref(), config, arrival(&kept));
-        let events = events.map_err(|error| CommandError::Usage(format!("--with {name}: {error}")))?;
+        let events = events
+            .map(|events| by_route(events, &kept))
+            .map_err(|error| CommandError::Usage(format!("--with {name}: {error}")))?;
         let mut publisher = Publisher::new(&self.site)?;
         let mark = |ids: &[u64]| bodies::mark_replayed(&self.site.spool, ids);
         let mut portions = Portions::new(&mut publisher, None, mark);
-        portions.add(kept.id, events.iter().map(again).collect())?;
+        portions.add(kept.id, events.iter().map(Again::of).collect())?;
         portions.hand_over()?;
         portions.report(|_, _, events, duplicates| {
             format!("{}: {events} event(s) back in the spool, {duplicates} of them stored before", kept.id)
         })
     }
-}
-
-fn again(event: &Event) -> Again {
-    Again { arrival: event.arrival().0, payload: String::from_utf8_lossy(event.payload()).into_owned() }
 }
 
 /// Hands dead letters over portion by portion, and marks each portion: what follows a failure is what was not replayed.

@@ -22,6 +22,8 @@ pub struct Refused<'a> {
     pub reason: Cow<'a, str>,
     /// Line and column where the text stops making sense.
     pub place: Option<(usize, usize)>,
+    /// The route that it came by.
+    pub ingress: Cow<'a, str>,
     /// The method.
     pub method: Cow<'a, str>,
     /// The Content-Type.
@@ -36,7 +38,7 @@ impl Refused<'_> {
     /// How many bytes of memory it takes.
     pub fn memory(&self) -> usize {
         let texts = [&self.content_type, &self.query].into_iter().flatten().map(|text| text.len());
-        OVERHEAD + self.reason.len() + self.method.len() + self.body.len() + texts.sum::<usize>()
+        OVERHEAD + self.reason.len() + self.ingress.len() + self.method.len() + self.body.len() + texts.sum::<usize>()
     }
 
     /// The same with texts of its own.
@@ -44,6 +46,7 @@ impl Refused<'_> {
         let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         Refused {
             reason: owned(self.reason),
+            ingress: owned(self.ingress),
             method: owned(self.method),
             content_type: self.content_type.map(owned),
             query: self.query.map(owned),
@@ -64,6 +67,9 @@ pub struct Kept {
     pub status: u16,
     /// Why.
     pub reason: String,
+    /// The route that it came by.
+    #[serde(default = "crate::dead_letter::default_ingress")]
+    pub ingress: String,
     /// The request's method.
     pub method: String,
     /// The request's Content-Type, if it had one.
@@ -98,6 +104,7 @@ pub(super) struct Line<'a> {
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
+    ingress: &'a str,
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
@@ -134,6 +141,7 @@ impl<'a> Line<'a> {
             reason: &refused.reason,
             line: refused.place.map(|(line, _)| line),
             column: refused.place.map(|(_, column)| column),
+            ingress: &refused.ingress,
             method: &refused.method,
             content_type: refused.content_type.as_deref(),
             query: refused.query.as_deref(),

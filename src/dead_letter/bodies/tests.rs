@@ -8,6 +8,7 @@ fn refused(body: &[u8]) -> Refused<'_> {
         status: 400,
         reason: "line 1, column 3: not \"good\"".into(),
         place: Some((1, 3)),
+        ingress: "default".into(),
         method: "POST".into(),
         content_type: Some("text/plain".into()),
         query: None,
@@ -61,7 +62,7 @@ fn any_bytes_come_back_exactly_and_only_the_owner_may_read_them() {
         line,
         serde_json::json!({
             "id": 1, "arrival": "2021-10-20T09:11:39.442Z", "status": 400, "reason": "line 1, column 3: not \"good\"",
-            "line": 1, "column": 3, "method": "POST", "content_type": "text/plain", "body": "{ a: 'b\\' }\r\n\t",
+            "line": 1, "column": 3, "ingress": "default", "method": "POST", "content_type": "text/plain", "body": "{ a: 'b\\' }\r\n\t",
         })
     );
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;

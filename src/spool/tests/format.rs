@@ -72,6 +72,53 @@ fn version_1_is_still_written_as_it_was() {
     }
 }
 
+/// Version 1 was first written without routes. What came by another route than the default one comes back with its name.
+#[test]
+fn a_record_remembers_its_route_and_those_without_one_are_stored_as_ever() {
+    let machine = Machine::new(0);
+    fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
+    let by = |number, route: &str| event(number, 10).by(Some(route.into()));
+    let routed = [by(1, "east"), event(2, 10), by(3, "west"), by(4, "default")];
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    life.store(routed.to_vec()).unwrap();
+    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let events = life.events_from(0);
+    assert_eq!(events[..7], fixed());
+    assert_eq!(events[7..], routed);
+    let names: Vec<&str> = events.iter().map(Event::ingress).collect();
+    assert_eq!(names[..7], ["default"; 7]);
+    assert_eq!(names[7..], ["east", "default", "west", "default"]);
+}
+
+/// The bytes behind the frame are conversation, target and payload, as they lie on disk.
+#[test]
+fn target_and_route_are_told_apart_and_neither_passes_for_the_other() {
+    for (target, route, stored) in [
+        (None, None, &b""[..]),
+        (Some("kafka"), None, b"kafka"),
+        (None, Some("east"), b"\xffeast"),
+        (Some("kafka"), Some("east"), b"kafka\xffeast"),
+    ] {
+        let event = event(1, 10).by(route.map(Into::into));
+        let record = Record { offset: 7, target: target.map(Into::into), event };
+        let mut bytes = Vec::new();
+        segment::write_record(&record, 7, 0, &mut bytes);
+        assert_eq!(bytes.len(), segment::size_of_record(&record.event, target));
+        let from = segment::FRAME + record.event.conversation().len();
+        assert_eq!(&bytes[from..from + stored.len()], stored);
+        assert_eq!(u32::from_le_bytes(bytes[56..60].try_into().unwrap()) as usize, stored.len());
+
+        let file = [segment::header(7).to_vec(), bytes].concat();
+        let machine = Machine::new(0);
+        machine.put(&segment::name(7), &file);
+        let mut scan = segment::Scan::new(machine.mount().open(&segment::name(7)).unwrap()).unwrap();
+        let segment::Found::Record(frame, bytes) = scan.next(7, 8).unwrap() else { panic!("no record") };
+        assert_eq!(frame.record(bytes), Some(record));
+        // What knows of no routes takes only a text for a target.
+        assert_eq!(std::str::from_utf8(stored).is_ok(), route.is_none());
+    }
+}
+
 #[test]
 fn a_newer_version_is_refused_and_left_alone() {
     let machine = Machine::new(0);

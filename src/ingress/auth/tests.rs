@@ -1,0 +1,464 @@
+use super::*;
+use crate::event::Arrival;
+use crate::metrics::Metrics;
+use hyper::Request;
+use ring::hmac as ring_hmac;
+
+const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
+
+fn auth(configs: serde_json::Value) -> Auth {
+    open(configs).unwrap()
+}
+
+fn open(configs: serde_json::Value) -> Result<Auth, String> {
+    let configs: Vec<Config> = serde_json::from_value(configs).map_err(|error| error.to_string())?;
+    Auth::open(&configs, "ingress.auth", &Metrics::default().ingress.secrets)
+}
+
+fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
+    let request = headers.iter().fold(Request::post(uri), |request, (name, value)| request.header(*name, *value));
+    request.body(()).unwrap().into_parts().0
+}
+
+fn peer(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+/// All checks, at a moment.
+fn allowed_at(auth: &Auth, now: u64, parts: &Parts, body: &[u8], path_secret: Option<&str>) -> bool {
+    let head = Head { parts, path_secret, peer: peer("192.0.2.1") };
+    let early = auth.checks.iter().all(|check| check.head(&head, now).is_ok());
+    early && auth.check_path(path_secret).is_ok() && auth.check_body(&head, body).is_ok()
+}
+
+fn allowed(auth: &Auth, uri: &str, headers: &[(&str, &str)], body: &[u8]) -> bool {
+    allowed_at(auth, now(), &parts(uri, headers), body, None)
+}
+
+/// Every variant of `text` with one byte changed, and those with one byte less or more.
+fn changed(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for at in 0..text.len() {
+        for mask in [0x01, 0x20, 0x80] {
+            let mut other = text.to_vec();
+            other[at] ^= mask;
+            all.push(other);
+        }
+        all.push([&text[..at], &text[at + 1..]].concat());
+        all.push([&text[..at], b"0", &text[at..]].concat());
+    }
+    all
+}
+
+/// A signature with any byte changed is wrong, and so is a body.
+fn assert_tight(auth: &Auth, now: u64, uri: &str, headers: &[(&str, &str)], signature: &str, body: &[u8]) {
+    let all: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    let request = |headers: &[(&str, &[u8])]| {
+        let request = Request::post(uri);
+        let request = headers.iter().try_fold(request, |request, (name, value)| {
+            Some(request.header(*name, HeaderValue::from_bytes(value).ok()?))
+        });
+        Some(request?.body(()).unwrap().into_parts().0)
+    };
+    let right = request(&all).unwrap();
+    assert!(allowed_at(auth, now, &right, body, None), "the right one is refused");
+    for other in changed(body) {
+        assert!(!allowed_at(auth, now, &right, &other, None), "{}", String::from_utf8_lossy(&other));
+    }
+    let at = headers.iter().position(|(name, _)| *name == signature).unwrap();
+    for other in changed(headers[at].1.as_bytes()) {
+        let mut headers = all.clone();
+        headers[at].1 = &other;
+        // What no header field can hold cannot be sent.
+        let Some(parts) = request(&headers) else { continue };
+        assert!(!allowed_at(auth, now, &parts, body, None), "{}", String::from_utf8_lossy(&other));
+    }
+    let missing: Vec<_> = all.iter().filter(|(name, _)| *name != signature).copied().collect();
+    assert!(!allowed_at(auth, now, &request(&missing).unwrap(), body, None));
+    let twice = [&all[..], &all[at..=at]].concat();
+    assert!(!allowed_at(auth, now, &request(&twice).unwrap(), body, None));
+}
+
+#[test]
+fn secrets_that_come_as_they_are() {
+    let secrets = serde_json::json!(["first secret", "second-secret"]);
+    let of = |kind: &str, key: &str, value: &str| {
+        let mut config = serde_json::json!({ "type": kind, "secrets": secrets });
+        if !key.is_empty() {
+            config[key] = value.into();
+        }
+        auth(serde_json::json!([config]))
+    };
+    let header = of("header", "header", "X-Token");
+    for (headers, right) in [
+        (&[("x-token", "first secret")][..], true),
+        (&[("x-token", "second-secret")], true),
+        (&[("x-token", "second-secre")], false),
+        (&[("x-token", "")], false),
+        (&[], false),
+        (&[("x-other", "first secret")], false),
+        (&[("x-token", "first secret"), ("x-token", "first secret")], false),
+    ] {
+        assert_eq!(allowed(&header, "/", headers, b""), right, "{headers:?}");
+    }
+    let query = of("query", "parameter", "token");
+    for (uri, right) in [
+        ("/?token=second-secret", true),
+        ("/?a=b&tok%65n=first+secret&c", true),
+        ("/?token=first%20secret", true),
+        ("/?token=first-secret", false),
+        ("/?Token=second-secret", false),
+        ("/?token=second-secret&token=x", false),
+        ("/?token", false),
+        ("/", false),
+    ] {
+        assert_eq!(allowed(&query, uri, &[], b"token=second-secret"), right, "{uri}");
+    }
+    let bearer = of("bearer", "", "");
+    let basic = of("basic", "username", "cdr");
+    let encoded = |text: &str| base64::Engine::encode(&BASE64, text);
+    for (value, by_bearer, by_basic) in [
+        ("Bearer second-secret".to_owned(), true, false),
+        ("bEARER  second-secret".to_owned(), true, false),
+        ("Bearersecond-secret".to_owned(), false, false),
+        ("Bearer".to_owned(), false, false),
+        ("second-secret".to_owned(), false, false),
+        (format!("Basic {}", encoded("cdr:second-secret")), false, true),
+        (format!("basic {}", encoded("cdr:first secret")), false, true),
+        (format!("Basic {}", encoded("CDR:first secret")), false, false),
+        (format!("Basic {}", encoded("cdr:other-secret")), false, false),
+        (format!("Basic {}", encoded(":second-secret")), false, false),
+        ("Basic cdr:second-secret".to_owned(), false, false),
+        (format!("Bearer {}", encoded("cdr:second-secret")), false, false),
+    ] {
+        assert_eq!(allowed(&bearer, "/", &[("authorization", &value)], b""), by_bearer, "{value}");
+        assert_eq!(allowed(&basic, "/", &[("authorization", &value)], b""), by_basic, "{value}");
+    }
+    let path = of("path", "", "");
+    let allowed = |secret| allowed_at(&path, now(), &parts("/", &[]), b"", secret);
+    assert!(allowed(Some("second-secret")) && allowed(Some("first%20secret")));
+    assert!(!allowed(Some("second-secreT")) && !allowed(None));
+}
+
+#[test]
+fn every_check_has_to_pass() {
+    let both = auth(serde_json::json!([
+        { "type": "header", "header": "x-a", "secrets": "secret-a" },
+        { "type": "query", "parameter": "b", "secrets": ["secret-b"] },
+        { "type": "hmac", "header": "x-c", "secrets": "secret-c", "encoding": "base64", "algorithm": "sha512" },
+    ]));
+    let key = ring_hmac::Key::new(ring_hmac::HMAC_SHA512, b"secret-c");
+    let signature = base64::Engine::encode(&BASE64, ring_hmac::sign(&key, b"body"));
+    let (a, c) = (("x-a", "secret-a"), ("x-c", signature.as_str()));
+    assert!(allowed(&both, "/?b=secret-b", &[a, c], b"body"));
+    for (uri, headers) in [("/?b=secret-b", &[c][..]), ("/", &[a, c]), ("/?b=secret-b", &[a]), ("/", &[])] {
+        assert!(!allowed(&both, uri, headers, b"body"), "{uri} {headers:?}");
+    }
+    assert!(!both.is_open() && Auth::default().is_open());
+    assert!(allowed(&Auth::default(), "/", &[], b"anything"));
+}
+
+/// <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries#testing-the-webhook-payload-validation>
+#[test]
+fn the_example_of_github() {
+    let auth = auth(serde_json::json!([{ "type": "github", "secrets": "It's a Secret to Everybody" }]));
+    let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+    let headers = [("x-hub-signature-256", signature)];
+    assert_tight(&auth, now(), "/", &headers, "x-hub-signature-256", b"Hello, World!");
+}
+
+/// <https://shopify.dev/docs/apps/build/webhooks/subscribe/https#step-2-validate-the-origin-of-your-webhook>
+#[test]
+fn the_shape_of_shopify() {
+    let auth = auth(serde_json::json!([{ "type": "shopify", "secrets": ["old-secret", "shpss_hush"] }]));
+    let body = br#"{"id":820982911946154508}"#;
+    let tag = ring_hmac::sign(&ring_hmac::Key::new(ring_hmac::HMAC_SHA256, b"shpss_hush"), body);
+    let signature = base64::Engine::encode(&BASE64, tag);
+    let headers = [("x-shopify-hmac-sha256", signature.as_str())];
+    assert_tight(&auth, now(), "/", &headers, "x-shopify-hmac-sha256", body);
+}
+
+/// The example of Slack, whose signature covers a time and a version: <https://api.slack.com/authentication/verifying-requests-from-slack>
+#[test]
+fn a_signed_timestamp_has_to_be_near() {
+    let auth = auth(serde_json::json!([{
+        "type": "hmac", "header": "X-Slack-Signature", "prefix": "v0=", "signed": "v0:{timestamp}:{body}",
+        "timestamp_header": "X-Slack-Request-Timestamp", "secrets": "8f742231b10e8888abcd99yyyzzz85a5",
+    }]));
+    let body = "token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text=&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
+    let signature = "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503";
+    let time = 1_531_420_618;
+    let headers = [("x-slack-signature", signature), ("x-slack-request-timestamp", "1531420618")];
+    assert_tight(&auth, time, "/", &headers, "x-slack-signature", body.as_bytes());
+    assert_tight(&auth, time, "/", &headers, "x-slack-request-timestamp", body.as_bytes());
+    let parts = parts("/", &headers);
+    for (now, right) in [(time - 301, false), (time - 300, true), (time + 300, true), (time + 301, false)] {
+        assert_eq!(allowed_at(&auth, now, &parts, body.as_bytes(), None), right, "{now}");
+    }
+}
+
+/// From the reference libraries: <https://github.com/standard-webhooks/standard-webhooks/tree/main/libraries>
+#[test]
+fn the_vectors_of_standard_webhooks() {
+    let of =
+        |secrets: serde_json::Value| auth(serde_json::json!([{ "type": "standard-webhooks", "secrets": secrets }]));
+    let right = of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into());
+    let body = br#"{"test": 2432232314}"#;
+    let time = 1_614_265_330;
+    let signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    let headers = |signature| {
+        [
+            ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+            ("webhook-timestamp", "1614265330"),
+            ("webhook-signature", signature),
+        ]
+    };
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        assert_tight(&right, time, "/", &headers(signature), name, body);
+    }
+    let several = "v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc= v2,xxx v1a,yyy v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    let without_version = "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    let other_version = "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    for (signatures, expected) in [(several, true), (without_version, false), (other_version, false), ("", false)] {
+        assert_eq!(allowed_at(&right, time, &parts("/", &headers(signatures)), body, None), expected, "{signatures}");
+    }
+    let parts = parts("/", &headers(signature));
+    for (now, expected) in [(time - 301, false), (time - 300, true), (time + 300, true), (time + 301, false)] {
+        assert_eq!(allowed_at(&right, now, &parts, body, None), expected, "{now}");
+    }
+    let rotated = of(serde_json::json!(["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]));
+    assert!(allowed_at(&rotated, time, &parts, body, None));
+    assert!(!allowed_at(&of("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD".into()), time, &parts, body, None));
+    let problem = open(serde_json::json!([{ "type": "standard-webhooks", "secrets": "whsec_no base64" }])).unwrap_err();
+    assert!(problem.contains("`ingress.auth.0.secrets.0`") && !problem.contains("no base64"), "{problem}");
+}
+
+/// <https://www.twilio.com/docs/usage/webhooks/webhooks-security#validating-signatures-from-twilio>, and the values that Twilio's own
+/// libraries are tested with.
+#[test]
+fn the_examples_of_twilio() {
+    // Twilio's example has a token of five characters, which is too short for a secret of ours: the check is put together by hand.
+    let twilio = |url: &str, token: &str| {
+        let config = serde_json::json!({ "type": "twilio", "url": url, "secrets": "long enough" });
+        let config: Config = serde_json::from_value(config).unwrap();
+        let secrets = Secrets::unchecked(token, secrets::Kind::Hmac(Algorithm::Sha1));
+        Auth { checks: vec![Check::Twilio(Twilio::open(&config, Arc::new(secrets)).unwrap())], parameters: Vec::new() }
+    };
+    let form = "application/x-www-form-urlencoded";
+    let uri = "/myapp.php?foo=1&bar=2";
+    let body = "To=%2B18005551212&CallSid=CA1234567890ABCDE&Caller=%2B14158675309&Digits=1234&From=%2B14158675309";
+    let signature = ("x-twilio-signature", "RSOYDt4T1cUTdK1PDd93/VVr8B8=");
+    let headers = [("content-type", form), signature];
+    for url in ["https://mycompany.com", "https://mycompany.com/", "https://mycompany.com:443"] {
+        assert!(allowed(&twilio(url, "12345"), uri, &headers, body.as_bytes()), "{url}");
+    }
+    for (url, token, uri, headers, body) in [
+        ("http://mycompany.com", "12345", uri, &headers[..], body),
+        ("https://mycompany.com", "12346", uri, &headers, body),
+        ("https://mycompany.com", "12345", "/myapp.php?foo=1&bar=3", &headers, body),
+        ("https://mycompany.com", "12345", uri, &headers[..1], body),
+        ("https://mycompany.com", "12345", uri, &headers[1..], body),
+        ("https://mycompany.com", "12345", uri, &headers, &body[1..]),
+        ("https://mycompany.com", "12345", uri, &headers, ""),
+        ("https://mycompany.com", "12345", uri, &headers, "{\"To\":1}"),
+    ] {
+        assert!(!allowed(&twilio(url, token), uri, headers, body.as_bytes()), "{url} {token} {uri} {headers:?} {body}");
+    }
+    let plain = "Caller=a&To=b&Digits=1234";
+    let key = ring_hmac::Key::new(ring_hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"12345");
+    let tag = ring_hmac::sign(&key, format!("https://mycompany.com{uri}CalleraDigits1234Tob").as_bytes());
+    let tag = base64::Engine::encode(&BASE64, tag);
+    let headers = [("content-type", form), ("x-twilio-signature", tag.as_str())];
+    assert_tight(
+        &twilio("https://mycompany.com", "12345"),
+        now(),
+        uri,
+        &headers,
+        "x-twilio-signature",
+        plain.as_bytes(),
+    );
+
+    let json = br#"{"property": "value", "boolean": true}"#;
+    let uri = format!("{uri}&bodySHA256=0a1ff7634d9ab3b95db5c9a2dfe9416e41502b283a80c7cf19632632f96e6620");
+    let headers = [("content-type", "application/json"), ("x-twilio-signature", "a9nBmqA0ju/hNViExpshrM61xv4=")];
+    let auth = twilio("https://mycompany.com", "12345");
+    assert_tight(&auth, now(), &uri, &headers, "x-twilio-signature", json);
+    // Nothing covers the body.
+    let tag = ring_hmac::sign(&key, b"https://mycompany.com/myapp.php?foo=1&bar=2");
+    let tag = base64::Engine::encode(&BASE64, tag);
+    let headers = [("content-type", "application/json"), ("x-twilio-signature", tag.as_str())];
+    assert!(allowed(&auth, "/myapp.php?foo=1&bar=2", &headers, b""));
+    assert!(!allowed(&auth, "/myapp.php?foo=1&bar=2", &headers, json));
+}
+
+#[test]
+fn an_appid_that_is_not_allowed_spoils_the_batch() {
+    let auth = auth(serde_json::json!([{ "type": "appid", "appids": [2222223, "abc"] }]));
+    let check = |texts: &[&str]| {
+        let events: Vec<_> = texts.iter().map(|text| Event::parse(text, 9, Arrival(0)).unwrap()).collect();
+        auth.check_events(&events).is_ok()
+    };
+    assert!(check(&[r#"{"appid":2222223}"#, r#"{"appid":"2222223"}"#, r#"{"app_id":"abc"}"#]) && check(&[]));
+    for foreign in
+        [r#"{"appid":2222224}"#, "{}", r#"{"appid":null}"#, r#"{"appid":[2222223]}"#, r#"{"appid":1,"app_id":"abc"}"#]
+    {
+        assert!(!check(&[r#"{"appid":2222223}"#, foreign]), "{foreign}");
+    }
+}
+
+#[test]
+fn networks_and_what_trusted_proxies_say() {
+    let check = |config: serde_json::Value, address: &str, headers: &[(&str, &str)]| {
+        let auth = auth(serde_json::json!([config]));
+        let parts = parts("/", headers);
+        auth.check_head(&Head { parts: &parts, path_secret: None, peer: peer(address) }).is_ok()
+    };
+    let plain = serde_json::json!({ "type": "cidr", "networks": ["192.0.2.0/24", "2001:db8::/32", "127.0.0.1"] });
+    for (address, right) in [
+        ("192.0.2.255", true),
+        ("192.0.3.0", false),
+        ("::ffff:192.0.2.1", true),
+        ("2001:db8:1::1", true),
+        ("2001:db9::1", false),
+        ("127.0.0.1", true),
+        ("127.0.0.2", false),
+    ] {
+        assert_eq!(check(plain.clone(), address, &[]), right, "{address}");
+        // Nobody is believed.
+        let forged = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
+        assert_eq!(check(plain.clone(), address, &forged), right, "{address}");
+    }
+    let behind = |header: &str| serde_json::json!({ "type": "cidr", "networks": "192.0.2.0/24", "trusted_proxies": ["10.0.0.0/8", "fd00::/8"], "header": header });
+    let name = "x-forwarded-for";
+    for (address, values, right) in [
+        ("10.0.0.1", &["192.0.2.7"][..], true),
+        ("10.0.0.1", &["192.0.2.7, 10.1.1.1 ,10.2.2.2"], true),
+        ("10.0.0.1", &["192.0.2.7", "10.1.1.1"], true),
+        ("10.0.0.1", &["192.0.2.7:1234, [fd00::1]:99, fd00::2"], true),
+        ("10.0.0.1", &["192.0.2.7, 203.0.113.9"], false),
+        ("10.0.0.1", &["192.0.2.7", "203.0.113.9, 10.1.1.1"], false),
+        ("10.0.0.1", &["192.0.2.7, unknown"], false),
+        ("10.0.0.1", &["192.0.2.7,"], false),
+        ("10.0.0.1", &["garbage, 192.0.2.7"], true),
+        ("10.0.0.1", &[], false),
+        ("203.0.113.9", &["192.0.2.7"], false),
+        ("192.0.2.9", &["203.0.113.9"], true),
+    ] {
+        let headers: Vec<_> = values.iter().map(|value| (name, *value)).collect();
+        assert_eq!(check(behind(name), address, &headers), right, "{address} {values:?}");
+        // The other header field anybody could have sent.
+        let others: Vec<_> = values.iter().map(|value| ("forwarded", *value)).collect();
+        assert!(!check(behind(name), "10.0.0.1", &others), "{values:?}");
+    }
+    for (value, right) in [
+        ("for=192.0.2.7", true),
+        ("For=\"192.0.2.7:80\";proto=https;by=10.0.0.1, for=10.1.1.1", true),
+        ("for=192.0.2.7, for=\"[fd00::1]:80\"", true),
+        ("for=192.0.2.7, for=\"[2001:db8::1]\"", false),
+        ("for=192.0.2.7, for=_hidden", false),
+        ("for=192.0.2.7, for=unknown", false),
+        ("for=192.0.2.7, proto=https", false),
+        ("for=192.0.2.7;x=\", for=203.0.113.9", false),
+        ("for=192.0.2.7;x=\"\\\", for=\"203.0.113.9\"", false),
+        ("for=203.0.113.9;x=\",\", for=192.0.2.7", true),
+        ("", false),
+    ] {
+        assert_eq!(check(behind("Forwarded"), "10.0.0.1", &[("forwarded", value)]), right, "{value}");
+    }
+}
+
+#[test]
+fn secrets_in_the_query_do_not_get_any_further() {
+    let auth = auth(serde_json::json!([
+        { "type": "query", "parameter": "to ken", "secrets": "secret-a" },
+        { "type": "query", "parameter": "key", "secrets": "secret-b" },
+    ]));
+    for (query, left) in [
+        ("a=b&to+ken=secret-a&c=d&key=secret-b&e", "a=b&c=d&e"),
+        ("to%20ken=secret-a&k%65y=x&key", ""),
+        ("a=b&keys=1&=key&tokens", "a=b&keys=1&=key&tokens"),
+        ("a=b&&key=x&&c", "a=b&&&c"),
+    ] {
+        assert_eq!(auth.strip(query), left, "{query}");
+    }
+}
+
+#[test]
+fn mistakes_name_the_setting_and_what_is_allowed_and_no_secret() {
+    let secret = "hunter2hunter2";
+    for (config, expected) in [
+        (serde_json::json!({ "type": "bearer" }), &["secret_files`: is missing", "for example"][..]),
+        (serde_json::json!({ "type": "bearer", "secrets": "1234567" }), &["secrets.0`", "7 bytes", "8 or more"]),
+        (serde_json::json!({ "type": "query", "secrets": secret }), &["parameter`: is missing"]),
+        (serde_json::json!({ "type": "header", "secrets": secret, "header": "x y" }), &["header`: found \"x y\""]),
+        (serde_json::json!({ "type": "header", "secrets": secret }), &["header`: is missing"]),
+        (serde_json::json!({ "type": "basic", "secrets": secret }), &["username`: is missing"]),
+        (serde_json::json!({ "type": "basic", "secrets": secret, "username": "a:b" }), &["username`", "`:`"]),
+        (
+            serde_json::json!({ "type": "bearer", "secrets": secret, "header": "x" }),
+            &["header`", "does not belong to the type \"bearer\"", "secrets"],
+        ),
+        (serde_json::json!({ "type": "github", "secrets": secret, "prefix": "x" }), &["prefix`", "does not belong"]),
+        (serde_json::json!({ "type": "hmac", "secrets": secret }), &["header`: is missing"]),
+        (
+            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{timestamp}{body}" }),
+            &["signed`", "timestamp_header"],
+        ),
+        (
+            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{body" }),
+            &["signed`", "not closed"],
+        ),
+        (serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "x" }), &["signed`", "once"]),
+        (
+            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{url}{body}" }),
+            &["signed`", "only {timestamp} and {body}"],
+        ),
+        (
+            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "timestamp_header": "t", "signed": "{body}" }),
+            &["signed`", "anybody"],
+        ),
+        (
+            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "tolerance": "5m" }),
+            &["tolerance`", "timestamp_header"],
+        ),
+        (serde_json::json!({ "type": "twilio", "secrets": secret }), &["url`: is missing"]),
+        (
+            serde_json::json!({ "type": "twilio", "secrets": secret, "url": "mycompany.com" }),
+            &["url`: found", "https://"],
+        ),
+        (
+            serde_json::json!({ "type": "twilio", "secrets": secret, "url": "https://mycompany.com/x" }),
+            &["url`: found", "without path"],
+        ),
+        (serde_json::json!({ "type": "appid" }), &["appids`: is missing"]),
+        (serde_json::json!({ "type": "appid", "appids": [1], "secrets": secret }), &["secrets`", "does not belong"]),
+        (serde_json::json!({ "type": "cidr" }), &["networks`: is missing"]),
+        (
+            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/33"] }),
+            &["networks`: found \"10.0.0.0/33\"", "192.0.2.0/24"],
+        ),
+        (serde_json::json!({ "type": "cidr", "networks": ["10.0.0.1/8"] }), &["networks`: found"]),
+        (
+            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "forwarded" }),
+            &["trusted_proxies`: is missing"],
+        ),
+        (
+            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "x-real-ip", "trusted_proxies": "::1" }),
+            &["header`: found", "x-forwarded-for"],
+        ),
+    ] {
+        let problem = open(serde_json::json!([config])).unwrap_err();
+        assert!(problem.starts_with("`ingress.auth.0.") && !problem.contains("hunter2"), "{problem}");
+        assert!(expected.iter().all(|text| problem.contains(text)), "{problem} lacks one of {expected:?}");
+    }
+    for config in [
+        serde_json::json!({ "type": "bearer", "secrets": { "a": secret } }),
+        serde_json::json!({ "type": "bearer", "secrets": [[secret]] }),
+        serde_json::json!({ "type": "bearer", "secrets": true }),
+        serde_json::json!({ "type": "bearer", "secrets": 1234.5 }),
+    ] {
+        let problem = open(serde_json::json!([config])).unwrap_err();
+        assert!(!problem.contains("hunter2") && !problem.contains("1234"), "{problem}");
+    }
+    assert!(!format!("{:?}", auth(serde_json::json!([{ "type": "bearer", "secrets": secret }]))).contains("hunter2"));
+}

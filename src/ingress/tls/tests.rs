@@ -1,0 +1,190 @@
+use super::*;
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use std::fs::{read_to_string, rename, write};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A directory with a pair.
+struct Place {
+    directory: TempDir,
+    config: Config,
+}
+
+/// A certificate and its key in PEM, valid until the year.
+fn pair(until: i32) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.not_after = date_time_ymd(until, 1, 1);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+fn config(directory: &Path) -> Config {
+    Config {
+        cert_file: directory.join("tls.crt"),
+        key_file: directory.join("tls.key"),
+        client_ca_file: None,
+        client_auth: ClientAuth::Required,
+        min_version: Version::Tls12,
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let place = Self { config: config(directory.path()), directory };
+        place.put(&pair(2999));
+        place
+    }
+
+    fn put(&self, (certificate, key): &(String, String)) {
+        write(&self.config.cert_file, certificate).unwrap();
+        write(&self.config.key_file, key).unwrap();
+    }
+
+    fn watch(&self) -> Watch {
+        Watch::new(self.config.clone(), Files::read(&self.config).digest())
+    }
+
+    fn problem(&self) -> String {
+        check(&self.config).unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said_with_setting_file_and_remedy() {
+    let mut place = Place::new();
+    check(&place.config).unwrap();
+    let sound = pair(2999);
+    let certificate_file = place.config.cert_file.display().to_string();
+    let key_file = place.config.key_file.display().to_string();
+    let (begin, end) = ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAo=\n", "-----END ENCRYPTED PRIVATE KEY-----\n");
+    let cases: [(&str, &str, &str, &str); 9] = [
+        ("", &sound.1, "`ingress.tls.cert_file`", "holds no certificate; expected PEM"),
+        (&sound.1, &sound.1, "`ingress.tls.cert_file`", "holds no certificate; expected PEM"),
+        (&sound.0[..200], &sound.1, "`ingress.tls.cert_file`", "is not sound PEM"),
+        (
+            "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n",
+            &sound.1,
+            "`ingress.tls.cert_file`",
+            "does not begin with a certificate that can be read",
+        ),
+        (&sound.0, "", "`ingress.tls.key_file`", "holds no private key; expected PEM"),
+        (&sound.0, &sound.0, "`ingress.tls.key_file`", "holds no private key; expected PEM"),
+        (&sound.0, &sound.1[..100], "`ingress.tls.key_file`", "is not sound PEM"),
+        (&sound.0, &format!("{begin}{end}"), "`ingress.tls.key_file`", "decrypt it with `openssl pkey"),
+        (
+            &sound.0,
+            "-----BEGIN PRIVATE KEY-----\nMAo=\n-----END PRIVATE KEY-----\n",
+            "`ingress.tls.key_file`",
+            "of a kind that is not supported; use ECDSA P-256",
+        ),
+    ];
+    for (certificate, key, setting, cause) in cases {
+        place.put(&(certificate.to_owned(), key.to_owned()));
+        let problem = place.problem();
+        let file = if setting.contains("cert") { &certificate_file } else { &key_file };
+        assert!(problem.starts_with(setting) && problem.contains(cause) && problem.contains(file), "{problem}");
+    }
+    place.put(&(sound.0.clone(), pair(2999).1));
+    let problem = place.problem();
+    assert!(problem.contains("does not belong to the first certificate in") && problem.contains(&certificate_file));
+
+    place.put(&sound);
+    place.config.key_file = place.directory.path().join("gone");
+    assert!(place.problem().starts_with("`ingress.tls.key_file`: cannot read /"), "{}", place.problem());
+    place.config.key_file = place.directory.path().to_owned();
+    assert!(place.problem().contains("directory"), "{}", place.problem());
+    place.config.key_file = "/dev/zero".into();
+    assert!(place.problem().contains("more than 4 MiB"), "{}", place.problem());
+}
+
+#[test]
+fn authorities_are_checked_one_by_one() {
+    let mut place = Place::new();
+    let file = place.directory.path().join("ca.crt");
+    place.config.client_ca_file = Some(file.clone());
+    write(&file, "").unwrap();
+    assert!(place.problem().contains("`ingress.tls.client_ca_file`"), "{}", place.problem());
+    write(&file, pair(2999).0 + "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n").unwrap();
+    assert!(place.problem().contains("number 2, that cannot be used"), "{}", place.problem());
+    write(&file, pair(2999).0 + &pair(2999).0).unwrap();
+    check(&place.config).unwrap();
+}
+
+#[test]
+fn one_file_may_hold_both() {
+    let mut place = Place::new();
+    let (certificate, key) = pair(2999);
+    write(&place.config.cert_file, key + &certificate).unwrap();
+    place.config.key_file = place.config.cert_file.clone();
+    check(&place.config).unwrap();
+}
+
+#[test]
+fn a_new_pair_is_taken_when_two_looks_agree() {
+    let place = Place::new();
+    let mut watch = place.watch();
+    assert!(matches!(watch.look(), Seen::Nothing));
+    place.put(&pair(3000));
+    assert!(matches!(watch.look(), Seen::Nothing), "it may not be complete");
+    let Seen::New(loaded) = watch.look() else { panic!() };
+    assert!(loaded.certificate.to_string().contains("3000-01-01"));
+    assert!(matches!(watch.look(), Seen::Nothing));
+    // Files that keep changing are not complete.
+    for _ in 0..3 {
+        place.put(&pair(3000));
+        assert!(matches!(watch.look(), Seen::Nothing));
+    }
+    assert!(matches!(watch.look(), Seen::New(_)));
+}
+
+#[test]
+fn the_links_of_a_mounted_secret_are_followed() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let version = |name: &str, pair: &(String, String)| {
+        std::fs::create_dir(path(name)).unwrap();
+        write(path(name).join("tls.crt"), &pair.0).unwrap();
+        write(path(name).join("tls.key"), &pair.1).unwrap();
+    };
+    version("..1", &pair(2999));
+    symlink("..1", path("..data")).unwrap();
+    for name in ["tls.crt", "tls.key"] {
+        symlink(Path::new("..data").join(name), path(name)).unwrap();
+    }
+    let config = config(directory.path());
+    let mut watch = Watch::new(config.clone(), Files::read(&config).digest());
+    version("..2", &pair(3000));
+    assert!(matches!(watch.look(), Seen::Nothing));
+    symlink("..2", path("..data_tmp")).unwrap();
+    rename(path("..data_tmp"), path("..data")).unwrap();
+    std::fs::remove_dir_all(path("..1")).unwrap();
+    assert!(matches!(watch.look(), Seen::Nothing));
+    assert!(matches!(watch.look(), Seen::New(_)));
+}
+
+#[test]
+fn what_cannot_be_used_is_said_once_and_changes_nothing() {
+    let place = Place::new();
+    let old = (read_to_string(&place.config.cert_file).unwrap(), read_to_string(&place.config.key_file).unwrap());
+    let mut watch = place.watch();
+    let mut refused = |change: &dyn Fn(), cause: &str| {
+        change();
+        assert!(matches!(watch.look(), Seen::Nothing));
+        let Seen::Unusable(error) = watch.look() else { panic!("{cause}") };
+        assert!(error.to_string().contains(cause), "{error}");
+        assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Nothing));
+    };
+    let other = pair(2999);
+    refused(&|| place.put(&(other.0.clone(), old.1.clone())), "does not belong");
+    refused(&|| std::fs::remove_file(&place.config.key_file).unwrap(), "cannot read");
+    refused(&|| place.put(&pair(2020)), "has expired at 2020-01-01T00:00:00Z");
+    // Back to what is in use, and wrong in the same way once more: that is news again.
+    place.put(&old);
+    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Nothing));
+    std::fs::remove_file(&place.config.key_file).unwrap();
+    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Unusable(_)));
+    place.put(&other);
+    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::New(_)));
+}

@@ -1,0 +1,77 @@
+//! What connections by TLS take, whatever their clients do with them.
+
+use super::bridge;
+use crate::bounds::assert_small;
+use crate::support::raw::Raw;
+use crate::support::tls::Client;
+use crate::support::{Bridge, PATIENCE};
+use tokio::io::AsyncWriteExt;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+
+/// Nearly all that there may be.
+const CONNECTIONS: usize = 500;
+
+fn tell(bridge: &Bridge, before: u64, what: &str) {
+    let each = bridge.rss_bytes().saturating_sub(before) / CONNECTIONS as u64;
+    assert_small(bridge, &format!("{CONNECTIONS} {what}, {} KiB each", each >> 10));
+}
+
+#[tokio::test]
+async fn idle_connections_take_little_memory() {
+    for versions in [[&TLS12], [&TLS13]] {
+        let (authority, _place, bridge) = bridge("").await;
+        let client = Client::new(&authority, None, "http/1.1", &versions);
+        let before = bridge.rss_bytes();
+        let mut clients = Vec::new();
+        for n in 0..CONNECTIONS {
+            let mut raw = client.raw(&bridge).await.unwrap();
+            assert_eq!(raw.exchange(&format!("{{\"n\":{n}}}")).await, Ok(200));
+            clients.push(raw);
+        }
+        tell(&bridge, before, &format!("idle connections of {versions:?}"));
+    }
+}
+
+/// The longest message that TLS knows has 64 KiB, and is collected before it is understood, from clients that nobody knows yet.
+#[tokio::test]
+async fn handshakes_that_are_never_completed_take_little_memory() {
+    let (_authority, _place, bridge) = bridge("").await;
+    let before = bridge.rss_bytes();
+    // One record is missing.
+    let mut hello = vec![1, 0, 0xff, 0xf0];
+    hello.resize(3 << 14, 0);
+    let mut bytes = Vec::new();
+    for record in hello.chunks(1 << 14) {
+        bytes.extend([0x16, 3, 1, 0x40, 0]);
+        bytes.extend(record);
+    }
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut client = Raw::connect(&bridge).await;
+        client.try_send(&bytes).await;
+        clients.push(client);
+    }
+    tell(&bridge, before, "incomplete handshakes");
+    // Nobody needs so much.
+    for client in &mut clients {
+        assert!(client.ends(PATIENCE).await);
+    }
+}
+
+/// Records are decrypted when they are complete.
+#[tokio::test]
+async fn records_that_are_never_completed_take_little_memory() {
+    let (authority, _place, bridge) = bridge("").await;
+    let client = Client::trusting(&authority);
+    let before = bridge.rss_bytes();
+    let mut clients = Vec::new();
+    for n in 0..CONNECTIONS {
+        let mut raw = client.raw(&bridge).await.unwrap();
+        assert_eq!(raw.exchange(&format!("{{\"n\":{n}}}")).await, Ok(200));
+        let socket = raw.stream.get_mut().0;
+        socket.write_all(&[0x17, 3, 3, 0x40, 0]).await.unwrap();
+        socket.write_all(&[0; (1 << 14) - 1]).await.unwrap();
+        clients.push(raw);
+    }
+    tell(&bridge, before, "incomplete records");
+}
