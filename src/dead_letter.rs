@@ -214,14 +214,14 @@ fn line(sink: &str, record: &Record, message: &Message, reason: &str) -> String 
     text("time", &Arrival::now().to_string(), &mut line);
     text("sink", sink, &mut line);
     text("reason", reason, &mut line);
-    text("topic", &message.topic, &mut line);
-    text("key", &message.key, &mut line);
+    text("topic", message.topic(), &mut line);
+    text("key", message.key(), &mut line);
     text("id", &event.id().to_string(), &mut line);
     text("conversation", event.conversation(), &mut line);
     text("arrival", &event.arrival().to_string(), &mut line);
     text("ingress", event.ingress(), &mut line);
     line.push_str(&format!(",\"offset\":{},\"headers\":{{", record.offset));
-    for (index, (name, value)) in message.headers.iter().enumerate() {
+    for (index, (name, value)) in message.headers().enumerate() {
         if index > 0 {
             line.push(',');
         }
@@ -245,14 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let payload = "{\"team\":\"a\\nb\",\n\"conversation_uuid\":\"c\"}";
         let event = Event::parse(payload, 9, Arrival(1_634_721_099_442)).unwrap();
-        let message = Message {
-            id: event.id(),
-            topic: "t".into(),
-            key: "a\nb/c".into(),
-            partition_by: "c".into(),
-            headers: vec![("ce_id", "x".into())],
-            payload: event.payload().clone(),
-        };
+        let message = Message::of(event.id(), event.payload().clone(), "t", "a\nb/c", "c").with_header("ce_id", "x");
         let record = Record { offset: 17, target: None, event };
         let path = dir.path().join("dead-letters/kafka.ndjson");
         DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "too \"large\"").await.unwrap();

@@ -299,7 +299,7 @@ impl Lane {
 
     /// Keeps the message as a dead letter, however long the disk refuses that.
     async fn refuse(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
-        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id, "message refused; kept as a dead letter");
+        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id(), "message refused; kept as a dead letter");
         let mut backoff = Backoff::default();
         let mut retry = None;
         while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {

@@ -74,7 +74,8 @@ pub async fn serve<A, F>(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // A client may close its sending side behind its last request and still wants the answer.
     builder.http1().half_close(true);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(BUFFER);
+    // The socket sees to it that a header comes in time.
+    builder.http1().header_read_timeout(None).max_buf_size(BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -4,16 +4,16 @@ mod filter;
 mod template;
 
 use filter::{Filter, FilterError};
-pub use std::fmt::{Display, Write as _};
 pub use template::{Template, TemplateError};
 
 use crate::event::{Event, json};
 use crate::sink::Message;
 use crate::spool::Record;
-use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// What the routes of the ingress say of their events, by name. A record holds but the name: whatever is set when it is
@@ -193,46 +193,82 @@ impl Route {
                 Err(error) => on_filter_failure(error),
             }
         }
-        let topic = match self.dialect {
-            Dialect::Kafka => self.topic.render(event, topic_characters),
-            Dialect::Nats => self.topic.render(event, subject_token),
+        let encode = match self.dialect {
+            Dialect::Kafka => topic_characters,
+            Dialect::Nats => subject_token,
         };
-        let mut message = Message {
-            id: event.id(),
-            topic,
-            key: self.key.render(event, verbatim),
-            partition_by: self.partition_by.render(event, verbatim),
-            headers: Vec::new(),
-            payload: event.payload().clone(),
+        let payload = match self.format {
+            Format::Event => event.payload().clone(),
+            Format::CloudEvents => self.envelope(event),
         };
-        let attributes = self.attributes(event);
+        let mut message = Message::new(
+            event.id(),
+            payload,
+            |text| self.topic.render(event, encode, text),
+            |text| self.key.render(event, verbatim, text),
+            |text| self.partition_by.render(event, verbatim, text),
+        );
         match self.format {
-            Format::Event => message.headers = self.headers(attributes),
+            Format::Event => {
+                message.push_header("content-type", |text| text.push_str("application/json"));
+                for attribute in ATTRIBUTES {
+                    let [kafka, nats, _] = attribute.names();
+                    match self.dialect {
+                        Dialect::Kafka => message.push_header(kafka, |text| self.write(attribute, event, text)),
+                        Dialect::Nats => message.push_header(nats, |text| {
+                            let start = text.len();
+                            self.write(attribute, event, text);
+                            make_header_value(text, start);
+                        }),
+                    }
+                }
+            }
             Format::CloudEvents => {
-                message.payload = envelope(&attributes, event);
-                message.headers = vec![("content-type", "application/cloudevents+json; charset=UTF-8".into())];
+                message
+                    .push_header("content-type", |text| text.push_str("application/cloudevents+json; charset=UTF-8"));
             }
         }
-        if self.dialect == Dialect::Kafka && (message.topic.len() > 249 || matches!(&*message.topic, "" | "." | "..")) {
+        if self.dialect == Dialect::Kafka && (message.topic().len() > 249 || matches!(message.topic(), "" | "." | ".."))
+        {
             let cause = format!(
                 "a Kafka topic has 1 to 249 characters and is not `.` or `..`; this one would have {}",
-                message.topic.len()
+                message.topic().len()
             );
             return Routed::Refused { cause, message };
         }
         Routed::Message(message)
     }
 
-    /// The CloudEvents 1.0 context attributes.
-    fn attributes(&self, event: &Event) -> [(Attribute, String); 6] {
-        [
-            (Attribute::SpecVersion, "1.0".into()),
-            (Attribute::Id, written(32, event.id())),
-            (Attribute::Source, self.source_of(event).render(event, uri_segment)),
-            (Attribute::Type, event_type(event)),
-            (Attribute::Subject, event.conversation().to_owned()),
-            (Attribute::Time, written(24, event.arrival())),
-        ]
+    /// Writes a CloudEvents 1.0 context attribute.
+    fn write(&self, attribute: Attribute, event: &Event, out: &mut String) {
+        let _ = match attribute {
+            Attribute::SpecVersion => return out.push_str("1.0"),
+            Attribute::Id => write!(out, "{}", event.id()),
+            Attribute::Source => return self.source_of(event).render(event, uri_segment, out),
+            Attribute::Type => return write_type(event, out),
+            Attribute::Subject => return out.push_str(event.conversation()),
+            Attribute::Time => write!(out, "{}", event.arrival()),
+        };
+    }
+
+    /// The event as the data of a JSON object with its attributes.
+    fn envelope(&self, event: &Event) -> Arc<[u8]> {
+        let mut bytes = Vec::with_capacity(event.payload().len() + 384);
+        let mut value = String::with_capacity(64);
+        bytes.push(b'{');
+        for attribute in ATTRIBUTES {
+            let [.., name] = attribute.names();
+            json::write_string(name, &mut bytes);
+            bytes.push(b':');
+            value.clear();
+            self.write(attribute, event, &mut value);
+            json::write_string(&value, &mut bytes);
+            bytes.push(b',');
+        }
+        bytes.extend_from_slice(b"\"datacontenttype\":\"application/json\",\"data\":");
+        bytes.extend_from_slice(event.payload());
+        bytes.push(b'}');
+        bytes.into()
     }
 
     fn source_of(&self, event: &Event) -> &Template {
@@ -241,20 +277,11 @@ impl Route {
         }
         self.sources.get(event.ingress()).unwrap_or(&self.source)
     }
-
-    fn headers(&self, attributes: [(Attribute, String); 6]) -> Vec<(&'static str, String)> {
-        let mut headers = Vec::with_capacity(7);
-        headers.push(("content-type", "application/json".to_owned()));
-        for (attribute, value) in attributes {
-            let [kafka, nats, _] = attribute.names();
-            headers.push(match self.dialect {
-                Dialect::Kafka => (kafka, value),
-                Dialect::Nats => (nats, header_value(value)),
-            });
-        }
-        headers
-    }
 }
+
+/// All attributes, in the order of the headers.
+const ATTRIBUTES: [Attribute; 6] =
+    [Attribute::SpecVersion, Attribute::Id, Attribute::Source, Attribute::Type, Attribute::Subject, Attribute::Time];
 
 #[derive(Clone, Copy, Debug)]
 enum Attribute {
@@ -280,41 +307,16 @@ impl Attribute {
     }
 }
 
-/// The text of a value, about `length` bytes long.
-fn written(length: usize, value: impl Display) -> String {
-    let mut text = String::with_capacity(length);
-    let _ = write!(text, "{value}");
-    text
-}
-
-/// `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
-fn event_type(event: &Event) -> String {
-    let mut text = String::with_capacity(64);
-    text.push_str("com.telecmi");
+/// Writes `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
+fn write_type(event: &Event, out: &mut String) {
+    out.push_str("com.telecmi");
     for part in ["type", "direction", "status"].iter().filter_map(|name| event.text(name)) {
-        text.push('.');
-        text.extend(part.chars().take(64).map(|character| match character {
+        out.push('.');
+        out.extend(part.chars().take(64).map(|character| match character {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => character,
             _ => '_',
         }));
     }
-    text
-}
-
-fn envelope(attributes: &[(Attribute, String)], event: &Event) -> Bytes {
-    let mut bytes = Vec::with_capacity(event.payload().len() + 384);
-    bytes.push(b'{');
-    for (attribute, value) in attributes {
-        let [.., name] = attribute.names();
-        json::write_string(name, &mut bytes);
-        bytes.push(b':');
-        json::write_string(value, &mut bytes);
-        bytes.push(b',');
-    }
-    bytes.extend_from_slice(b"\"datacontenttype\":\"application/json\",\"data\":");
-    bytes.extend_from_slice(event.payload());
-    bytes.push(b'}');
-    bytes.into()
 }
 
 fn verbatim(value: &str, out: &mut String) {
@@ -351,8 +353,14 @@ fn uri_segment(value: &str, out: &mut String) {
 /// As the HTTP protocol binding of CloudEvents 1.0 has it (section 3.1.3.2), which the one for NATS refers to.
 const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
-fn header_value(value: String) -> String {
-    utf8_percent_encode(&value, HEADER_VALUE).to_string()
+/// Percent-encodes the end of `text`.
+fn make_header_value(text: &mut String, start: usize) {
+    let value = text.get(start..).unwrap_or_default();
+    let encoded: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();
+    if let Cow::Owned(encoded) = encoded {
+        text.truncate(start);
+        text.push_str(&encoded);
+    }
 }
 
 fn check_topic(template: &Template) -> Result<(), String> {
@@ -396,30 +404,27 @@ mod tests {
     }
 
     fn header<'a>(message: &'a Message, name: &str) -> &'a str {
-        message.headers.iter().find(|(header, _)| *header == name).map_or("(none)", |(_, value)| value)
+        message.headers().find(|(header, _)| *header == name).map_or("(none)", |(_, value)| value)
     }
 
     #[test]
     fn defaults_are_as_documented() {
         let event = r#"{"type":"cdr","direction":"inbound","status":"missed","appid":2222223,"team":"Sales_1","conversation_uuid":"c-1"}"#;
         let kafka = message(&route(Config::default(), Dialect::Kafka), event);
-        assert_eq!(
-            (kafka.topic.as_str(), kafka.key.as_str(), kafka.partition_by.as_str()),
-            ("telecmi.cdr", "Sales_1/c-1", "c-1")
-        );
-        assert_eq!(kafka.payload, event);
-        let names: Vec<_> = kafka.headers.iter().map(|(name, _)| *name).collect();
+        assert_eq!((kafka.topic(), kafka.key(), kafka.partition_by()), ("telecmi.cdr", "Sales_1/c-1", "c-1"));
+        assert_eq!(**kafka.payload(), *event.as_bytes());
+        let names: Vec<_> = kafka.headers().map(|(name, _)| name).collect();
         assert_eq!(names, ["content-type", "ce_specversion", "ce_id", "ce_source", "ce_type", "ce_subject", "ce_time"]);
-        assert_eq!(header(&kafka, "ce_id"), kafka.id.to_string());
+        assert_eq!(header(&kafka, "ce_id"), kafka.id().to_string());
         assert_eq!(header(&kafka, "ce_source"), "/telecmi/2222223");
         assert_eq!(header(&kafka, "ce_type"), "com.telecmi.cdr.inbound.missed");
         assert_eq!(header(&kafka, "ce_subject"), "c-1");
         assert_eq!(header(&kafka, "ce_time"), "2021-10-20T09:11:39.442Z");
         let nats = message(&route(Config::default(), Dialect::Nats), event);
-        assert_eq!(nats.topic, "telecmi.cdr.Sales_1.c-1");
+        assert_eq!(nats.topic(), "telecmi.cdr.Sales_1.c-1");
         assert_eq!(header(&nats, "ce-type"), "com.telecmi.cdr.inbound.missed");
         assert_eq!(
-            message(&route(Config::default(), Dialect::Kafka), r#"{"team":null,"request_id":"r"}"#).key,
+            message(&route(Config::default(), Dialect::Kafka), r#"{"team":null,"request_id":"r"}"#).key(),
             "unassigned/r"
         );
     }
@@ -446,14 +451,14 @@ mod tests {
         for team in ["Sales.*>", "a b", "line\nbreak\r\n", "nul\0", "விற்பனை", "100%", "~", "$JS", "+"] {
             let event = format!("{{\"team\":{}}}", serde_json::json!(team));
             let message = message(&subject, &event);
-            let [first, token, last] = message.topic.split('.').collect::<Vec<_>>().try_into().unwrap();
+            let [first, token, last] = message.topic().split('.').collect::<Vec<_>>().try_into().unwrap();
             assert_eq!((first, last), ("cdr", "end"));
             assert!(token.bytes().all(|byte| byte.is_ascii_graphic() && !b"*>.".contains(&byte)), "{token}");
             assert_eq!(percent_encoding::percent_decode_str(token).decode_utf8().unwrap(), team);
         }
         let empty = route(Config { topic: Some("cdr.{user}".into()), ..Config::default() }, Dialect::Nats);
-        assert_eq!(message(&empty, "{}").topic, "cdr.~");
-        assert_eq!(message(&empty, r#"{"user":"~"}"#).topic, "cdr.%7E");
+        assert_eq!(message(&empty, "{}").topic(), "cdr.~");
+        assert_eq!(message(&empty, r#"{"user":"~"}"#).topic(), "cdr.%7E");
     }
 
     #[test]
@@ -477,7 +482,7 @@ mod tests {
     #[test]
     fn topics_are_legal_or_refused() {
         let by_team = route(Config { topic: Some("cdr.{team}".into()), ..Config::default() }, Dialect::Kafka);
-        assert_eq!(message(&by_team, r#"{"team":"Sales.*> ü"}"#).topic, "cdr.Sales.____");
+        assert_eq!(message(&by_team, r#"{"team":"Sales.*> ü"}"#).topic(), "cdr.Sales.____");
         let event = Event::parse(&format!("{{\"team\":\"{}\"}}", "x".repeat(246)), 9, Arrival(0)).unwrap();
         assert!(matches!(by_team.render(&Record { offset: 0, target: None, event }, |_| ()), Routed::Refused { .. }));
     }
@@ -487,12 +492,13 @@ mod tests {
         let config = Config { format: Format::CloudEvents, ..Config::default() };
         let event = "{\"n\":1.50,\n\"n\":2,\"conversation_uuid\":\"a\\\"b\"}";
         let message = message(&route(config, Dialect::Kafka), event);
-        let text = std::str::from_utf8(&message.payload).unwrap();
+        let text = std::str::from_utf8(message.payload()).unwrap();
         assert!(text.ends_with(&format!(",\"data\":{event}}}")));
         let envelope: serde_json::Value = serde_json::from_str(text).unwrap();
         assert_eq!(envelope["subject"], "a\"b");
         assert_eq!(envelope["specversion"], "1.0");
-        assert_eq!(message.headers, [("content-type", "application/cloudevents+json; charset=UTF-8".to_owned())]);
+        assert_eq!(header(&message, "content-type"), "application/cloudevents+json; charset=UTF-8");
+        assert_eq!(message.headers().len(), 1);
     }
 
     #[test]

@@ -2,30 +2,14 @@
 
 mod answers;
 pub mod kafka;
+mod message;
 pub mod nats;
 pub mod stdout;
 
-use crate::event::EventId;
-use bytes::Bytes;
+pub use message::Message;
+
 use futures_util::future::BoxFuture;
 use std::time::Duration;
-
-/// A record rendered for one sink.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    /// Stable across resends of the same event: what consumers and JetStream deduplicate by.
-    pub id: EventId,
-    /// Kafka topic or NATS subject, legal for its destination.
-    pub topic: String,
-    /// Kafka message key.
-    pub key: String,
-    /// The text whose hash chooses the Kafka partition.
-    pub partition_by: String,
-    /// Header names and values, each legal for its destination.
-    pub headers: Vec<(&'static str, String)>,
-    /// The event as received, or a CloudEvents envelope around it.
-    pub payload: Bytes,
-}
 
 /// Publishes messages to one destination. Never retries on its own account, never drops.
 pub trait Sink: Send + Sync {

@@ -5,13 +5,13 @@ use crate::support::kafka::{
     unique_topic,
 };
 use crate::support::{PATIENCE, free_port};
-use bytes::Bytes;
 use cdrelay::event::EventId;
 use cdrelay::sink::kafka::KafkaSink;
 use cdrelay::sink::{Failure, Message, Sink};
 use futures_util::future::join_all;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,15 +19,9 @@ fn sink(settings: serde_json::Value) -> KafkaSink {
     KafkaSink::new("kafka", &serde_json::from_value(settings).unwrap(), None).unwrap()
 }
 
-fn message(topic: &str, conversation: &str, payload: impl Into<Bytes>) -> Message {
-    Message {
-        id: EventId([7; 16]),
-        topic: topic.to_owned(),
-        key: format!("team/{conversation}"),
-        partition_by: conversation.to_owned(),
-        headers: vec![("ce_id", "7".to_owned()), ("ce_subject", conversation.to_owned())],
-        payload: payload.into(),
-    }
+fn message(topic: &str, conversation: &str, payload: impl AsRef<[u8]>) -> Message {
+    let bare = Message::of(EventId([7; 16]), payload.as_ref(), topic, &format!("team/{conversation}"), conversation);
+    bare.with_header("ce_id", "7").with_header("ce_subject", conversation)
 }
 
 /// Publishes as the dispatcher would: again and again while the destination is at fault.
@@ -89,7 +83,7 @@ async fn the_partition_is_the_java_clients_whatever_the_key() {
     ];
     for (text, _) in expected {
         sink.publish(&message(&topic, text, text)).await.unwrap();
-        let other_key = Message { key: "no team".to_owned(), ..message(&topic, text, text) };
+        let other_key = Message::of(EventId([7; 16]), text.as_bytes(), &topic, "no team", text);
         sink.publish(&other_key).await.unwrap();
     }
     let records = consume(&shared(), &topic, 2 * expected.len(), PATIENCE).await;
@@ -244,8 +238,9 @@ async fn a_broker_that_stops_answering_costs_a_bounded_amount_of_memory() {
     // Other tests run in this process, so the limit is generous; without one, all of the 100 MB would be copied.
     let before = resident_kib();
     // All share one payload: what grows is what the sink holds.
-    let payload = Bytes::from(vec![b'x'; 100_000]);
-    let messages: Vec<_> = (0..1000).map(|n| message("stalled", &format!("c{n}"), payload.clone())).collect();
+    let payload = Arc::<[u8]>::from(vec![b'x'; 100_000]);
+    let messages: Vec<_> =
+        (0..1000).map(|n| message("stalled", &format!("c{n}"), []).with_payload(payload.clone())).collect();
     let mut publishes = join_all(messages.iter().map(|message| insist(&sink, message)));
     assert!(tokio::time::timeout(Duration::from_secs(2), &mut publishes).await.is_err());
     let grown = resident_kib().saturating_sub(before);

@@ -4,7 +4,6 @@ mod identity;
 
 use crate::support::nats::Server;
 use async_nats::jetstream::{self, stream};
-use bytes::Bytes;
 use cdrelay::event::EventId;
 use cdrelay::sink::nats::{Config, NatsSink};
 use cdrelay::sink::{Failure, Message, Sink};
@@ -27,14 +26,8 @@ fn sink(server: &Server, settings: &str) -> NatsSink {
 fn message(id: u64, subject: &str) -> Message {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&id.to_be_bytes());
-    Message {
-        id: EventId(bytes),
-        topic: subject.to_owned(),
-        key: String::new(),
-        partition_by: String::new(),
-        headers: vec![("ce-id", id.to_string())],
-        payload: Bytes::from(format!("{{\"id\":{id}}}")),
-    }
+    let payload = format!("{{\"id\":{id}}}");
+    Message::of(EventId(bytes), payload.as_bytes(), subject, "", "").with_header("ce-id", &id.to_string())
 }
 
 async fn context(server: &Server) -> jetstream::Context {
@@ -96,25 +89,21 @@ async fn headers_and_payload_arrive_byte_for_byte() {
     let server = Server::start("").await;
     let stream = stream(&server, |_| {}).await;
     let sink = sink(&server, "stream = { name = 'CDR' }");
-    let sent = Message {
-        headers: vec![
-            ("ce-id", "a".to_owned()),
-            ("ce-subject", "விற்பனை%0A*>".to_owned()),
-            ("content-type", "application/json".to_owned()),
-        ],
-        payload: Bytes::from_static("{ \"n\": 1.10,\r\n \"team\":\"விற்பனை\", \"n\": 12345678901234567890 }".as_bytes()),
-        ..message(1, "telecmi.cdr.Sales%2E%2A%3E.42")
-    };
+    let payload = "{ \"n\": 1.10,\r\n \"team\":\"விற்பனை\", \"n\": 12345678901234567890 }";
+    let sent = Message::of(EventId([1; 16]), payload.as_bytes(), "telecmi.cdr.Sales%2E%2A%3E.42", "", "")
+        .with_header("ce-id", "a")
+        .with_header("ce-subject", "விற்பனை%0A*>")
+        .with_header("content-type", "application/json");
     deliver(&sink, &sent).await;
     sink.publish(&sent).await.unwrap();
 
     let stored = stream.get_raw_message(1).await.unwrap();
-    assert_eq!(stored.subject.as_str(), sent.topic);
-    assert_eq!(stored.payload, sent.payload);
-    for (name, value) in &sent.headers {
-        assert_eq!(stored.headers.get(*name).unwrap().as_str(), value);
+    assert_eq!(stored.subject.as_str(), sent.topic());
+    assert_eq!(stored.payload, **sent.payload());
+    for (name, value) in sent.headers() {
+        assert_eq!(stored.headers.get(name).unwrap().as_str(), value);
     }
-    assert_eq!(stored.headers.get("Nats-Msg-Id").unwrap().as_str(), sent.id.to_string());
+    assert_eq!(stored.headers.get("Nats-Msg-Id").unwrap().as_str(), sent.id().to_string());
     assert_eq!(stored.headers.get("Nats-Expected-Stream").unwrap().as_str(), "CDR");
     assert_eq!(
         stream.get_info().await.unwrap().state.messages,
@@ -177,11 +166,11 @@ async fn an_oversized_message_is_rejected_and_the_next_one_passes() {
     let subject = "telecmi.cdr.a.b";
     deliver(&sink, &message(0, subject)).await;
 
-    let sized = |id, size: usize| Message { payload: Bytes::from(vec![b' '; size]), ..message(id, subject) };
+    let sized = |id, size: usize| message(id, subject).with_payload(vec![b' '; size]);
     rejected(sink.publish(&sized(1, 200_000)).await, "200000");
     rejected(sink.publish(&sized(2, 160_000)).await, "message size exceeds maximum allowed");
-    let headers = vec![("ce-subject", "x".repeat(70_000))];
-    rejected(sink.publish(&Message { headers, ..message(3, subject) }).await, "header size exceeds");
+    let verbose = message(3, subject).with_header("ce-subject", &"x".repeat(70_000));
+    rejected(sink.publish(&verbose).await, "header size exceeds");
     sink.publish(&sized(4, 100_000)).await.unwrap();
 }
 
@@ -329,9 +318,9 @@ async fn core_mode_hands_messages_to_subscribers() {
     for _ in 0..500 {
         let next = subscriber.next().await.unwrap();
         assert_eq!(next.reply, None);
-        received.insert(next.payload);
+        received.insert(next.payload.to_vec());
     }
-    assert_eq!(received, (0..500).map(|id| message(id, "").payload).collect());
+    assert_eq!(received, (0..500).map(|id| message(id, "").payload().to_vec()).collect());
     assert_eq!(sink.probe().await, Ok(()));
     server.pause();
     let outcome = tokio::time::timeout(Duration::from_millis(300), sink.publish(&message(9, "telecmi.cdr.a.b"))).await;

@@ -54,7 +54,7 @@ impl Manual {
 impl Sink for Manual {
     fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
         let (answer, answered) = oneshot::channel();
-        let payload = String::from_utf8(message.payload.to_vec()).unwrap();
+        let payload = String::from_utf8(message.payload().to_vec()).unwrap();
         self.waiting.lock().unwrap().push((payload, answer));
         answered.map(|answer| answer.map_err(|_| Failure::unavailable("gone"))).boxed()
     }
@@ -81,7 +81,7 @@ impl Sink for Flaky {
     fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
         let failed = self.attempts.fetch_add(1, Ordering::Relaxed) < FAILURES;
         if !failed {
-            self.taken.lock().unwrap().push(String::from_utf8(message.payload.to_vec()).unwrap());
+            self.taken.lock().unwrap().push(String::from_utf8(message.payload().to_vec()).unwrap());
         }
         std::future::ready(if failed { Err(Failure::unavailable("down")) } else { Ok(()) }).boxed()
     }

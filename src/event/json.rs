@@ -158,7 +158,10 @@ impl<'a> Reader<'a> {
 
     /// Reads an object and returns its members.
     pub fn object(&mut self) -> Result<Vec<Member>, Error> {
-        let mut members = Vec::with_capacity(24);
+        // As many as there are commas, or more; but the text may go on for long behind the object.
+        let near = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        let near = near.get(..NEAR).unwrap_or(near);
+        let mut members = Vec::with_capacity(memchr::memchr_iter(b',', near).count() + 1);
         self.members(|reader, name| {
             if members.len() == reader.max_fields {
                 return Err(reader.error(too_many_fields(reader.max_fields)));
@@ -356,6 +359,9 @@ impl<'a> Reader<'a> {
         if self.at == start { Err(self.error("expected a digit")) } else { Ok(()) }
     }
 }
+
+/// How much of a text is looked at to tell how many members an object has.
+const NEAR: usize = 1024;
 
 /// How many bytes from the front on stand for themselves in a string. Eight at a time: a byte's top bit is set in the difference
 /// where the byte is less than the subtrahend (Hacker's Delight, 6-1), and the lowest bit that is set is never a borrowed one.

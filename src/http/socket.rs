@@ -3,12 +3,12 @@
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// For how long, and for how many bytes, a client that was refused is listened to after the answer was sent. A socket closed
 /// with bytes unread resets the connection, and a reset takes away an answer that the client has not read yet.
@@ -20,8 +20,12 @@ pub struct Socket {
     stream: TcpStream,
     watcher: Arc<Watcher>,
     patience: Duration,
-    /// Until when the first request has to come: hyper's own timeout begins only once it knows which version is spoken.
-    first_request: Option<Pin<Box<Sleep>>>,
+    /// The number of the request whose header is waited for, until when it has to be complete, and what wakes us about then. One
+    /// timer serves all requests, as it is rarely in time: hyper's own would be made anew for each, and begins only once it
+    /// knows which version is spoken.
+    awaited: usize,
+    until: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
     /// Until when the client has to read something, while there is more than the system takes for it.
     writable: Option<Pin<Box<Sleep>>>,
     closing: Option<Pin<Box<Sleep>>>,
@@ -33,7 +37,9 @@ pub struct Socket {
 /// What the service tells the socket.
 #[derive(Debug, Default)]
 pub struct Watcher {
-    begun: AtomicBool,
+    /// How many requests have begun, and whether the last of them still has no answer.
+    requests: AtomicUsize,
+    busy: AtomicBool,
     http2: AtomicBool,
     /// Bytes came that no answer has accounted for.
     unanswered: AtomicBool,
@@ -42,28 +48,32 @@ pub struct Watcher {
 impl Watcher {
     /// A request's header has been read.
     pub fn request_begins(&self, http2: bool) {
-        self.begun.store(true, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.busy.store(true, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
     }
 
     /// A request, or a handshake, has its answer; `unread` if the client may still be sending a body, or has sent a request since.
     pub fn answered(&self, unread: bool) {
         self.unanswered.store(unread, Ordering::Relaxed);
+        self.busy.store(false, Ordering::Relaxed);
     }
 }
 
 impl Socket {
-    /// A socket that fails when the client lets `patience` pass without its first request, or without reading.
+    /// A socket that fails when the client lets `patience` pass without the header of its next request, or without reading. Over
+    /// HTTP/2 only the first request is waited for like that.
     pub fn new(stream: TcpStream, patience: Duration) -> (Self, Arc<Watcher>) {
         let watcher = Arc::new(Watcher::default());
-        let first_request = Some(Box::pin(sleep(patience)));
         let kept = watcher.clone();
         (
             Self {
                 stream,
                 watcher,
                 patience,
-                first_request,
+                awaited: 0,
+                until: Instant::now() + patience,
+                timer: None,
                 writable: None,
                 closing: None,
                 discarded: 0,
@@ -85,6 +95,26 @@ impl Socket {
         Ok(first.into_iter().take(count).next())
     }
 
+    /// Resolves when the next request's header has been waited for too long.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let requests = self.watcher.requests.load(Ordering::Relaxed);
+        if requests > 0 && (self.watcher.busy.load(Ordering::Relaxed) || self.watcher.http2.load(Ordering::Relaxed)) {
+            return Poll::Pending;
+        }
+        if self.awaited != requests {
+            self.awaited = requests;
+            self.until = Instant::now() + self.patience;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.until)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= self.until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(self.until);
+        }
+    }
+
     /// What writing came to, or that it takes too long.
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
@@ -98,9 +128,6 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.watcher.begun.load(Ordering::Relaxed) {
-            self.first_request = None;
-        }
         if self.allowance == 0 {
             return Poll::Ready(Err(io::Error::other("the client sends too much")));
         }
@@ -112,10 +139,7 @@ impl AsyncRead for Socket {
             }
             return Poll::Ready(result);
         }
-        match &mut self.first_request {
-            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
-            None => Poll::Pending,
-        }
+        self.poll_patience(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

@@ -160,7 +160,7 @@ fn looks_like_form(text: &str) -> bool {
 
 /// One object, an array of objects, an envelope around such an array, or one object a line.
 fn json_text(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
-    let mut events = Events { text, config, arrival, events: Vec::new(), too_many: false };
+    let mut events = Events { text, config, arrival, events: Vec::with_capacity(1), too_many: false };
     let result = events.read();
     match result {
         _ if events.too_many => Err(DecodeError::TooMany { limit: config.max_events }),

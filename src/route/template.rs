@@ -103,23 +103,19 @@ impl Template {
         Ok(self)
     }
 
-    /// Fills in the fields of `event`, each written by `encode`.
-    pub fn render(&self, event: &Event, encode: fn(&str, &mut String)) -> String {
-        let mut out = String::with_capacity(64);
+    /// Adds the text to `out` with the fields of `event` filled in, each written by `encode`.
+    pub fn render(&self, event: &Event, encode: fn(&str, &mut String), out: &mut String) {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Ingress => encode(event.ingress(), &mut out),
-                Part::Label { values, fallback, .. } => {
-                    encode(values.get(event.ingress()).unwrap_or(fallback), &mut out)
-                }
-                Part::Field { name, .. } if name == "conversation_uuid" => encode(event.conversation(), &mut out),
+                Part::Ingress => encode(event.ingress(), out),
+                Part::Label { values, fallback, .. } => encode(values.get(event.ingress()).unwrap_or(fallback), out),
+                Part::Field { name, .. } if name == "conversation_uuid" => encode(event.conversation(), out),
                 Part::Field { name, fallback } => {
-                    encode(&event.text(name).unwrap_or(Cow::Borrowed(fallback.as_str())), &mut out);
+                    encode(&event.text(name).unwrap_or(Cow::Borrowed(fallback.as_str())), out);
                 }
             }
         }
-        out
     }
 
     /// The text, if there is no field in it.
@@ -148,9 +144,15 @@ mod tests {
     use super::*;
     use crate::event::Arrival;
 
+    fn written(template: &Template, event: &Event) -> String {
+        let mut text = String::new();
+        template.render(event, |value, out| out.push_str(value), &mut text);
+        text
+    }
+
     fn render(template: &str, event: &str) -> String {
         let event = Event::parse(event, 9, Arrival(0)).unwrap();
-        Template::parse(template).unwrap().render(&event, |value, out| out.push_str(value))
+        written(&Template::parse(template).unwrap(), &event)
     }
 
     #[test]
@@ -174,7 +176,7 @@ mod tests {
         let template = Template::parse(template).unwrap().with_labels(&origins).unwrap();
         let forged = r#"{"ingress":"f","labels":{"region":"f"},"labels.region":"f","labels.tier":"f"}"#;
         let event = Event::parse(forged, 9, Arrival(0)).unwrap();
-        let render = |event: &Event| template.render(event, |value, out| out.push_str(value));
+        let render = |event: &Event| written(&template, event);
         assert_eq!(render(&event), "default//none/x");
         assert_eq!(render(&event.clone().by(Some("east".into()))), "east/e/e/");
         assert_eq!(render(&event.by(Some("gone".into()))), "gone//none/x");

@@ -62,11 +62,14 @@ impl KafkaSink {
     }
 
     async fn deliver(&self, message: &Message) -> Result<(), Failure> {
-        if !is_topic(&message.topic) {
-            return Err(Failure::rejected(format!("`{}` is not a name that Kafka allows for a topic", message.topic)));
+        if !is_topic(message.topic()) {
+            return Err(Failure::rejected(format!(
+                "`{}` is not a name that Kafka allows for a topic",
+                message.topic()
+            )));
         }
-        let partitions = self.topics.partitions(&message.topic).await?;
-        let partition = partitioner::partition(&message.partition_by, partitions);
+        let partitions = self.topics.partitions(message.topic()).await?;
+        let partition = partitioner::partition(message.partition_by(), partitions);
         let room = self.room(message).await?;
         let result = match self.batching.send(message, partition, room).await {
             Err(Undelivered::Failed(code)) if blames_the_batch(code) => {
@@ -78,7 +81,7 @@ impl KafkaSink {
         result.map_err(|undelivered| {
             let failure = classify(undelivered, message);
             if matches!(failure, Failure::Unavailable { .. }) {
-                self.topics.doubt(&message.topic);
+                self.topics.doubt(message.topic());
             }
             failure
         })
@@ -86,8 +89,8 @@ impl KafkaSink {
 
     /// Waits until librdkafka may hold `message` too. One that is larger than all the room takes all of it.
     async fn room(&self, message: &Message) -> Result<OwnedSemaphorePermit, Failure> {
-        let headers: usize = message.headers.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let bytes = message.payload.len() + message.key.len() + headers + OVERHEAD;
+        let headers: usize = message.headers().map(|(key, value)| key.len() + value.len()).sum();
+        let bytes = message.payload().len() + message.key().len() + headers + OVERHEAD;
         let permits = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
         Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| Failure::unavailable("the sink is closed"))
     }
@@ -138,7 +141,7 @@ fn blames_the_batch(code: RDKafkaErrorCode) -> bool {
 /// Rejected is what a broker refused in a batch of its own, or what exceeds the limit set on our side. Everything else may pass later:
 /// an invalid timestamp is a wrong clock, a policy or a permission is the operator's.
 fn classify(undelivered: Undelivered, message: &Message) -> Failure {
-    let (topic, bytes) = (&message.topic, message.payload.len());
+    let (topic, bytes) = (message.topic(), message.payload().len());
     match undelivered {
         Undelivered::NoProducer(failure) => failure,
         Undelivered::NotTaken(RDKafkaErrorCode::MessageSizeTooLarge) => Failure::rejected(format!(
@@ -172,7 +175,6 @@ fn is_topic(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::event::EventId;
-    use bytes::Bytes;
     use rdkafka::bindings::rd_kafka_resp_err_t as Error;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
@@ -193,14 +195,7 @@ mod tests {
     }
 
     fn message(topic: &str) -> Message {
-        Message {
-            id: EventId([0; 16]),
-            topic: topic.to_owned(),
-            key: "team/conversation".to_owned(),
-            partition_by: "conversation".to_owned(),
-            headers: vec![("ce_id", "1".to_owned())],
-            payload: Bytes::from_static(b"{}"),
-        }
+        Message::of(EventId([0; 16]), *b"{}", topic, "team/conversation", "conversation").with_header("ce_id", "1")
     }
 
     #[tokio::test]
@@ -306,12 +301,12 @@ mod tests {
         let (cluster, sink) = cluster();
         sink.publish(&message("present")).await.unwrap();
         cluster.broker_down(1).unwrap();
-        let large = Message { payload: Bytes::from(vec![b' '; 1 << 20]), ..message("present") };
+        let large = message("present").with_payload(vec![b' '; 1 << 20]);
         let mut publishes: futures_util::stream::FuturesUnordered<_> = (0..100).map(|_| sink.publish(&large)).collect();
         use futures_util::{FutureExt, StreamExt};
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         assert!(publishes.next().now_or_never().is_none());
-        assert!(sink.room.available_permits() < large.payload.len());
+        assert!(sink.room.available_permits() < large.payload().len());
         cluster.broker_up(1).unwrap();
         let mut delivered = 0;
         while let Some(result) = publishes.next().await {

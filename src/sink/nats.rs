@@ -207,9 +207,9 @@ impl NatsSink {
     }
 
     async fn send(&self, message: &Message) -> Result<(), Failure> {
-        check_subject(&message.topic)?;
+        check_subject(message.topic())?;
         let headers = self.headers(message)?;
-        let bytes = message.payload.len() + size(&headers);
+        let bytes = message.payload().len() + size(&headers);
         if let Some(limit) = self.max_payload.filter(|limit| bytes > *limit) {
             return Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")));
         }
@@ -222,9 +222,9 @@ impl NatsSink {
             }
         };
         tokio::time::timeout(self.ack_timeout, confirmed).await.unwrap_or_else(|_| {
-            let complaint = self.link.complaint_about(&format!("\"{}\"", message.topic), start);
+            let complaint = self.link.complaint_about(&format!("\"{}\"", message.topic()), start);
             Err(Failure::unavailable(complaint.unwrap_or_else(|| {
-                format!("nats did not acknowledge a message to `{}` within {:?}", message.topic, self.ack_timeout)
+                format!("nats did not acknowledge a message to `{}` within {:?}", message.topic(), self.ack_timeout)
             })))
         })
     }
@@ -239,16 +239,16 @@ impl NatsSink {
     ) -> Result<(), Failure> {
         let ticket = self.link.replies.ticket();
         let sent = client.publish_with_reply_and_headers(
-            message.topic.clone(),
+            message.topic().to_owned(),
             ticket.inbox(),
             headers,
-            message.payload.clone(),
+            Bytes::from_owner(message.payload().clone()),
         );
         sent.await.map_err(send_failure)?;
         let reply = ticket.reply().await.map_err(|_| connection_lost())?;
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
             self.link.stream_wanted.notify_one();
-            return Err(Failure::unavailable(stream.describe_missing(&message.topic)));
+            return Err(Failure::unavailable(stream.describe_missing(message.topic())));
         }
         acknowledged(&reply.payload)
     }
@@ -262,7 +262,7 @@ impl NatsSink {
         start: Instant,
     ) -> Result<(), Failure> {
         client
-            .publish_with_headers(message.topic.clone(), headers, message.payload.clone())
+            .publish_with_headers(message.topic().to_owned(), headers, Bytes::from_owner(message.payload().clone()))
             .await
             .map_err(send_failure)?;
         let ticket = self.link.replies.ticket();
@@ -280,12 +280,12 @@ impl NatsSink {
 
     fn headers(&self, message: &Message) -> Result<HeaderMap, Failure> {
         let mut headers = HeaderMap::new();
-        for (name, value) in &message.headers {
+        for (name, value) in message.headers() {
             let legal = || Failure::rejected(format!("header `{name}` holds a character that NATS does not allow"));
             let parsed: HeaderName = name.parse().map_err(|_| legal())?;
             headers.append(parsed, value.parse::<HeaderValue>().map_err(|_| legal())?);
         }
-        headers.insert(header::NATS_MESSAGE_ID, message.id.to_string());
+        headers.insert(header::NATS_MESSAGE_ID, message.id().to_string());
         if let Some(name) = self.stream.as_ref().and_then(|stream| stream.name()) {
             headers.insert(header::NATS_EXPECTED_STREAM, name);
         }
@@ -433,7 +433,7 @@ mod tests {
     async fn no_header_can_break_out() {
         let sink = NatsSink::new("n", &config("servers = '127.0.0.1:1'"), None).unwrap();
         for (name, value) in [("ce-x", "a\r\nNats-Msg-Id: 1"), ("ce-x", "a\nb"), ("ce:x", "a"), ("ce\r\nx", "a")] {
-            let message = Message { headers: vec![(name, value.to_owned())], ..message("a.b") };
+            let message = message("a.b").with_header(name, value);
             assert!(matches!(sink.publish(&message).await, Err(Failure::Rejected { .. })), "{name}: {value}");
         }
     }
@@ -465,13 +465,6 @@ mod tests {
     }
 
     fn message(subject: &str) -> Message {
-        Message {
-            id: EventId([1; 16]),
-            topic: subject.to_owned(),
-            key: String::new(),
-            partition_by: String::new(),
-            headers: Vec::new(),
-            payload: Bytes::from_static(b"{}"),
-        }
+        Message::of(EventId([1; 16]), *b"{}", subject, "", "")
     }
 }

@@ -269,11 +269,11 @@ fn write_what_fits<'a>(output: &mut impl Write, bytes: &'a [u8]) -> (&'a [u8], O
 /// Appends `{"topic":…,"key":…,"headers":{…},"event":…}` and a line break.
 fn render(message: &Message, line: &mut Vec<u8>) {
     line.extend_from_slice(br#"{"topic":"#);
-    json::write_string(&message.topic, line);
+    json::write_string(message.topic(), line);
     line.extend_from_slice(br#","key":"#);
-    json::write_string(&message.key, line);
+    json::write_string(message.key(), line);
     line.extend_from_slice(br#","headers":{"#);
-    for (index, (name, value)) in message.headers.iter().enumerate() {
+    for (index, (name, value)) in message.headers().enumerate() {
         if index > 0 {
             line.push(b',');
         }
@@ -284,7 +284,7 @@ fn render(message: &Message, line: &mut Vec<u8>) {
         json::write_string(value, line);
     }
     line.extend_from_slice(br#"},"event":"#);
-    push_on_one_line(&message.payload, line);
+    push_on_one_line(message.payload(), line);
     line.extend_from_slice(b"}\n");
 }
 
@@ -312,18 +312,11 @@ fn push_on_one_line(json: &[u8], line: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::event::EventId;
-    use bytes::Bytes;
     use futures_util::future::join_all;
 
     fn message(payload: &str) -> Message {
-        Message {
-            id: EventId([7; 16]),
-            topic: "telecmi.cdr".to_owned(),
-            key: "Sales \"A\"\n/42".to_owned(),
-            partition_by: "42".to_owned(),
-            headers: vec![("ce_id", "x".to_owned()), ("ce_subject", "தமிழ்".to_owned())],
-            payload: Bytes::copy_from_slice(payload.as_bytes()),
-        }
+        let bare = Message::of(EventId([7; 16]), payload.as_bytes(), "telecmi.cdr", "Sales \"A\"\n/42", "42");
+        bare.with_header("ce_id", "x").with_header("ce_subject", "தமிழ்")
     }
 
     /// Takes `room` bytes, then fails once with `ENOSPC`, then takes everything.
@@ -387,7 +380,7 @@ mod tests {
                 "\n"
             )
         );
-        let headless = Message { headers: Vec::new(), ..message("{}") };
+        let headless = Message::of(EventId([7; 16]), *b"{}", "t", "k", "");
         assert!(serde_json::from_str::<serde_json::Value>(&super::tests::line(&headless)).is_ok());
     }
 

@@ -276,7 +276,7 @@ impl Watch {
                 let event = script::parse(&self.script.event(conversation, number, sent));
                 let Some(Routed::Message(message)) = event.map(|event| self.routed(&event)) else { return 0 };
                 let mut hasher = DefaultHasher::new();
-                (message.topic, message.partition_by).hash(&mut hasher);
+                (message.topic(), message.partition_by()).hash(&mut hasher);
                 hasher.finish()
             }
         }

@@ -3,7 +3,6 @@
 use super::Record;
 use super::disk::DiskFile;
 use crate::event::{Arrival, Event, EventId};
-use bytes::Bytes;
 use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
@@ -146,7 +145,7 @@ impl Frame {
             None => (target, None),
         };
         let target = std::str::from_utf8(target).ok()?;
-        let event = Event::restore(Bytes::copy_from_slice(payload), self.id, &conversation, self.arrival);
+        let event = Event::restore(payload, self.id, &conversation, self.arrival);
         Some(Record {
             offset: self.offset,
             target: (!target.is_empty()).then(|| target.into()),

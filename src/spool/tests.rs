@@ -24,7 +24,7 @@ static START: LazyLock<Arrival> = LazyLock::new(Arrival::now);
 fn event(number: u64, size: usize) -> Event {
     let conversation = format!("call-{}", number % 5);
     let payload = format!("event {number} {}", "x".repeat(size));
-    Event::restore(payload.into(), EventId(u128::from(number).to_be_bytes()), &conversation, *START)
+    Event::restore(payload.as_bytes(), EventId(u128::from(number).to_be_bytes()), &conversation, *START)
 }
 
 fn events(numbers: Range<u64>, size: usize) -> Vec<Event> {

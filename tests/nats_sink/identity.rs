@@ -80,7 +80,7 @@ async fn a_credentials_file_is_accepted_and_its_payload_limit_can_be_set() {
     std::fs::write(&path, text).unwrap();
     let sink = sink(&server, &format!("credentials_file = '{}'\nmax_payload = '1000B'\n{CREATE}", path.display()));
     deliver(&sink, &message(1, SUBJECT)).await;
-    let large = cdrelay::sink::Message { payload: vec![b' '; 1000].into(), ..message(2, SUBJECT) };
+    let large = message(2, SUBJECT).with_payload(vec![b' '; 1000]);
     super::rejected(sink.publish(&large).await, "exceeds max_payload of 1000");
     sink.publish(&message(3, SUBJECT)).await.unwrap();
 }

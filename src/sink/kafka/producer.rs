@@ -103,16 +103,13 @@ impl Producer {
         room: OwnedSemaphorePermit,
     ) -> Result<(), Undelivered> {
         let (done, answer) = oneshot::channel();
-        let headers = message
-            .headers
-            .iter()
-            .fold(OwnedHeaders::new_with_capacity(message.headers.len()), |headers, (key, value)| {
-                headers.insert(Header { key, value: Some(value) })
-            });
-        let record = BaseRecord::with_opaque_to(&message.topic, Box::new(Delivery { done, _room: room }))
+        let headers = OwnedHeaders::new_with_capacity(message.headers().len());
+        let headers =
+            message.headers().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        let record = BaseRecord::with_opaque_to(message.topic(), Box::new(Delivery { done, _room: room }))
             .partition(partition)
-            .key(message.key.as_bytes())
-            .payload(message.payload.as_ref())
+            .key(message.key().as_bytes())
+            .payload(&**message.payload())
             .headers(headers);
         let client = self.client().map_err(Undelivered::NoProducer)?;
         let taken = client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)));

@@ -240,12 +240,12 @@ fn a_record_inside_of_an_event_is_never_taken_for_one() {
     // The only place for arbitrary characters; most sums would not be text, this one is made to be.
     let forged = (0u64..).find_map(|arrival| {
         let fake = event(666, 40);
-        let fake = Event::restore(fake.payload().clone(), EventId([7; 16]), fake.conversation(), Arrival(arrival));
+        let fake = Event::restore(fake.payload(), EventId([7; 16]), fake.conversation(), Arrival(arrival));
         forged.clear();
         segment::write_record(&Record { offset: 1, target: None, event: fake }, 1, 0, &mut forged);
         String::from_utf8(forged.clone()).ok()
     });
-    let carrier = Event::restore("{}".into(), EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());
+    let carrier = Event::restore(b"{}", EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());
     life.store(vec![carrier.clone()]).unwrap();
     life.store(vec![event(1, 30)]).unwrap();
     life.store(vec![event(2, 30)]).unwrap();
