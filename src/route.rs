@@ -357,7 +357,8 @@ const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 fn make_header_value(text: &mut String, start: usize) {
     let value = text.get(start..).unwrap_or_default();
     let encoded: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();
-    if let Cow::Owned(encoded) = encoded {
+    if encoded != value {
+        let encoded = encoded.into_owned();
         text.truncate(start);
         text.push_str(&encoded);
     }
