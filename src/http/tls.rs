@@ -19,8 +19,6 @@ use tokio_rustls::server::TlsStream;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How much encrypted answer waits for a client that does not read: one record.
 const UNSENT: usize = 16 << 10;
-/// The first byte of every TLS connection: a record that belongs to the handshake.
-const RECORD: u8 = 0x16;
 /// What a client is told that speaks HTTP without it.
 const PLAIN: &str =
     "{\"title\":\"Bad Request\",\"status\":400,\"detail\":\"only TLS is spoken here; use https:// in the URL\"}\n";
@@ -44,8 +42,8 @@ impl Tls {
     }
 
     async fn try_to(&self, mut socket: Socket, watcher: &Watcher) -> io::Result<Stream> {
-        let first = socket.peek().await?;
-        if first.is_some_and(|first| first != RECORD && first.is_ascii_uppercase()) {
+        // A method begins with a letter, and TLS with the byte 0x16.
+        if socket.peek().await?.is_some_and(|first| first.is_ascii_uppercase()) {
             watcher.answered(true);
             let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n";
             socket.write_all(format!("{head}content-length: {}\r\n\r\n{PLAIN}", PLAIN.len()).as_bytes()).await?;
