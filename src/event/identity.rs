@@ -6,19 +6,26 @@ use super::{EventId, MAX_DEPTH};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 /// The natural identity of one leg's notification; the content is added to it.
 const NATURAL_IDENTITY: [&str; 5] = ["appid", "type", "cmiuuid", "leg", "status"];
 
-/// What is hashed. That of most events has room where it is made.
-type Canon = SmallVec<[u8; 1024]>;
+thread_local! {
+    /// What is hashed, for the room it takes: each event needs as much as the one before, about.
+    static CANON: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+/// More room than this is not kept.
+const KEPT: usize = 64 << 10;
 
 /// Hashes the natural identity and the canonical content: names sorted, scalars as text, JSON text in a top-level string
 /// as the JSON it holds, and members that are null, empty or the text `null` left out, since a query string cannot tell
 /// these apart. So the same event has the same identity whether it comes by POST, with its members in another order, or by
 /// GET with every value as text.
 pub fn of(text: &[u8], fields: &Fields) -> EventId {
-    let mut canon = Canon::with_capacity(text.len() + 256);
+    let mut canon = CANON.take();
+    canon.clear();
+    canon.reserve(text.len() + 256);
     canon.extend_from_slice(b"cdrelay event 1");
     for name in NATURAL_IDENTITY {
         let value = fields.scalar(text, name);
@@ -36,32 +43,41 @@ pub fn of(text: &[u8], fields: &Fields) -> EventId {
         }
     }
     let digest: [u8; 32] = Sha256::digest(&canon).into();
+    if canon.capacity() <= KEPT {
+        CANON.set(canon);
+    }
     EventId(std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default()))
 }
 
 /// The members by their names; those with the same one in their order.
 fn by_name<'a>(text: &[u8], members: &'a [Member]) -> impl Iterator<Item = &'a Member> {
+    let name = |member: &Member| member.name.bytes(text);
     // The first bytes tell most names apart.
     let first = |member: &Member| {
-        let name = member.name.bytes(text);
+        let name = name(member);
         let mut bytes = [0; 8];
-        bytes.iter_mut().zip(&*name).for_each(|(slot, byte)| *slot = *byte);
+        match name.first_chunk() {
+            Some(first) => bytes = *first,
+            None => bytes.iter_mut().zip(&*name).for_each(|(slot, byte)| *slot = *byte),
+        }
         u64::from_be_bytes(bytes)
     };
     let mut sorted: SmallVec<[(u64, &Member); 32]> = members.iter().map(|member| (first(member), member)).collect();
-    let name = |member: &Member| member.name.bytes(text);
-    sorted.sort_by(|left, right| left.0.cmp(&right.0).then_with(|| name(left.1).cmp(&name(right.1))));
+    sorted.sort_by_key(|(first, _)| *first);
+    for alike in sorted.chunk_by_mut(|left, right| left.0 == right.0).filter(|alike| alike.len() > 1) {
+        alike.sort_by(|left, right| name(left.1).cmp(&name(right.1)));
+    }
     sorted.into_iter().map(|(_, member)| member)
 }
 
-fn write_scalar(text: &[u8], canon: &mut Canon) {
+fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {
     canon.push(b's');
     canon.extend_from_slice(&(text.len() as u32).to_le_bytes());
     canon.extend_from_slice(text);
 }
 
 /// Writes the canonical form of a JSON object or array; leaves `canon` alone and says `false` if `text` is not one.
-fn write_json(text: &str, canon: &mut Canon) -> bool {
+fn write_json(text: &str, canon: &mut Vec<u8>) -> bool {
     let start = canon.len();
     let mut reader = Reader::new(text, MAX_DEPTH);
     let whole = write_next(&mut reader, text, canon).is_ok() && reader.peek().is_none();
@@ -72,7 +88,7 @@ fn write_json(text: &str, canon: &mut Canon) -> bool {
 }
 
 /// An object enters as the digest of its sorted members, so that the work stays linear however deep it is nested.
-fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Canon) -> Result<(), json::Error> {
+fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Result<(), json::Error> {
     let start = canon.len();
     match reader.peek() {
         Some(b'{') => {
