@@ -49,21 +49,21 @@ impl Default for Config {
 }
 
 /// Everything one sink's loop works with.
-pub struct Dispatcher {
+pub struct Dispatcher<S> {
     spool: Arc<Spool>,
     reader: Reader,
     cursor: Arc<Cursor>,
     look_ahead: usize,
-    lane: Arc<Lane>,
+    lane: Arc<Lane<S>>,
     watches: Option<Watches>,
     stop: signal::Receiver<bool>,
 }
 
 /// What every message under way needs.
-struct Lane {
+struct Lane<S> {
     name: String,
     route: Route,
-    sink: Arc<dyn Sink>,
+    sink: Arc<S>,
     dead_letters: DeadLetters,
     places: Semaphore,
     /// One more than the highest offset that was handed to the destination.
@@ -74,7 +74,7 @@ struct Lane {
 }
 
 /// The parts that a [`Dispatcher`] is put together from.
-pub struct Parts {
+pub struct Parts<S> {
     /// The sink's name.
     pub name: String,
     /// How messages are sent.
@@ -82,7 +82,7 @@ pub struct Parts {
     /// What is sent where.
     pub route: Route,
     /// The destination.
-    pub sink: Arc<dyn Sink>,
+    pub sink: Arc<S>,
     /// Where refused messages go.
     pub dead_letters: DeadLetters,
     /// What it counts.
@@ -109,9 +109,9 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// and while the disk is waited for, nothing else moves.
 const READ: usize = 64 << 10;
 
-impl Dispatcher {
+impl<S: Sink> Dispatcher<S> {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
-    pub fn new(spool: Arc<Spool>, parts: Parts, stop: signal::Receiver<bool>) -> Option<Self> {
+    pub fn new(spool: Arc<Spool>, parts: Parts<S>, stop: signal::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
         if !parts.config.required {
             cursor.make_optional();
@@ -210,7 +210,7 @@ async fn readable(reader: &mut Reader, not_before: Option<Instant>) {
     reader.ready().await;
 }
 
-fn attempt(lane: &Arc<Lane>, record: Arc<Record>) -> impl Future<Output = (Arc<Record>, Outcome)> + use<> {
+fn attempt<S: Sink>(lane: &Arc<Lane<S>>, record: Arc<Record>) -> impl Future<Output = (Arc<Record>, Outcome)> + use<S> {
     let lane = lane.clone();
     async move {
         let outcome = lane.deliver(&record).await;
@@ -230,7 +230,7 @@ fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &
     }
 }
 
-fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: &Window) {
+fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane<impl Sink>, window: &Window) {
     let oldest = window.watermark();
     lane.health.set_oldest(oldest.map(|(_, arrival)| arrival));
     let position = oldest.map_or(reader.position(), |(offset, _)| offset);
@@ -239,7 +239,7 @@ fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: 
     }
 }
 
-impl Lane {
+impl<S: Sink> Lane<S> {
     async fn deliver(&self, record: &Record) -> Outcome {
         if record.target.as_deref().is_some_and(|target| target != self.name) {
             return Outcome::Settled;

@@ -8,7 +8,8 @@ mod identity;
 pub mod json;
 
 use fields::Fields;
-use json::{Member, Reader};
+use json::{Kind, Member, Reader, Span};
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
@@ -74,16 +75,35 @@ impl fmt::Display for Arrival {
     }
 }
 
+/// The events of one request: mostly a single one.
+pub type Events = SmallVec<[Event; 1]>;
+
+/// Where the text of the conversation is.
+#[derive(Clone, Debug)]
+enum Conversation {
+    /// In the payload, as it is.
+    Inside(Span),
+    /// Here, because it is nowhere else.
+    Own(Box<str>),
+}
+
 /// One webhook notification.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Event {
     payload: Arc<[u8]>,
     fields: Fields,
     id: EventId,
-    conversation: Box<str>,
+    conversation: Conversation,
     arrival: Arrival,
     /// `None` is [`DEFAULT_INGRESS`].
     ingress: Option<Arc<str>>,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |event: &Self| (event.payload.clone(), event.id, event.arrival, event.ingress.clone());
+        parts(self) == parts(other) && self.conversation() == other.conversation()
+    }
 }
 
 impl Event {
@@ -100,10 +120,11 @@ impl Event {
         let text = object.as_bytes();
         let fields = Fields::new(text, members);
         let id = identity::of(text, &fields);
-        let conversation = CONVERSATION
-            .iter()
-            .find_map(|name| fields.scalar(text, name))
-            .map_or_else(|| id.to_string().into_boxed_str(), |value| value.text(text).into());
+        let conversation = match CONVERSATION.iter().find_map(|name| fields.scalar(text, name)) {
+            Some(value) if value.kind != Kind::Escaped => Conversation::Inside(value.span),
+            Some(value) => Conversation::Own(value.text(text).into()),
+            None => Conversation::Own(id.to_string().into()),
+        };
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
         Self { payload: text.into(), fields, id, conversation, arrival, ingress: None }
     }
@@ -122,7 +143,14 @@ impl Event {
     pub fn restore(payload: &[u8], id: EventId, conversation: &str, arrival: Arrival) -> Self {
         let text = std::str::from_utf8(payload).unwrap_or_default();
         let fields = Fields::new(text.as_bytes(), Reader::new(text, MAX_DEPTH).object().unwrap_or_default());
-        Self { payload: payload.into(), fields, id, conversation: conversation.into(), arrival, ingress: None }
+        Self {
+            payload: payload.into(),
+            fields,
+            id,
+            conversation: Conversation::Own(conversation.into()),
+            arrival,
+            ingress: None,
+        }
     }
 
     /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
@@ -142,7 +170,10 @@ impl Event {
 
     /// What order is kept within: the conversation's id, or whatever stands in for it. Never empty.
     pub fn conversation(&self) -> &str {
-        &self.conversation
+        match &self.conversation {
+            Conversation::Inside(span) => str::from_utf8(span.of(&self.payload)).unwrap_or_default(),
+            Conversation::Own(text) => text,
+        }
     }
 
     /// When the webhook arrived here.
@@ -167,7 +198,7 @@ impl Event {
 
     /// About how many bytes of memory the event holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.payload.len() + self.fields.memory() + self.conversation.len()
+        size_of::<Self>() + self.payload.len() + self.fields.memory() + self.conversation().len()
     }
 }
 

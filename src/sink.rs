@@ -8,20 +8,59 @@ pub mod stdout;
 
 pub use message::Message;
 
-use futures_util::future::BoxFuture;
+use kafka::KafkaSink;
+use nats::NatsSink;
 use std::time::Duration;
+use stdout::StdoutSink;
 
 /// Publishes messages to one destination. Never retries on its own account, never drops.
-pub trait Sink: Send + Sync {
+pub trait Sink: Send + Sync + 'static {
     /// Resolves once the destination has durably acknowledged or refused the message. Called concurrently for messages
     /// of different conversations; never for two of the same one. May be dropped at shutdown: the message stays spooled.
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>>;
+    fn publish(&self, message: &Message) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Whether the destination can be reached now; feeds readiness.
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>>;
+    fn probe(&self) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Flushes and disconnects within the grace period.
-    fn close(&self) -> BoxFuture<'_, ()>;
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// A sink of any kind.
+pub enum AnySink {
+    /// `type = "stdout"`
+    Stdout(StdoutSink),
+    /// `type = "kafka"`
+    Kafka(KafkaSink),
+    /// `type = "nats"`
+    Nats(NatsSink),
+}
+
+impl Sink for AnySink {
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
+        match self {
+            Self::Stdout(sink) => sink.publish(message).await,
+            Self::Kafka(sink) => sink.publish(message).await,
+            // Boxed, for its size: messages for the others are under way without it.
+            Self::Nats(sink) => Box::pin(sink.publish(message)).await,
+        }
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        match self {
+            Self::Stdout(sink) => sink.probe().await,
+            Self::Kafka(sink) => sink.probe().await,
+            Self::Nats(sink) => sink.probe().await,
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Stdout(sink) => sink.close().await,
+            Self::Kafka(sink) => sink.close().await,
+            Self::Nats(sink) => sink.close().await,
+        }
+    }
 }
 
 /// Why a message was not acknowledged.

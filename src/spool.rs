@@ -45,7 +45,7 @@ pub use cursor::Cursor;
 pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
-use crate::event::{Arrival, Event};
+use crate::event::{Arrival, Event, Events};
 use crate::metrics::SpoolMetrics;
 use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
@@ -228,30 +228,30 @@ impl Spool {
 
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
     /// before within the window count as duplicates.
-    pub async fn append(&self, events: Vec<Event>) -> Result<Appended, AppendError> {
+    pub async fn append(&self, events: impl Into<Events>) -> Result<Appended, AppendError> {
         self.place(events).await.map(|placed| placed.count())
     }
 
     /// The same as [`Self::append`], for who wants to know where the events are.
-    pub async fn place(&self, events: Vec<Event>) -> Result<Placed, AppendError> {
-        self.enqueue(events, None, None).await
+    pub async fn place(&self, events: impl Into<Events>) -> Result<Placed, AppendError> {
+        self.enqueue(events.into(), None, None).await
     }
 
     /// The same as [`Self::place`], and `held` is dropped once the events are stored or refused, even if the returned future is
     /// dropped before.
-    pub async fn place_holding(&self, events: Vec<Event>, held: OwnedSemaphorePermit) -> Result<Placed, AppendError> {
+    pub async fn place_holding(&self, events: Events, held: OwnedSemaphorePermit) -> Result<Placed, AppendError> {
         self.enqueue(events, None, Some(held)).await
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
     /// were stored before.
-    pub async fn append_again(&self, events: Vec<Event>, target: &str) -> Result<Appended, AppendError> {
-        self.enqueue(events, Some(target.into()), None).await.map(|placed| placed.count())
+    pub async fn append_again(&self, events: impl Into<Events>, target: &str) -> Result<Appended, AppendError> {
+        self.enqueue(events.into(), Some(target.into()), None).await.map(|placed| placed.count())
     }
 
     async fn enqueue(
         &self,
-        events: Vec<Event>,
+        events: Events,
         target: Option<Box<str>>,
         held: Option<OwnedSemaphorePermit>,
     ) -> Result<Placed, AppendError> {

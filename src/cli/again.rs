@@ -82,7 +82,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let spool = open();
         for request in 0..10 {
-            let events = (0..30).map(|number| event(30 * request + number)).collect();
+            let events: Vec<_> = (0..30).map(|number| event(30 * request + number)).collect();
             runtime.block_on(spool.append(events)).unwrap();
         }
         spool.settle(&spool.cursor("stdout").unwrap(), 300);

@@ -7,7 +7,7 @@ use super::select::{Chosen, Selection};
 use super::{CommandError, Location, Site};
 use crate::dead_letter::bodies::{self, Kept};
 use crate::dead_letter::{self, DeadLetter, Found, Letters};
-use crate::event::{Arrival, DEFAULT_INGRESS, Event};
+use crate::event::{Arrival, DEFAULT_INGRESS, Events};
 use crate::ingress::decode::{Content, DecodeError};
 use clap::{Args, Subcommand};
 use std::ops::ControlFlow;
@@ -182,7 +182,7 @@ impl Letterbox<'_> {
     }
 
     /// The events in `body`, which came with this request, as the present configuration sees it.
-    fn decode(&self, kept: &Kept, body: &[u8]) -> Result<Vec<Event>, DecodeError> {
+    fn decode(&self, kept: &Kept, body: &[u8]) -> Result<Events, DecodeError> {
         let content = Content {
             method: &kept.method,
             query: kept.query.as_deref(),
@@ -260,7 +260,7 @@ fn by(ingress: &str) -> Option<Arc<str>> {
 }
 
 /// The events of a body that came by a route.
-fn by_route(events: Vec<Event>, kept: &Kept) -> Vec<Event> {
+fn by_route(events: Events, kept: &Kept) -> Events {
     let ingress = by(&kept.ingress);
     events.into_iter().map(|event| event.by(ingress.clone())).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::CommandError;
 use crate::dead_letter::DeadLetter;
-use crate::event::{Arrival, Event, MAX_DEPTH};
+use crate::event::{Arrival, Event, Events, MAX_DEPTH};
 use clap::Args;
 
 /// Filters that several commands share; an event has to pass all that are given.
@@ -60,7 +60,7 @@ impl Chosen<'_> {
     }
 
     /// Whether a body passes that was complete at `arrival`: if any event in it is of the wanted team and conversation.
-    pub fn takes_body(&self, arrival: Arrival, events: impl FnOnce() -> Vec<Event>) -> bool {
+    pub fn takes_body(&self, arrival: Arrival, events: impl FnOnce() -> Events) -> bool {
         self.since.is_none_or(|since| arrival >= since)
             && self.until.is_none_or(|until| arrival < until)
             && ((self.selection.team.is_none() && self.selection.conversation.is_none())

@@ -3,7 +3,6 @@ use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
 use crate::spool::Placed;
-use futures_util::future::BoxFuture;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::oneshot;
@@ -15,18 +14,16 @@ struct Silent {
 }
 
 impl Sink for Silent {
-    fn publish<'a>(&'a self, _: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+    async fn publish(&self, _: &Message) -> Result<(), Failure> {
         self.taken.fetch_add(1, Ordering::Relaxed);
-        std::future::pending().boxed()
+        std::future::pending().await
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        std::future::ready(Ok(())).boxed()
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        std::future::ready(()).boxed()
-    }
+    async fn close(&self) {}
 }
 
 /// Answers only for what the test lets go, in the test's order.
@@ -52,20 +49,18 @@ impl Manual {
 }
 
 impl Sink for Manual {
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
         let (answer, answered) = oneshot::channel();
         let payload = String::from_utf8(message.payload().to_vec()).unwrap();
         self.waiting.lock().unwrap().push((payload, answer));
-        answered.map(|answer| answer.map_err(|_| Failure::unavailable("gone"))).boxed()
+        answered.await.map_err(|_| Failure::unavailable("gone"))
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        std::future::ready(Ok(())).boxed()
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        std::future::ready(()).boxed()
-    }
+    async fn close(&self) {}
 }
 
 /// Cannot be reached the first few times.
@@ -78,33 +73,31 @@ struct Flaky {
 const FAILURES: usize = 4;
 
 impl Sink for Flaky {
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
         let failed = self.attempts.fetch_add(1, Ordering::Relaxed) < FAILURES;
         if !failed {
             self.taken.lock().unwrap().push(String::from_utf8(message.payload().to_vec()).unwrap());
         }
-        std::future::ready(if failed { Err(Failure::unavailable("down")) } else { Ok(()) }).boxed()
+        if failed { Err(Failure::unavailable("down")) } else { Ok(()) }
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        std::future::ready(Ok(())).boxed()
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        std::future::ready(()).boxed()
-    }
+    async fn close(&self) {}
 }
 
 /// A spool with one sink, and the loop that delivers to it.
-struct Bench {
+struct Bench<S> {
     spool: Arc<Spool>,
-    dispatcher: Dispatcher,
+    dispatcher: Dispatcher<S>,
     stop: signal::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
-impl Bench {
-    async fn new(sink: Arc<dyn Sink>, config: Config, events: Vec<Event>) -> Self {
+impl<S: Sink> Bench<S> {
+    async fn new(sink: Arc<S>, config: Config, events: Vec<Event>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&settings, &["sink"], Metrics::default().spool).unwrap());

@@ -1,7 +1,7 @@
 //! From the bytes of a request to events. The Content-Type only guides: what the body looks like decides.
 
 use crate::event::json::{self, Kind, Reader};
-use crate::event::{Arrival, Event};
+use crate::event::{Arrival, Event, Events};
 use serde::Deserialize;
 
 /// `[ingress.decode]`
@@ -63,7 +63,7 @@ pub struct Content<'a> {
 
 impl<'a> Content<'a> {
     /// The events in the request, in their order.
-    pub fn decode(&self, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+    pub fn decode(&self, config: &Config, arrival: Arrival) -> Result<Events, DecodeError> {
         match self.fields() {
             Some(query) => fields(query, config, arrival),
             None => body(self.body, self.content_type, config, arrival),
@@ -91,13 +91,16 @@ pub fn memory(bytes: &[u8], config: &Config) -> usize {
     COPIES * bytes.len() + FIELD * fields + EVENT * objects.min(config.max_events)
 }
 
+/// The Content-Type of forms.
+const FORM: &[u8] = b"application/x-www-form-urlencoded";
+
 /// The events in a request's body, in their order.
 pub fn body(
     bytes: &[u8],
     content_type: Option<&str>,
     config: &Config,
     arrival: Arrival,
-) -> Result<Vec<Event>, DecodeError> {
+) -> Result<Events, DecodeError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let valid =
@@ -105,7 +108,8 @@ pub fn body(
         malformed(valid, valid.len(), "not valid UTF-8")
     })?;
     let form = content_type
-        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
+        .and_then(|value| value.trim_start().as_bytes().get(..FORM.len()))
+        .is_some_and(|value| value.eq_ignore_ascii_case(FORM));
     match text.trim_start().as_bytes().first() {
         None => Err(DecodeError::Malformed { detail: "the body is empty; expected a JSON object".into(), place: None }),
         Some(b'{' | b'[') => json_text(text, config, arrival),
@@ -119,7 +123,7 @@ pub fn body(
 }
 
 /// The event in a query string or a form; none if there is no field.
-fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
+fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Events, DecodeError> {
     let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).take(config.max_fields + 1).collect();
     if fields.len() > config.max_fields {
         return Err(DecodeError::Malformed { detail: json::too_many_fields(config.max_fields), place: None });
@@ -136,7 +140,7 @@ fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, D
         });
     }
     if fields.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Events::new());
     }
     let mut object = String::with_capacity(text.len() + 8 * fields.len());
     for (name, value) in fields {
@@ -148,7 +152,7 @@ fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, D
     object.push('}');
     let event = Event::parse(&object, config.max_depth, arrival)
         .map_err(|error| malformed(&object, error.at, &error.problem))?;
-    Ok(vec![event])
+    Ok(Events::from([event]))
 }
 
 /// Without a Content-Type that says so, only what cannot be anything else is a form.
@@ -159,25 +163,25 @@ fn looks_like_form(text: &str) -> bool {
 }
 
 /// One object, an array of objects, an envelope around such an array, or one object a line.
-fn json_text(text: &str, config: &Config, arrival: Arrival) -> Result<Vec<Event>, DecodeError> {
-    let mut events = Events { text, config, arrival, events: Vec::with_capacity(1), too_many: false };
-    let result = events.read();
+fn json_text(text: &str, config: &Config, arrival: Arrival) -> Result<Events, DecodeError> {
+    let mut found = Found { text, config, arrival, events: Events::new(), too_many: false };
+    let result = found.read();
     match result {
-        _ if events.too_many => Err(DecodeError::TooMany { limit: config.max_events }),
-        Ok(()) => Ok(events.events),
+        _ if found.too_many => Err(DecodeError::TooMany { limit: config.max_events }),
+        Ok(()) => Ok(found.events),
         Err(error) => Err(malformed(text, error.at, &error.problem)),
     }
 }
 
-struct Events<'a> {
+struct Found<'a> {
     text: &'a str,
     config: &'a Config,
     arrival: Arrival,
-    events: Vec<Event>,
+    events: Events,
     too_many: bool,
 }
 
-impl Events<'_> {
+impl Found<'_> {
     fn read(&mut self) -> Result<(), json::Error> {
         let mut reader = Reader::new(self.text, self.config.max_depth).with_max_fields(self.config.max_fields);
         if reader.peek() == Some(b'[') {
@@ -263,7 +267,7 @@ mod tests {
     const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
     const JSON: Option<&str> = Some("application/json");
 
-    fn decode(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Vec<Event>, DecodeError> {
+    fn decode(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Events, DecodeError> {
         body(text.as_ref(), content_type, &Config::default(), Arrival(1))
     }
 

@@ -2,7 +2,7 @@
 
 use super::auth::{self, Auth, Denied, Type};
 use super::tls;
-use crate::event::{DEFAULT_INGRESS, Event};
+use crate::event::{DEFAULT_INGRESS, Event, Events};
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
 use hyper::Method;
@@ -353,7 +353,7 @@ impl Route {
     }
 
     /// Marks what came by this route.
-    pub fn mark(&self, events: Vec<Event>) -> Vec<Event> {
+    pub fn mark(&self, events: Events) -> Events {
         match &self.mark {
             None => events,
             mark => events.into_iter().map(|event| event.by(mark.clone())).collect(),

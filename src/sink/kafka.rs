@@ -14,8 +14,6 @@ mod topics;
 pub use config::{Compression, Config, Mechanism, Properties, Sasl, Tls};
 
 use crate::sink::{Failure, Message, SetupError, Sink};
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use producer::{Link, Producer, Undelivered};
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
@@ -119,16 +117,16 @@ impl KafkaSink {
 }
 
 impl Sink for KafkaSink {
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
-        self.deliver(message).boxed()
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
+        self.deliver(message).await
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        self.topics.probe(self.topic.as_deref()).boxed()
+    async fn probe(&self) -> Result<(), Failure> {
+        self.topics.probe(self.topic.as_deref()).await
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.finish().boxed()
+    async fn close(&self) {
+        self.finish().await;
     }
 }
 

@@ -30,7 +30,6 @@ use async_nats::jetstream::response::Response;
 use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use bytesize::ByteSize;
-use futures_util::future::BoxFuture;
 use link::Link;
 use serde::{Deserialize, Deserializer};
 use std::path::PathBuf;
@@ -294,23 +293,21 @@ impl NatsSink {
 }
 
 impl Sink for NatsSink {
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(self.send(message))
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
+        self.send(message).await
     }
 
     /// Connected, and in JetStream mode a stream takes the subject.
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        Box::pin(async move {
-            let client = self.link.client()?;
-            match &self.stream {
-                Some(stream) => stream.probe(&self.link, client).await,
-                None => Ok(()),
-            }
-        })
+    async fn probe(&self) -> Result<(), Failure> {
+        let client = self.link.client()?;
+        match &self.stream {
+            Some(stream) => stream.probe(&self.link, client).await,
+            None => Ok(()),
+        }
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.link.close())
+    async fn close(&self) {
+        self.link.close().await;
     }
 }
 

@@ -7,7 +7,6 @@
 use crate::event::json;
 use crate::sink::answers::Answers;
 use crate::sink::{Failure, Message, SetupError, Sink};
-use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -159,19 +158,19 @@ impl Drop for StdoutSink {
 }
 
 impl Sink for StdoutSink {
-    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(self.write(|text| render(message, text)))
+    async fn publish(&self, message: &Message) -> Result<(), Failure> {
+        self.write(|text| render(message, text)).await
     }
 
     /// stdout can only be tried by writing, so this repeats how the last write ended.
-    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+    async fn probe(&self) -> Result<(), Failure> {
         let broken = self.shared.state().broken.clone();
-        Box::pin(async move { broken.map_or(Ok(()), |cause| Err(Failure::unavailable(cause))) })
+        broken.map_or(Ok(()), |cause| Err(Failure::unavailable(cause)))
     }
 
     /// Waits for the lines ahead of it.
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { drop(self.write(|_| {}).await) })
+    async fn close(&self) {
+        let _ = self.write(|_| {}).await;
     }
 }
 
@@ -469,8 +468,8 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let sink = StdoutSink::to(writer).unwrap();
         let big = message(&format!("{{\"a\":\"{}\"}}", "x".repeat(200_000)));
-        let mut publish = sink.publish(&big);
-        assert!(tokio::time::timeout(Duration::from_millis(50), &mut publish).await.is_err());
+        let mut publish = pin!(sink.publish(&big));
+        assert!(tokio::time::timeout(Duration::from_millis(50), publish.as_mut()).await.is_err());
         let read = std::thread::spawn(move || {
             let mut text = vec![0; line(&message(&format!("{{\"a\":\"{}\"}}", "x".repeat(200_000)))).len()];
             std::io::Read::read_exact(&mut reader, &mut text).unwrap();

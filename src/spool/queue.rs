@@ -1,7 +1,7 @@
 //! Requests that wait for the writer, and what they are told.
 
 use super::Shared;
-use crate::event::Event;
+use crate::event::Events;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -69,7 +69,7 @@ pub enum AppendError {
 /// The events of one request and whom to tell.
 #[derive(Debug)]
 pub struct Append {
-    pub events: Vec<Event>,
+    pub events: Events,
     /// The only sink they are for. Such events are stored even if they were before.
     pub target: Option<Box<str>>,
     /// What their memory is accounted for with, until they are stored.
@@ -189,7 +189,12 @@ impl Queue {
                 return Some(std::mem::take(&mut state.requests));
             }
         }
-        if state.requests.is_empty() { None } else { Some(std::mem::take(&mut state.requests)) }
+        if state.requests.is_empty() {
+            return None;
+        }
+        // As many may come again.
+        let room = VecDeque::with_capacity(state.requests.len());
+        Some(std::mem::replace(&mut state.requests, room))
     }
 
     fn state(&self) -> MutexGuard<'_, Waiting> {

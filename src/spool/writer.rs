@@ -64,6 +64,19 @@ struct Commit {
     duplicates: usize,
 }
 
+impl Commit {
+    /// With room for so many requests.
+    fn of(requests: usize) -> Self {
+        Self {
+            records: Vec::with_capacity(requests),
+            ids: HashMap::with_capacity_and_hasher(requests, RandomState::default()),
+            waiting: Vec::with_capacity(requests),
+            held: Vec::with_capacity(requests),
+            ..Self::default()
+        }
+    }
+}
+
 impl Writer {
     /// A writer that goes on behind the last record.
     pub(super) fn new(shared: Arc<Shared>, recent: Recent) -> Self {
@@ -147,7 +160,7 @@ impl Writer {
 
     /// Frames requests into the buffer for as long as they fit.
     fn encode(&mut self, requests: &mut VecDeque<Append>) -> Commit {
-        let mut commit = Commit::default();
+        let mut commit = Commit::of(requests.len());
         self.buffer.clear();
         let batch = self.next;
         let room = self.room();
@@ -156,8 +169,7 @@ impl Writer {
             if self.buffer.len() > COMMIT_BYTES || !(fits(most(request)) || fits(self.needed(request))) {
                 break;
             }
-            let Some(Append { events, target, held, done }) = requests.pop_front() else { break };
-            let mut fresh: VecDeque<Event> = events.into();
+            let Some(Append { events: mut fresh, target, held, done }) = requests.pop_front() else { break };
             let mut earlier = Vec::new();
             if target.is_none() {
                 let mut next = self.next;
@@ -169,9 +181,11 @@ impl Writer {
                 });
             }
             let placed = Placed { fresh: self.next..self.next + fresh.len() as u64, earlier };
-            while let Some(event) = fresh.pop_front() {
+            let mut follows = fresh.len() as u32;
+            for event in fresh {
+                follows -= 1;
                 let record = Record { offset: self.next, target: target.clone(), event };
-                segment::write_record(&record, batch, fresh.len() as u32, &mut self.buffer);
+                segment::write_record(&record, batch, follows, &mut self.buffer);
                 self.next += 1;
                 commit.records.push(Arc::new(record));
             }
