@@ -164,6 +164,12 @@ impl Queue {
         self.state().trouble = trouble;
     }
 
+    /// Whether the writer sleeps, and nobody is about to wake it.
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.state().asleep
+    }
+
     /// Refuses what waits and all that is to come: no thread is left to do it.
     pub fn abandon(&self, cause: &str) {
         let mut state = self.state();

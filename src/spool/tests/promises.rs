@@ -107,6 +107,27 @@ async fn requests_that_wait_together_share_a_sync() {
 }
 
 #[tokio::test]
+async fn the_writer_is_woken_once_those_that_are_ready_have_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { path: directory.path().into(), ..Config::default() };
+    let metrics = SpoolMetrics::default();
+    let spool = Spool::open(&config, &["analytics"], metrics.clone()).unwrap();
+    spool.append(vec![event(0, 100)]).await.unwrap();
+    for round in 0..20 {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !spool.shared.queue.is_asleep() {
+            assert!(Instant::now() < deadline, "the writer does not go to sleep");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let syncs = metrics.syncs.get();
+        let numbers = 1 + 200 * round..1 + 200 * (round + 1);
+        let stored = join_all(numbers.map(|number| spool.append(vec![event(number, 100)]))).await;
+        assert!(stored.iter().all(Result::is_ok));
+        assert_eq!(metrics.syncs.get(), syncs + 1, "in round {round}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_whose_sender_has_gone_is_stored_all_the_same() {
     let spool = Spool::on(Machine::new(0).mount(), &config(), &["analytics"], SpoolMetrics::default()).unwrap();
     {
