@@ -76,6 +76,8 @@ pub async fn serve<A, F>(
     builder.http1().half_close(true);
     // The socket sees to it that a header comes in time.
     builder.http1().header_read_timeout(None).max_buf_size(BUFFER);
+    // Answers are short: to copy one behind its header costs less than a call with two pieces.
+    builder.http1().writev(false);
     builder
         .http2()
         .timer(TokioTimer::new())
