@@ -284,6 +284,12 @@ impl Config {
                 self.log.level
             ),
         );
+        for (key, none) in [
+            ("max_connections", ingress.max_connections == 0),
+            ("max_connections_per_peer", ingress.max_connections_per_peer == Some(0)),
+        ] {
+            check(!none, &format!("ingress.{key}"), "found 0; with that nobody could connect".into());
+        }
         for (name, sink) in &self.sinks {
             for (key, none) in [
                 ("max_in_flight", sink.dispatch.max_in_flight == 0),

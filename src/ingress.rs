@@ -17,7 +17,7 @@ pub use delivery::Delivery;
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
 use crate::http::{Answer, Limits, Peer};
-use crate::metrics::{IngressMetrics, StatusLabel};
+use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
 use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
 use body::{Bodies, reserve};
@@ -64,8 +64,12 @@ pub struct Config {
     /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
     /// further requests wait for their turn, up to `body_timeout`.
     pub max_bodies: ByteSize,
-    /// How many connections there may be; further ones wait until one ends.
+    /// How many connections there may be; for a further one, that which has kept us waiting longest has to end.
     pub max_connections: usize,
+    /// How many of them may come from one address.
+    pub max_connections_per_peer: Option<usize>,
+    /// How many requests may be on their way to the spool, besides one for each connection.
+    pub max_requests: usize,
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
@@ -109,6 +113,8 @@ impl Default for Config {
             max_unpacked_body: None,
             max_bodies: ByteSize::mib(4),
             max_connections: 512,
+            max_connections_per_peer: None,
+            max_requests: 512,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
@@ -126,9 +132,15 @@ impl Config {
         self.max_unpacked_body.unwrap_or(self.max_body)
     }
 
-    /// What connections are allowed.
-    pub fn limits(&self) -> Limits {
-        Limits { header_timeout: self.header_timeout, max_connections: self.max_connections }
+    /// What connections are allowed, counted in `metrics`.
+    pub fn limits(&self, metrics: LimitMetrics) -> Limits {
+        Limits {
+            header_timeout: self.header_timeout,
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_requests: self.max_requests,
+            metrics,
+        }
     }
 }
 
@@ -187,6 +199,12 @@ impl Ingress {
 
     async fn accept(&self, request: Request<Incoming>, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
+        if peer.crowded {
+            return Err(Refusal {
+                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
+                ..unread(refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"))
+            });
+        }
         let (parts, body) = request.into_parts();
         let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
         let head = Head { parts: &parts, path_secret, peer: peer.address.ip() };

@@ -1,5 +1,8 @@
 //! Whoever goes beyond a limit is told so or cut off, the bridge's memory does not grow, and other clients notice nothing.
 
+mod connections;
+mod requests;
+mod streams;
 mod unpacking;
 
 use crate::bounds::assert_small;
@@ -13,6 +16,10 @@ const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 
 async fn bridge(settings: &str) -> Bridge {
     Bridge::start(&format!("{LISTEN}{settings}{STDOUT}")).await
+}
+
+async fn limited(bridge: &Bridge, limit: &str) -> f64 {
+    bridge.metric(&format!("cdrelay_ingress_limited_total{{limit=\"{limit}\"}}")).await.unwrap()
 }
 
 /// Does what is hostile while somebody else sends one webhook after another, on a connection that stays and on new ones, and gets a 200
