@@ -7,11 +7,14 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -111,4 +114,23 @@ async fn requests_beyond_those_that_may_share_connections_get_503() {
         bridge.metric("cdrelay_ingress_requests_in_flight").await == Some(0.0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_any_client_can_do_fills_no_log() {
+    let bridge = bridge("").await;
+    let before = bridge.stderr().len();
+    let mut client = connect(&bridge).await;
+    client.send(frame(PING, ACK, 0, &[7; 8]).repeat(10_000)).await;
+    client.send([post(1), frame(DATA, END_STREAM, 1, b"{\"a\":1}")].concat()).await;
+    eventually(PATIENCE, "all is read", async || {
+        bridge.metric("cdrelay_ingress_events_accepted_total").await == Some(1.0)
+    })
+    .await;
+    for request in ["\x16\x03\x01", "GET / HTTP/9\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense and more of it"] {
+        let mut client = Raw::connect(&bridge).await;
+        client.try_send(request).await;
+    }
+    assert_eq!(bridge.post("{\"a\":", "application/json").await.status, 400);
+    assert_eq!(bridge.stderr().len(), before, "{}", bridge.stderr());
 }
