@@ -11,7 +11,7 @@ use crate::ingress::auth;
 use crate::ingress::routes::Routes;
 use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
-use crate::metrics::Metrics;
+use crate::metrics::{LimitMetrics, Metrics};
 use crate::route::{Route, RouteError};
 use crate::sink::kafka::KafkaSink;
 use crate::sink::nats::NatsSink;
@@ -190,18 +190,23 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
     }
     let ingress = Arc::new(ingress);
+    let limits = config.ingress.limits(metrics.ingress.limits.clone());
+    let admin_limits = Limits {
+        max_connections: ADMIN_CONNECTIONS,
+        max_connections_per_peer: None,
+        ..config.ingress.limits(LimitMetrics::default())
+    };
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone()));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, config.ingress.limits(), tls, serving, {
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, limits, tls, serving, {
         move |request, peer| {
             let ingress = ingress.clone();
             async move { ingress.answer(request, peer).await }
         }
     }));
-    let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..config.ingress.limits() };
     let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, None, admin_serving, {
         let admin = admin.clone();
         move |request, _| std::future::ready(admin.answer(&request))

@@ -243,15 +243,24 @@ impl Config {
             "ingress.max_bodies",
             format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body),
         );
+        let unpacked = ingress.max_unpacked_body.unwrap_or_default();
         check(
-            ingress.max_body.as_u64() <= 64 << 20,
-            "ingress.max_body",
-            format!("found {}; 64 MiB at the most", ingress.max_body),
+            ingress.max_bodies >= unpacked,
+            "ingress.max_bodies",
+            format!("found {}; it has to hold a body of `ingress.max_unpacked_body`, {unpacked}", ingress.max_bodies),
         );
+        for (key, size) in [("ingress.max_body", ingress.max_body), ("ingress.max_unpacked_body", unpacked)] {
+            check(size.as_u64() <= 64 << 20, key, format!("found {size}; 64 MiB at the most"));
+        }
         check(
             spool.max_size.as_u64() >= ingress.max_body.as_u64().saturating_mul(4),
             "spool.max_size",
             format!("found {}; it has to hold four bodies of `ingress.max_body`, {}", spool.max_size, ingress.max_body),
+        );
+        check(
+            spool.max_size.as_u64() >= unpacked.as_u64().saturating_mul(4),
+            "spool.max_size",
+            format!("found {}; it has to hold four bodies of `ingress.max_unpacked_body`, {unpacked}", spool.max_size),
         );
         check(
             spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
@@ -275,6 +284,12 @@ impl Config {
                 self.log.level
             ),
         );
+        for (key, none) in [
+            ("max_connections", ingress.max_connections == 0),
+            ("max_connections_per_peer", ingress.max_connections_per_peer == Some(0)),
+        ] {
+            check(!none, &format!("ingress.{key}"), "found 0; with that nobody could connect".into());
+        }
         for (name, sink) in &self.sinks {
             for (key, none) in [
                 ("max_in_flight", sink.dispatch.max_in_flight == 0),

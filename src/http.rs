@@ -1,10 +1,12 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
+mod places;
 mod socket;
 mod tls;
 
 pub use tls::Tls;
 
+use crate::metrics::LimitMetrics;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
@@ -14,6 +16,7 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use places::Places;
 use socket::Socket;
 use std::convert::Infallible;
 use std::io;
@@ -22,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tls::Stream;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// How large the header of a request may be, how much of its body a connection holds, and what a client may send for a handshake.
 const BUFFER: usize = 32 << 10;
@@ -30,6 +33,12 @@ const BUFFER: usize = 32 << 10;
 /// those whose turn it is the bytes that they need to finish.
 const MAX_STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 16 << 10;
+/// Of the headers of one request over HTTP/2, 32 counted on top for each: about 400 at the most.
+const HEADER_LIST: u32 = 16 << 10;
+/// How many streams a client may take back before they are accepted, and how many it may have us take back, until it has to connect
+/// anew (rapid reset, CVE-2023-44487 and RUSTSEC-2024-0003).
+const RESETS: usize = 20;
+const OWN_RESETS: usize = 128;
 /// After a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,15 +55,23 @@ pub struct BodyUnread;
 pub struct Peer {
     /// Its address; one of IPv4 is one of IPv4, also where the listener takes both kinds.
     pub address: SocketAddr,
+    /// Whether this request is one too many, of those that share a connection.
+    pub crowded: bool,
 }
 
 /// What connections are allowed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
     pub header_timeout: Duration,
-    /// How many connections there may be; further ones wait in the backlog of the listener.
+    /// How many connections there may be; for a further one, that which has kept us waiting longest has to end.
     pub max_connections: usize,
+    /// How many of them may come from one address.
+    pub max_connections_per_peer: Option<usize>,
+    /// How many requests there may be that are not stored yet, besides one for each connection.
+    pub max_requests: usize,
+    /// Counts what was refused.
+    pub metrics: LimitMetrics,
 }
 
 /// Answers requests over HTTP/1.1 and HTTP/2, with prior knowledge or as agreed by TLS, until `stop` turns true; then takes no
@@ -70,7 +87,8 @@ pub async fn serve<A, F>(
     F: Future<Output = Answer> + Send + 'static,
 {
     let answer = Arc::new(answer);
-    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
+    let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // A client may close its sending side behind its last request and still wants the answer.
     builder.http1().half_close(true);
@@ -82,9 +100,13 @@ pub async fn serve<A, F>(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(HEADER_LIST)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(OWN_RESETS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
         .keep_alive_interval(limits.header_timeout);
+    let by_alpn = Arc::new(builder.clone().http2_only());
     let builder = Arc::new(builder);
     let tls = tls.map(Arc::new);
     let graceful = GracefulShutdown::new();
@@ -93,9 +115,9 @@ pub async fn serve<A, F>(
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        let (stream, peer, place) = match accepted {
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             // The client was gone before we came to it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -109,16 +131,39 @@ pub async fn serve<A, F>(
             }
         };
         failing = false;
+        if places.are_taken_by(peer.address.ip()) {
+            limits.metrics.connections_per_peer.inc();
+            continue;
+        }
         let _ = stream.set_nodelay(true);
         let (socket, watcher) = Socket::new(stream, limits.header_timeout);
+        let evicted = || {
+            limits.metrics.connections.inc();
+        };
+        let place = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            place = places.take(peer.address.ip(), &watcher, evicted) => place,
+        };
         let answer = answer.clone();
         let shaking = tls.clone().map(|tls| (tls, watcher.clone(), stop.clone()));
-        let service = service_fn(move |request: Request<Incoming>| {
+        let (requests, crowded) = (requests.clone(), limits.metrics.requests.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let watcher = watcher.clone();
             let (version, has_body) = (request.version(), !request.body().is_end_stream());
-            watcher.request_begins(version == Version::HTTP_2);
+            let (open, others) = watcher.request_begins(version == Version::HTTP_2);
+            let mut peer = peer;
+            if others > 0 {
+                match requests.clone().try_acquire_owned() {
+                    // Given back with the request, when its events are stored.
+                    Ok(permit) => drop(request.extensions_mut().insert(Arc::new(permit))),
+                    Err(_) => peer.crowded = true,
+                }
+                crowded.inc_by(u64::from(peer.crowded));
+            }
             let answer = answer(request, peer);
             async move {
+                let _open = open;
                 let mut answer = answer.await;
                 let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
                 if unread && version != Version::HTTP_2 {
@@ -128,7 +173,7 @@ pub async fn serve<A, F>(
                 Ok::<_, Infallible>(answer)
             }
         });
-        let (builder, finishing) = (builder.clone(), graceful.watcher());
+        let (builder, by_alpn, finishing) = (builder.clone(), by_alpn.clone(), graceful.watcher());
         tokio::spawn(async move {
             let stream = match shaking {
                 None => Ok(Stream::Plain(socket)),
@@ -145,6 +190,7 @@ pub async fn serve<A, F>(
             };
             let served = match stream {
                 Ok(stream) => {
+                    let builder = if stream.speaks_http2() { by_alpn } else { builder };
                     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
                     finishing.watch(connection).await.map_err(|error| error.to_string())
                 }
@@ -160,11 +206,8 @@ pub async fn serve<A, F>(
     graceful.shutdown().await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Peer)> {
     let (stream, address) = listener.accept().await?;
-    Ok((stream, Peer { address: SocketAddr::new(address.ip().to_canonical(), address.port()) }, place))
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    Ok((stream, Peer { address, crowded: false }))
 }

@@ -4,26 +4,29 @@
 //! required sinks have them. Errors are problem details (RFC 9457).
 
 pub mod auth;
+mod body;
 pub mod decode;
 mod delivery;
 mod refusal;
 pub mod routes;
 pub mod tls;
+mod unpack;
 
 pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
 use crate::http::{Answer, Limits, Peer};
-use crate::metrics::{IngressMetrics, StatusLabel};
-use crate::spool::{AppendError, Appended, Placed, Spool};
+use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
+use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
-use bytes::{Bytes, BytesMut};
+use body::{Bodies, reserve};
+use bytes::Bytes;
 use bytesize::ByteSize;
 use decode::Content;
 use delivery::Delivered;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use refusal::{Refusal, refusal, unauthorized};
@@ -33,8 +36,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Semaphore;
+use unpack::Packing;
 
 /// `[ingress]`
 #[derive(Clone, Debug, Deserialize)]
@@ -54,13 +57,19 @@ pub struct Config {
     pub source: Option<String>,
     /// Further routes.
     pub routes: BTreeMap<String, routes::Config>,
-    /// How large a body may be.
+    /// How large a body may be, as it comes.
     pub max_body: ByteSize,
+    /// How large a compressed body may be when it is unpacked; as `max_body` if nothing is said.
+    pub max_unpacked_body: Option<ByteSize>,
     /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
     /// further requests wait for their turn, up to `body_timeout`.
     pub max_bodies: ByteSize,
-    /// How many connections there may be; further ones wait until one ends.
+    /// How many connections there may be; for a further one, that which has kept us waiting longest has to end.
     pub max_connections: usize,
+    /// How many of them may come from one address.
+    pub max_connections_per_peer: Option<usize>,
+    /// How many requests may be on their way to the spool, besides one for each connection.
+    pub max_requests: usize,
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
@@ -101,8 +110,11 @@ impl Default for Config {
             source: None,
             routes: BTreeMap::new(),
             max_body: ByteSize::mib(1),
+            max_unpacked_body: None,
             max_bodies: ByteSize::mib(4),
             max_connections: 512,
+            max_connections_per_peer: None,
+            max_requests: 512,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
@@ -115,9 +127,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What connections are allowed.
-    pub fn limits(&self) -> Limits {
-        Limits { header_timeout: self.header_timeout, max_connections: self.max_connections }
+    /// How large a body may be, compressed or not, when it is read for events.
+    pub fn largest_body(&self) -> ByteSize {
+        self.max_unpacked_body.unwrap_or(self.max_body)
+    }
+
+    /// What connections are allowed, counted in `metrics`.
+    pub fn limits(&self, metrics: LimitMetrics) -> Limits {
+        Limits {
+            header_timeout: self.header_timeout,
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_requests: self.max_requests,
+            metrics,
+        }
     }
 }
 
@@ -131,19 +154,11 @@ pub struct Ingress {
     metrics: IngressMetrics,
     /// Who waits for the sinks, if anybody is to.
     delivery: Option<Delivery>,
-    /// A permit for every byte of large body that may be in memory.
-    bodies: Arc<Semaphore>,
+    bodies: Bodies,
     /// A permit for every byte that decoding and the decoded events may take, `budget` of them.
     events: Arc<Semaphore>,
     budget: usize,
 }
-
-/// A body may have as many bytes as this without waiting for memory, which is less than its connection holds anyway: webhooks
-/// are small, and do not wait behind slow clients with large bodies.
-const SMALL_BODY: usize = 16 << 10;
-
-/// A body and the memory it takes.
-type Held = (Bytes, Option<OwnedSemaphorePermit>);
 
 impl Ingress {
     /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
@@ -155,7 +170,8 @@ impl Ingress {
         metrics: IngressMetrics,
     ) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
-        let [bodies, events] = [budget, budget].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        let bodies = Bodies::new(&config, budget);
+        let events = Arc::new(Semaphore::new(budget));
         Self { config, routes, spool, undecodable, metrics, delivery: None, bodies, budget, events }
     }
 
@@ -183,17 +199,29 @@ impl Ingress {
 
     async fn accept(&self, request: Request<Incoming>, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
+        if peer.crowded {
+            return Err(Refusal {
+                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
+                ..unread(refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"))
+            });
+        }
         let (parts, body) = request.into_parts();
         let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
         let head = Head { parts: &parts, path_secret, peer: peer.address.ip() };
-        self.check(route, &head).map_err(unread)?;
+        let packing = self.check(route, &head).map_err(unread)?;
         if parts.method == Method::HEAD {
             route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
             return Ok(Placed::default());
         }
-        let (bytes, held) = self.read(body).await.map_err(unread)?;
+        let (bytes, held) = self.bodies.read(body).await.map_err(unread)?;
         route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
         let arrival = Arrival::now();
+        let packed = bytes.clone();
+        let (bytes, held, refused) = match self.bodies.unpack(packing, bytes, held).await {
+            Ok((bytes, held)) => (bytes, held, None),
+            Err(refusal) => (packed.clone(), None, Some(refusal)),
+        };
+        drop(packed);
         let query = parts.uri.query().map(|query| route.auth.strip(query));
         let content = Content {
             method: parts.method.as_str(),
@@ -201,6 +229,13 @@ impl Ingress {
             content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
             body: &bytes,
         };
+        if let Some(refusal) = refused {
+            // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
+            if refusal.status == StatusCode::BAD_REQUEST {
+                self.keep(route, &content, arrival, &refusal);
+            }
+            return Err(refusal);
+        }
         let memory = decode::memory(content.text(), &self.config.decode);
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
         let events = match content.decode(&self.config.decode, arrival) {
@@ -240,8 +275,8 @@ impl Ingress {
         });
     }
 
-    /// What can be said without the body.
-    fn check(&self, route: &Route, head: &Head<'_>) -> Result<(), Refusal> {
+    /// What can be said without the body: whether it is wanted, and how it is packed.
+    fn check(&self, route: &Route, head: &Head<'_>) -> Result<Packing, Refusal> {
         let parts = head.parts;
         if let Err(denied) = route.auth.check_path(head.path_secret) {
             route.denied(denied);
@@ -255,74 +290,13 @@ impl Ingress {
             });
         }
         route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
-        let encoding = parts.headers.get_all(header::CONTENT_ENCODING).iter();
-        match encoding.into_iter().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            None => Ok(()),
-            Some(encoding) => Err(Refusal {
-                header: Some(Box::new((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))),
-                ..refusal(
-                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    format!("bodies encoded as {encoding:?} are not taken; send them plain"),
-                )
-            }),
-        }
-    }
-
-    /// Reads the body within the bounds of size, time and memory.
-    async fn read(&self, mut body: Incoming) -> Result<Held, Refusal> {
-        if body.is_end_stream() {
-            return Ok((Bytes::new(), None));
-        }
-        let declared = body.size_hint().exact().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-        let most = self.config.max_body.as_u64() as usize;
-        if declared.is_some_and(|size| size > most) {
-            return Err(self.too_large());
-        }
-        let mut held = None;
-        if declared.is_some_and(|size| size > SMALL_BODY) {
-            held = Some(self.reserve_body(declared.unwrap_or(most)).await?);
-        }
-        let timeout = self.config.body_timeout;
-        let mut deadline = Instant::now() + timeout;
-        let mut first = Bytes::new();
-        let mut all = BytesMut::new();
-        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| too_slow(timeout))? {
-            let frame =
-                frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
-            let Ok(data) = frame.into_data() else { continue };
-            let size = first.len() + all.len() + data.len();
-            if size > most {
-                return Err(self.too_large());
-            }
-            if size > SMALL_BODY && held.is_none() {
-                // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
-                held = Some(self.reserve_body(most).await?);
-                deadline = Instant::now() + timeout;
-            }
-            // Most bodies come in one piece, which needs no copy.
-            if size == data.len() {
-                first = data;
-            } else {
-                if all.is_empty() {
-                    all.reserve(declared.unwrap_or(if held.is_some() { most } else { SMALL_BODY }));
-                }
-                all.extend_from_slice(&std::mem::take(&mut first));
-                all.extend_from_slice(&data);
-            }
-        }
-        let bytes = if all.is_empty() { first } else { all.freeze() };
-        if let Some(held) = &mut held {
-            drop(held.split(held.num_permits().saturating_sub(bytes.len())));
-        }
-        Ok((bytes, held))
-    }
-
-    async fn reserve_body(&self, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        timeout(self.config.body_timeout, reserve(&self.bodies, size)).await.unwrap_or_else(|_| {
-            Err(Refusal {
-                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
-                ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
-            })
+        let encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+        Packing::of(encodings).map_err(|encoding| Refusal {
+            header: Some(Box::new((header::ACCEPT_ENCODING, HeaderValue::from_static(unpack::TAKEN)))),
+            ..refusal(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("bodies encoded as {encoding} are not taken; use {}, or send them plain", unpack::TAKEN),
+            )
         })
     }
 
@@ -342,20 +316,6 @@ impl Ingress {
         };
         refusal(StatusCode::NOT_FOUND, detail)
     }
-
-    fn too_large(&self) -> Refusal {
-        refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.config.max_body.as_u64()))
-    }
-}
-
-async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
-    permit.map_err(|_| AppendError::Closed.into())
-}
-
-fn too_slow(timeout: Duration) -> Refusal {
-    let seconds = timeout.as_secs_f64();
-    refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
 }
 
 struct InFlight<'a>(&'a Ingress);

@@ -32,6 +32,19 @@ pub struct IngressMetrics {
     unauthorized: Family<IngressLabel, Counter>,
     /// Of encryption.
     pub tls: TlsMetrics,
+    /// Of what was refused to keep others served.
+    pub limits: LimitMetrics,
+}
+
+/// Counts what a server refuses so that others are served.
+#[derive(Clone, Debug, Default)]
+pub struct LimitMetrics {
+    /// Connections that had to end because others waited for their place.
+    pub connections: Counter,
+    /// Connections of an address that has all it may have.
+    pub connections_per_peer: Counter,
+    /// Requests beyond those that may share connections.
+    pub requests: Counter,
 }
 
 /// Counts how files of secrets are read again.
@@ -147,6 +160,12 @@ struct IngressLabel {
     ingress: String,
 }
 
+/// `limit="connections"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
 /// `result="ok"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
@@ -203,6 +222,13 @@ impl Default for Metrics {
             "Files of secrets that could not be read again",
             ingress.secrets.failures.clone(),
         );
+
+        let limited = Family::<LimitLabel, Counter>::default();
+        let beyond = |limit| limited.get_or_create_owned(&LimitLabel { limit });
+        ingress.limits.connections = beyond("connections");
+        ingress.limits.connections_per_peer = beyond("connections_per_peer");
+        ingress.limits.requests = beyond("requests");
+        at.register("limited", "Connections and requests refused or ended for others, by limit", limited);
 
         let (handshakes, reloads) =
             (Family::<ResultLabel, Counter>::default(), Family::<ResultLabel, Counter>::default());

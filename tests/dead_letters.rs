@@ -55,7 +55,7 @@ async fn a_call_refused_for_what_it_held_is_replayed_when_the_cause_is_mended() 
     let mut raw = Raw::connect(&bridge).await;
     for (request, status) in [
         (Raw::head("PUT", &format!("content-length: {}\r\n", wide.len())) + wide, 405),
-        (Raw::head("POST", "content-encoding: gzip\r\ncontent-length: 2\r\n") + "{ ", 415),
+        (Raw::head("POST", "content-encoding: compress\r\ncontent-length: 2\r\n") + "{ ", 415),
         (Raw::post(wide).replace("/webhook/cdr", "/webhook"), 404),
         (Raw::post(" \n"), 400),
     ] {

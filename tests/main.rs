@@ -43,6 +43,7 @@ mod independence;
 mod ingress;
 mod kafka_faults;
 mod kafka_sink;
+mod limits;
 mod nats_faults;
 mod nats_sink;
 mod ordering;

@@ -7,6 +7,10 @@ use tracing_subscriber::EnvFilter;
 /// Libraries that log what we report ourselves, or more than an operator should see.
 const QUIET: &str = "async_nats=off";
 
+/// Libraries that warn of what any client can do as often as it likes, which would fill the log. A directive for one of them in `log.level`
+/// overrides this.
+const PROVOKED: &str = "h2=error";
+
 /// For the bridge.
 pub fn start(log: &Log) {
     start_at(&log.level, log.format);
@@ -18,7 +22,7 @@ pub fn start_for_command(log: &Log) {
 }
 
 fn start_at(level: &str, format: LogFormat) {
-    let filter = EnvFilter::new(format!("{level},{QUIET}"));
+    let filter = EnvFilter::new(format!("{PROVOKED},{level},{QUIET}"));
     // A line that cannot be written would be complained about where it could not be written, and that panics.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);

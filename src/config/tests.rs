@@ -148,6 +148,11 @@ fn contradictions_are_found() {
     for (toml, key) in [
         ("[ingress]\npath = 'cdr'", "ingress.path"),
         ("[ingress]\nmax_bodies = '1KiB'", "ingress.max_bodies"),
+        ("[ingress]\nmax_unpacked_body = '5MiB'", "ingress.max_bodies"),
+        ("[ingress]\nmax_unpacked_body = '65MiB'", "ingress.max_unpacked_body"),
+        ("[ingress]\nmax_unpacked_body = '1MiB'\n[spool]\nmax_size = '3MiB'", "spool.max_size"),
+        ("[ingress]\nmax_connections = 0", "ingress.max_connections"),
+        ("[ingress]\nmax_connections_per_peer = 0", "ingress.max_connections_per_peer"),
         ("[ingress]\nlisten = '127.0.0.1:9090'", "admin.listen"),
         ("[ingress.decode]\nmax_depth = 1000", "ingress.decode.max_depth"),
         ("[spool]\nsegment_size = '1GiB'", "spool.segment_size"),

@@ -1,9 +1,10 @@
 //! A client's socket, closed so that the client can read the last answer, and not waited on for ever.
 
+use futures_util::task::AtomicWaker;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,29 +35,96 @@ pub struct Socket {
     allowance: usize,
 }
 
-/// What the service tells the socket.
-#[derive(Debug, Default)]
+/// What the service, the socket and the places tell each other.
+#[derive(Debug)]
 pub struct Watcher {
-    /// How many requests have begun, and whether the last of them still has no answer.
+    begun: Instant,
+    /// How many requests have begun, and how many of them have no answer yet.
     requests: AtomicUsize,
-    busy: AtomicBool,
+    open: AtomicUsize,
     http2: AtomicBool,
     /// Bytes came that no answer has accounted for.
     unanswered: AtomicBool,
+    /// Since when the client has sent nothing that it was to send, in milliseconds after `begun`, and one more; 0 if nothing is waited
+    /// for.
+    waiting: AtomicU64,
+    evicted: AtomicBool,
+    reader: AtomicWaker,
+}
+
+/// A request without an answer.
+pub struct Open(Arc<Watcher>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Watcher {
-    /// A request's header has been read.
-    pub fn request_begins(&self, http2: bool) {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            requests: AtomicUsize::default(),
+            open: AtomicUsize::default(),
+            http2: AtomicBool::default(),
+            unanswered: AtomicBool::default(),
+            waiting: AtomicU64::default(),
+            evicted: AtomicBool::default(),
+            reader: AtomicWaker::new(),
+        }
+    }
+
+    /// A request's header has been read. Says how many others of the connection have no answer yet.
+    pub fn request_begins(self: &Arc<Self>, http2: bool) -> (Open, usize) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.busy.store(true, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
+        let others = self.open.fetch_add(1, Ordering::Relaxed);
+        (Open(self.clone()), others)
     }
 
     /// A request, or a handshake, has its answer; `unread` if the client may still be sending a body, or has sent a request since.
     pub fn answered(&self, unread: bool) {
         self.unanswered.store(unread, Ordering::Relaxed);
-        self.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the client has had an answer to any request.
+    pub fn was_answered(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > self.open.load(Ordering::Relaxed)
+    }
+
+    /// For how long nothing came of a header or a body that is waited for, or nothing of an answer was read; `None` if it is we who are to do something. Over HTTP/2, where
+    /// there is always something that may come, that is while there is a request.
+    pub fn keeps_waiting(&self) -> Option<Duration> {
+        if self.http2.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let since = Duration::from_millis(self.waiting.load(Ordering::Relaxed).checked_sub(1)?);
+        Some(self.begun.elapsed().saturating_sub(since))
+    }
+
+    /// Has the connection end unless something has come meanwhile. Says whether this is news.
+    pub fn evict(&self) -> bool {
+        let news = !self.evicted.swap(true, Ordering::Relaxed);
+        self.reader.wake();
+        news
+    }
+
+    /// From now on, unless it does already. Fails if the connection is to end.
+    fn waits(&self, cx: &Context<'_>) -> io::Result<()> {
+        self.reader.register(cx.waker());
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            self.waits_anew();
+        }
+        if self.evicted.load(Ordering::Relaxed) {
+            return Err(io::Error::other("others need the connection's place"));
+        }
+        Ok(())
+    }
+
+    fn waits_anew(&self) {
+        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.waiting.store(since + 1, Ordering::Relaxed);
     }
 }
 
@@ -64,7 +132,7 @@ impl Socket {
     /// A socket that fails when the client lets `patience` pass without the header of its next request, or without reading. Over
     /// HTTP/2 only the first request is waited for like that.
     pub fn new(stream: TcpStream, patience: Duration) -> (Self, Arc<Watcher>) {
-        let watcher = Arc::new(Watcher::default());
+        let watcher = Arc::new(Watcher::new());
         let kept = watcher.clone();
         (
             Self {
@@ -98,7 +166,8 @@ impl Socket {
     /// Resolves when the next request's header has been waited for too long.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let requests = self.watcher.requests.load(Ordering::Relaxed);
-        if requests > 0 && (self.watcher.busy.load(Ordering::Relaxed) || self.watcher.http2.load(Ordering::Relaxed)) {
+        if requests > 0 && (self.watcher.open.load(Ordering::Relaxed) > 0 || self.watcher.http2.load(Ordering::Relaxed))
+        {
             return Poll::Pending;
         }
         if self.awaited != requests {
@@ -118,9 +187,12 @@ impl Socket {
     /// What writing came to, or that it takes too long.
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.writable = None;
+            if self.writable.take().is_some() {
+                self.watcher.waits_anew();
+            }
             return written;
         }
+        self.watcher.waits(cx)?;
         let deadline = self.writable.get_or_insert_with(|| Box::pin(sleep(self.patience)));
         deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -137,8 +209,10 @@ impl AsyncRead for Socket {
             if buffer.filled().len() > before {
                 self.watcher.unanswered.store(true, Ordering::Relaxed);
             }
+            self.watcher.waiting.store(0, Ordering::Relaxed);
             return Poll::Ready(result);
         }
+        self.watcher.waits(cx)?;
         self.poll_patience(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }

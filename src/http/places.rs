@@ -1,0 +1,100 @@
+//! Who may have a connection.
+//!
+//! When there is no place left, whoever has kept us waiting longest loses its own: else clients that send nothing, or next to nothing,
+//! could keep everybody else out for as long as they are given for a header or a body.
+
+use super::socket::Watcher;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+/// For so long a client may keep us waiting in any case: a handshake or a slow network takes some time.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often somebody is looked for who has passed it.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The places of a listener.
+#[derive(Debug)]
+pub struct Places {
+    max: usize,
+    max_per_peer: Option<usize>,
+    taken: Mutex<Taken>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    connections: HashMap<u64, (IpAddr, Arc<Watcher>)>,
+}
+
+/// A place, free again when dropped.
+#[derive(Debug)]
+pub struct Place {
+    number: u64,
+    places: Arc<Places>,
+}
+
+impl Places {
+    /// So many in all, and for one address.
+    pub fn new(max: usize, max_per_peer: Option<usize>) -> Arc<Self> {
+        Arc::new(Self { max, max_per_peer, taken: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Whether this address has all that it may have.
+    pub fn are_taken_by(&self, peer: IpAddr) -> bool {
+        self.max_per_peer
+            .is_some_and(|max| self.taken().connections.values().filter(|(address, _)| *address == peer).count() >= max)
+    }
+
+    /// Waits for a place. Tells `evicted` of every connection that has to end for it.
+    pub async fn take(self: &Arc<Self>, peer: IpAddr, watcher: &Arc<Watcher>, evicted: impl Fn()) -> Place {
+        loop {
+            let freed = self.freed.notified();
+            let idlest = {
+                let mut taken = self.taken();
+                if taken.connections.len() < self.max {
+                    taken.next += 1;
+                    let number = taken.next;
+                    taken.connections.insert(number, (peer, watcher.clone()));
+                    return Place { number, places: self.clone() };
+                }
+                taken.idlest()
+            };
+            if idlest.is_some_and(|idlest| idlest.evict()) {
+                evicted();
+            }
+            tokio::select! {
+                () = freed => {}
+                () = sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    /// Who has never had an answer goes first: a client between two webhooks may well come back. So nobody goes at all while it is
+    /// too soon for the first of them.
+    fn idlest(&self) -> Option<Arc<Watcher>> {
+        let idlest = self
+            .connections
+            .values()
+            .filter_map(|(_, watcher)| Some((!watcher.was_answered(), watcher.keeps_waiting()?, watcher)))
+            .max_by_key(|(new, waited, _)| (*new, *waited));
+        idlest.filter(|(_, waited, _)| *waited >= GRACE).map(|(_, _, watcher)| watcher.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken().connections.remove(&self.number);
+        self.places.freed.notify_one();
+    }
+}

@@ -1,0 +1,167 @@
+//! A request's body in memory, within the bounds of size, time and memory.
+
+use super::Config;
+use super::refusal::{Refusal, refusal};
+use super::unpack::{Packing, UnpackError};
+use crate::spool::AppendError;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// A body may have as many bytes as this without waiting for memory, which is less than its connection holds anyway: webhooks
+/// are small, and do not wait behind slow clients with large bodies.
+const SMALL_BODY: usize = 16 << 10;
+
+/// A body and the memory it takes.
+pub type Held = (Bytes, Option<OwnedSemaphorePermit>);
+
+/// Reads bodies.
+#[derive(Debug)]
+pub struct Bodies {
+    max_body: usize,
+    max_unpacked: usize,
+    timeout: Duration,
+    /// A permit for every byte of large body that may be in memory as it came.
+    received: Arc<Semaphore>,
+    /// A permit for every byte that unpacking and large unpacked bodies may take, `budget` of them. Who waits for these may hold some of
+    /// those above, and never the other way round: else requests could wait for each other for ever.
+    unpacked: Arc<Semaphore>,
+    budget: usize,
+}
+
+impl Bodies {
+    /// Of `budget` bytes each, received and unpacked.
+    pub fn new(config: &Config, budget: usize) -> Self {
+        let [received, unpacked] = [budget; 2].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        let [max_body, max_unpacked] =
+            [config.max_body, config.largest_body()].map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
+        Self { max_body, max_unpacked, timeout: config.body_timeout, received, unpacked, budget }
+    }
+
+    /// Reads the body within the bounds of size, time and memory.
+    pub async fn read(&self, mut body: Incoming) -> Result<Held, Refusal> {
+        if body.is_end_stream() {
+            return Ok((Bytes::new(), None));
+        }
+        let declared = body.size_hint().exact().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        let most = self.max_body;
+        if declared.is_some_and(|size| size > most) {
+            return Err(self.too_large());
+        }
+        let mut held = None;
+        if declared.is_some_and(|size| size > SMALL_BODY) {
+            held = Some(self.reserve(&self.received, declared.unwrap_or(most)).await?);
+        }
+        let mut deadline = Instant::now() + self.timeout;
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| too_slow(self.timeout))? {
+            let frame =
+                frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let size = first.len() + all.len() + data.len();
+            if size > most {
+                return Err(self.too_large());
+            }
+            if size > SMALL_BODY && held.is_none() {
+                // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
+                held = Some(self.reserve(&self.received, most).await?);
+                deadline = Instant::now() + self.timeout;
+            }
+            // Most bodies come in one piece, which needs no copy.
+            if size == data.len() {
+                first = data;
+            } else {
+                if all.is_empty() {
+                    all.reserve(declared.unwrap_or(if held.is_some() { most } else { SMALL_BODY }));
+                }
+                all.extend_from_slice(&std::mem::take(&mut first));
+                all.extend_from_slice(&data);
+            }
+        }
+        let bytes = if all.is_empty() { first } else { all.freeze() };
+        if let Some(held) = &mut held {
+            drop(held.split(held.num_permits().saturating_sub(bytes.len())));
+        }
+        Ok((bytes, held))
+    }
+
+    async fn reserve(&self, memory: &Arc<Semaphore>, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        timeout(self.timeout, reserve(memory, size)).await.unwrap_or_else(|_| {
+            Err(Refusal {
+                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
+                ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
+            })
+        })
+    }
+
+    /// What is in it.
+    pub async fn unpack(
+        &self,
+        packing: Packing,
+        packed: Bytes,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<Held, Refusal> {
+        if packing.is_none() || packed.is_empty() {
+            return Ok((packed, held));
+        }
+        let most = self.max_unpacked;
+        let small = most.min(SMALL_BODY);
+        if packed.len() <= SMALL_BODY {
+            match packing.unpack(&packed, small) {
+                // It may yet be within what is allowed.
+                Err(UnpackError::TooLarge) if small < most => {}
+                result => return result.map(|bytes| (bytes.into(), None)).map_err(|error| self.not_unpacked(error)),
+            }
+        }
+        let mut reserved = self.reserve(&self.unpacked, packing.memory(most).min(self.budget)).await?;
+        // Takes milliseconds, in which a thread of the runtime has other requests to see to. What is held goes along: it is in use
+        // until the end, even if the client is gone by then.
+        let unpacking = spawn_blocking(move || {
+            let bytes = packing.unpack(&packed, most)?;
+            drop((packed, held));
+            drop(reserved.split(reserved.num_permits().saturating_sub(bytes.len())));
+            Ok((bytes.into(), Some(reserved)))
+        });
+        let unpacked = unpacking.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a defect: unpacking a body failed");
+            Err(UnpackError::Broken)
+        });
+        unpacked.map_err(|error| self.not_unpacked(error))
+    }
+
+    fn too_large(&self) -> Refusal {
+        refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.max_body))
+    }
+
+    fn not_unpacked(&self, error: UnpackError) -> Refusal {
+        match error {
+            UnpackError::TooLarge => refusal(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("a compressed body may come to {} bytes", self.max_unpacked),
+            ),
+            UnpackError::Broken => refusal(
+                StatusCode::BAD_REQUEST,
+                "the body cannot be unpacked: it is damaged, incomplete, or not what its Content-Encoding says",
+            ),
+        }
+    }
+}
+
+/// Waits for memory.
+pub async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
+    permit.map_err(|_| AppendError::Closed.into())
+}
+
+fn too_slow(timeout: Duration) -> Refusal {
+    let seconds = timeout.as_secs_f64();
+    refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
+}

@@ -1,0 +1,140 @@
+use super::*;
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use std::io::Write;
+
+const NAMES: [&str; 4] = ["gzip", "deflate", "zstd", "br"];
+const MIB: usize = 1 << 20;
+
+fn packing(value: &str) -> Packing {
+    Packing::of([HeaderValue::from_str(value).unwrap()].iter()).unwrap()
+}
+
+fn pack(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    match name {
+        "gzip" => {
+            let mut writer = GzEncoder::new(&mut packed, Compression::best());
+            writer.write_all(bytes).unwrap();
+            writer.finish().unwrap();
+        }
+        "deflate" => {
+            let mut writer = ZlibEncoder::new(&mut packed, Compression::best());
+            writer.write_all(bytes).unwrap();
+            writer.finish().unwrap();
+        }
+        "zstd" => {
+            packed.reserve(zstd_safe::compress_bound(bytes.len()));
+            zstd_safe::compress(&mut packed, bytes, 3).unwrap();
+        }
+        "br" => {
+            let parameters = brotli::enc::BrotliEncoderParams { quality: 4, ..Default::default() };
+            brotli::BrotliCompress(&mut &bytes[..], &mut packed, &parameters).unwrap();
+        }
+        _ => unreachable!(),
+    }
+    packed
+}
+
+/// Does not compress well, does not repeat within any window, and is the same in every run.
+fn noise(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    (0..length).map(|_| random.alphanumeric() as u8).collect()
+}
+
+#[test]
+fn what_was_packed_comes_out() {
+    for name in NAMES {
+        for bytes in [Vec::new(), b"{\"a\":1}".to_vec(), vec![b' '; 3 * MIB], noise(MIB)] {
+            let packed = pack(name, &bytes);
+            assert!(packing(name).unpack(&packed, bytes.len()).as_ref() == Ok(&bytes), "{name}, {}", bytes.len());
+        }
+    }
+    let mut raw = DeflateEncoder::new(Vec::new(), Compression::fast());
+    raw.write_all(b"{\"a\":1}").unwrap();
+    assert_eq!(packing("deflate").unpack(&raw.finish().unwrap(), 7).unwrap(), b"{\"a\":1}");
+}
+
+#[test]
+fn codings_come_off_in_their_order_and_several_pieces_are_one() {
+    let event = b"{\"a\":1}";
+    for first in NAMES {
+        for second in NAMES {
+            let packed = pack(second, &pack(first, event));
+            let unpacked = packing(&format!("{first} ,Identity,, {second}")).unpack(&packed, 200);
+            assert_eq!(unpacked.as_deref(), Ok(&event[..]), "{first}, {second}");
+        }
+    }
+    for name in ["gzip", "zstd"] {
+        let two = [pack(name, b"{\"a\":"), pack(name, b"1}")].concat();
+        assert_eq!(packing(name).unpack(&two, 7).as_deref(), Ok(&event[..]));
+        assert_eq!(packing(name).unpack(&two, 6), Err(UnpackError::TooLarge));
+    }
+}
+
+#[test]
+fn only_known_codings_are_taken_and_no_more_than_two() {
+    for value in ["", "identity", "IDENTITY, identity"] {
+        assert!(packing(value).is_none(), "{value}");
+    }
+    assert_eq!(packing("X-GZIP"), packing("gzip"));
+    for value in ["compress", "gzip, aes128gcm", "gzip;q=1", "gzip, br, gzip"] {
+        Packing::of([HeaderValue::from_str(value).unwrap()].iter()).unwrap_err();
+    }
+    Packing::of(["gzip", "br", "zstd"].map(HeaderValue::from_static).iter()).unwrap_err();
+}
+
+#[test]
+fn one_byte_beyond_the_bound_is_too_much() {
+    for name in NAMES {
+        for bytes in [vec![0; 1000], vec![0; 3 * MIB], noise(MIB / 2)] {
+            let packed = pack(name, &bytes);
+            for most in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+                assert_eq!(packing(name).unpack(&packed, most), Err(UnpackError::TooLarge), "{name}, {most}");
+            }
+        }
+        // Also on the way.
+        let twice = pack(name, &pack(name, &vec![0; 4 * MIB]));
+        assert_eq!(packing(&format!("{name}, {name}")).unpack(&twice, 10), Err(UnpackError::TooLarge), "{name}");
+    }
+}
+
+#[test]
+fn damage_anywhere_and_a_missing_or_further_byte_are_noticed_or_harmless() {
+    let bytes = noise(300);
+    for name in NAMES {
+        let packed = pack(name, &bytes);
+        for end in 1..packed.len() {
+            assert_eq!(packing(name).unpack(&packed[..end], 1000), Err(UnpackError::Broken), "{name}, {end}");
+        }
+        assert_eq!(packing(name).unpack(&[&packed[..], b"x"].concat(), 1000), Err(UnpackError::Broken), "{name}");
+        assert_eq!(packing(name).unpack(b"{\"a\":1}", 1000), Err(UnpackError::Broken), "{name}");
+        for at in 0..packed.len() * 8 {
+            let mut damaged = packed.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            if let Ok(unpacked) = packing(name).unpack(&damaged, 1000) {
+                assert!(
+                    unpacked.len() <= 1000 && unpacked.capacity() <= packing(name).memory(1000),
+                    "{name}, bit {at}"
+                );
+            }
+        }
+    }
+}
+
+/// What is announced is not made: a window of 16 MiB and a part that long, and nothing in it.
+#[test]
+fn a_window_is_no_larger_than_what_may_be_in_it() {
+    // WBITS 24, not the last part, six digits of length: all of them set.
+    let announced = [0xf1, 0xff, 0xff, 0xff, 0x07, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert!(matches!(packing("br").unpack(&announced, 1000), Err(UnpackError::TooLarge | UnpackError::Broken)));
+    let mut memory = Bounded { left: Rc::new(Cell::new(brotli_memory(1000))) };
+    let large: <Bounded as Allocator<u8>>::AllocatedMemory = memory.alloc_cell(16 * MIB);
+    assert!(large.slice().is_empty());
+    let first: <Bounded as Allocator<u8>>::AllocatedMemory = memory.alloc_cell(TABLES);
+    let second: <Bounded as Allocator<u8>>::AllocatedMemory = memory.alloc_cell(TABLES);
+    assert_eq!((first.slice().len(), second.slice().len()), (TABLES, 0));
+    Allocator::<u8>::free_cell(&mut memory, first);
+    let third: <Bounded as Allocator<u8>>::AllocatedMemory = memory.alloc_cell(TABLES);
+    assert_eq!(third.slice().len(), TABLES);
+}

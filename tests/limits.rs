@@ -1,0 +1,46 @@
+//! Whoever goes beyond a limit is told so or cut off, the bridge's memory does not grow, and other clients notice nothing.
+
+mod connections;
+mod requests;
+mod streams;
+mod unpacking;
+
+use crate::bounds::assert_small;
+use crate::support::raw::Raw;
+use crate::support::{Bridge, PATIENCE};
+use std::time::Duration;
+use tokio::time::sleep;
+
+const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
+const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
+
+async fn bridge(settings: &str) -> Bridge {
+    Bridge::start(&format!("{LISTEN}{settings}{STDOUT}")).await
+}
+
+async fn limited(bridge: &Bridge, limit: &str) -> f64 {
+    bridge.metric(&format!("cdrelay_ingress_limited_total{{limit=\"{limit}\"}}")).await.unwrap()
+}
+
+/// Does what is hostile while somebody else sends one webhook after another, on a connection that stays and on new ones, and gets a 200
+/// for each.
+async fn beside_others<T>(bridge: &Bridge, what: &str, hostile: impl Future<Output = T>) -> T {
+    let others = async {
+        let mut kept = Raw::connect(bridge).await;
+        for n in 0.. {
+            assert_eq!(kept.exchange(&format!("{{\"kept\":\"{what}\",\"n\":{n}}}")).await, Ok(200), "{what}, {n}");
+            let mut fresh = Raw::connect(bridge).await;
+            assert_eq!(fresh.exchange(&format!("{{\"new\":\"{what}\",\"n\":{n}}}")).await, Ok(200), "{what}, {n}");
+            sleep(Duration::from_millis(5)).await;
+        }
+        unreachable!()
+    };
+    tokio::select! {
+        result = tokio::time::timeout(PATIENCE, hostile) => {
+            let result = result.unwrap_or_else(|_| panic!("{what} takes too long"));
+            assert_small(bridge, what);
+            result
+        }
+        never = others => never,
+    }
+}

@@ -1,0 +1,81 @@
+//! How many connections there may be.
+
+use super::*;
+use crate::support::eventually;
+
+/// So long that no deadline can be what ends a connection.
+const FOR_EVER: &str = "header_timeout = '1h'\nbody_timeout = '1h'\n";
+
+/// As slow clients do it: nothing at all, half a header, half a body, half a chunk, half a preface.
+fn beginnings() -> [String; 5] {
+    [
+        String::new(),
+        "POST /webhook/cdr HTTP/1.1\r\nhost: test\r\nx:".into(),
+        Raw::head("POST", "content-length: 1000\r\n") + "{",
+        Raw::head("POST", "transfer-encoding: chunked\r\n") + "5\r\n{",
+        "PRI * HTTP/2.0\r\n".into(),
+    ]
+}
+
+#[tokio::test]
+async fn clients_that_keep_the_bridge_waiting_make_room_for_others() {
+    let bridge = bridge(&format!("max_connections = 8\n{FOR_EVER}")).await;
+    let mut idle = Raw::connect(&bridge).await;
+    assert_eq!(idle.exchange("{\"idle\":1}").await, Ok(200));
+    let mut silent = Vec::new();
+    beside_others(&bridge, "four times as many silent clients as there are places", async {
+        for beginning in beginnings().iter().cycle().take(32) {
+            let mut client = Raw::connect(&bridge).await;
+            client.try_send(beginning).await;
+            silent.push(client);
+        }
+        eventually(PATIENCE, "silent ones had to go", async || limited(&bridge, "connections").await >= 27.0).await;
+    })
+    .await;
+    // Whoever had an answer is the last to go.
+    assert_eq!(idle.exchange("{\"idle\":2}").await, Ok(200));
+}
+
+#[tokio::test]
+async fn whoever_never_reads_makes_room_too() {
+    let bridge = bridge(&format!("max_connections = 2\n{FOR_EVER}")).await;
+    let mut deaf = [Raw::connect(&bridge).await, Raw::connect(&bridge).await];
+    let probes = Raw::head("GET", "").repeat(1000);
+    for client in &mut deaf {
+        // Until it would block: what is answered is not read.
+        while tokio::time::timeout(Duration::from_secs(1), client.try_send(&probes)).await.is_ok_and(|sent| sent) {}
+    }
+    let mut other = Raw::connect(&bridge).await;
+    assert_eq!(other.exchange("{\"a\":1}").await, Ok(200));
+}
+
+#[tokio::test]
+async fn one_address_has_no_more_connections_than_it_may() {
+    let bridge = bridge("max_connections_per_peer = 2\n").await;
+    let mut first = Raw::connect(&bridge).await;
+    let mut second = Raw::connect(&bridge).await;
+    for (n, client) in [&mut first, &mut second].into_iter().enumerate() {
+        assert_eq!(client.exchange(&format!("{{\"n\":{n}}}")).await, Ok(200));
+    }
+    let mut third = Raw::connect(&bridge).await;
+    assert!(third.ends(PATIENCE).await);
+    assert_eq!(limited(&bridge, "connections_per_peer").await, 1.0);
+    drop(first);
+    eventually(PATIENCE, "there is room for another", async || {
+        Raw::connect(&bridge).await.exchange("{\"n\":3}").await == Ok(200)
+    })
+    .await;
+    assert_eq!(second.exchange("{\"n\":4}").await, Ok(200));
+}
+
+#[tokio::test]
+async fn clients_that_come_and_go_leave_nothing_behind() {
+    let bridge = bridge("").await;
+    beside_others(&bridge, "20,000 connections without a word", async {
+        for _ in 0..20_000 {
+            drop(Raw::connect(&bridge).await);
+        }
+    })
+    .await;
+    eventually(PATIENCE, "its sockets are closed", async || bridge.open_files() < 100).await;
+}

@@ -1,0 +1,136 @@
+//! HTTP/2, frame by frame.
+
+use super::*;
+use crate::support::bridge::client;
+use crate::support::eventually;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The beginning of `POST /webhook/cdr`, whose body may follow.
+fn post(stream: u32) -> Vec<u8> {
+    let path = b"/webhook/cdr";
+    // HPACK: two entries of the static table, and two names of it with a value.
+    let fields = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat();
+    frame(HEADERS, END_HEADERS, stream, &fields)
+}
+
+async fn connect(bridge: &Bridge) -> Raw {
+    let mut client = Raw::connect(bridge).await;
+    client.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &[])[..]].concat()).await;
+    client
+}
+
+/// Sends piece by piece until the bridge has had enough, and reads what it says meanwhile, as long as it is not `deaf`.
+async fn flood(bridge: &Bridge, deaf: bool, mut piece: impl FnMut(u32) -> Vec<u8>) {
+    let (mut read, mut write) = connect(bridge).await.stream.into_split();
+    let reading = async {
+        if !deaf {
+            let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
+        }
+        std::future::pending().await
+    };
+    let writing = async {
+        for number in (0..).step_by(100) {
+            let pieces: Vec<u8> = (number..number + 100).flat_map(|number| piece(2 * number + 1)).collect();
+            if tokio::io::AsyncWriteExt::write_all(&mut write, &pieces).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = reading => {}
+    }
+}
+
+#[tokio::test]
+async fn floods_end_the_connection_and_cost_nobody_else() {
+    let bridge = bridge("header_timeout = '5s'\n").await;
+    beside_others(&bridge, "rapid reset", async {
+        for _ in 0..20 {
+            flood(&bridge, false, |stream| [post(stream), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()).await;
+        }
+    })
+    .await;
+    beside_others(&bridge, "more streams than are allowed", async {
+        for _ in 0..20 {
+            flood(&bridge, false, post).await;
+        }
+    })
+    .await;
+    beside_others(&bridge, "a header that never ends", async {
+        for _ in 0..20 {
+            let more = frame(CONTINUATION, 0, 1, &[0x00; 1000]);
+            flood(&bridge, false, |stream| if stream == 1 { frame(HEADERS, 0, 1, &[0x83]) } else { more.clone() })
+                .await;
+        }
+    })
+    .await;
+    beside_others(&bridge, "settings and pings whose answers nobody reads", async {
+        flood(&bridge, true, |_| frame(SETTINGS, 0, 0, &[])).await;
+        flood(&bridge, true, |_| frame(PING, 0, 0, &[0; 8])).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_beyond_those_that_may_share_connections_get_503() {
+    let bridge = bridge("max_requests = 2\nbody_timeout = '1h'\n").await;
+    let mut streams = connect(&bridge).await;
+    for number in 0..10 {
+        streams.send(post(2 * number + 1)).await;
+    }
+    let refused = async || bridge.metric("cdrelay_ingress_requests_total{status=\"503\"}").await;
+    eventually(PATIENCE, "all but three are refused", async || refused().await == Some(7.0)).await;
+    assert_eq!(limited(&bridge, "requests").await, 7.0);
+    // One request each is for everybody.
+    beside_others(&bridge, "streams that wait", async {
+        let other = client(true);
+        for n in 0..20 {
+            let body = Full::new(Bytes::from(format!("{{\"n\":{n}}}")));
+            let answer = other.request(Request::post(bridge.ingress_url()).body(body).unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200);
+        }
+    })
+    .await;
+    drop(streams);
+    eventually(PATIENCE, "they are gone", async || {
+        bridge.metric("cdrelay_ingress_requests_in_flight").await == Some(0.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_any_client_can_do_fills_no_log() {
+    let bridge = bridge("").await;
+    let before = bridge.stderr().len();
+    let mut client = connect(&bridge).await;
+    client.send(frame(PING, ACK, 0, &[7; 8]).repeat(10_000)).await;
+    client.send([post(1), frame(DATA, END_STREAM, 1, b"{\"a\":1}")].concat()).await;
+    eventually(PATIENCE, "all is read", async || {
+        bridge.metric("cdrelay_ingress_events_accepted_total").await == Some(1.0)
+    })
+    .await;
+    for request in ["\x16\x03\x01", "GET / HTTP/9\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense and more of it"] {
+        let mut client = Raw::connect(&bridge).await;
+        client.try_send(request).await;
+    }
+    assert_eq!(bridge.post("{\"a\":", "application/json").await.status, 400);
+    assert_eq!(bridge.stderr().len(), before, "{}", bridge.stderr());
+}
