@@ -81,13 +81,14 @@ impl Places {
 
 impl Taken {
     /// Who has never had an answer goes first: a client between two webhooks may well come back. So nobody goes at all while it is
-    /// too soon for the first of them.
+    /// too soon for the first of them, be it that its first bytes are only just read.
     fn idlest(&self) -> Option<Arc<Watcher>> {
-        let idlest = self
-            .connections
-            .values()
-            .filter_map(|(_, watcher)| Some((!watcher.was_answered(), watcher.keeps_waiting()?, watcher)))
-            .max_by_key(|(new, waited, _)| (*new, *waited));
+        let idlest = self.connections.values().filter_map(|(_, watcher)| {
+            let new = !watcher.was_answered();
+            let young = || Some(watcher.age()).filter(|age| new && *age < GRACE);
+            Some((new, watcher.keeps_waiting().or_else(young)?, watcher))
+        });
+        let idlest = idlest.max_by_key(|(new, waited, _)| (*new, *waited));
         idlest.filter(|(_, waited, _)| *waited >= GRACE).map(|(_, _, watcher)| watcher.clone())
     }
 }

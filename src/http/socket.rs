@@ -45,11 +45,13 @@ pub struct Watcher {
     http2: AtomicBool,
     /// Bytes came that no answer has accounted for.
     unanswered: AtomicBool,
-    /// Since when the client has sent nothing that it was to send, in milliseconds after `begun`, and one more; 0 if nothing is waited
-    /// for.
-    waiting: AtomicU64,
+    /// Whether it is the client's turn, to send or to read, and since when it was: since its last request began or was answered, in
+    /// milliseconds after `begun`. A byte now and then does not begin it anew.
+    waiting: AtomicBool,
+    since: AtomicU64,
     evicted: AtomicBool,
-    reader: AtomicWaker,
+    /// Whom to wake for that.
+    task: AtomicWaker,
 }
 
 /// A request without an answer.
@@ -58,6 +60,7 @@ pub struct Open(Arc<Watcher>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.moves_on();
     }
 }
 
@@ -69,9 +72,10 @@ impl Watcher {
             open: AtomicUsize::default(),
             http2: AtomicBool::default(),
             unanswered: AtomicBool::default(),
-            waiting: AtomicU64::default(),
+            waiting: AtomicBool::default(),
+            since: AtomicU64::default(),
             evicted: AtomicBool::default(),
-            reader: AtomicWaker::new(),
+            task: AtomicWaker::new(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Watcher {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
         let others = self.open.fetch_add(1, Ordering::Relaxed);
+        self.moves_on();
         (Open(self.clone()), others)
     }
 
@@ -93,38 +98,39 @@ impl Watcher {
         self.requests.load(Ordering::Relaxed) > self.open.load(Ordering::Relaxed)
     }
 
-    /// For how long nothing came of a header or a body that is waited for, or nothing of an answer was read; `None` if it is we who are to do something. Over HTTP/2, where
-    /// there is always something that may come, that is while there is a request.
+    /// Since the connection was accepted.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// For how long a header or a body has been waited for, or that an answer is read; `None` if it is we who are to do something. Over
+    /// HTTP/2, where there is always something that may come, that is while there is a request.
     pub fn keeps_waiting(&self) -> Option<Duration> {
-        if self.http2.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed) > 0 {
-            return None;
-        }
-        let since = Duration::from_millis(self.waiting.load(Ordering::Relaxed).checked_sub(1)?);
-        Some(self.begun.elapsed().saturating_sub(since))
+        let ours = self.http2.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed) > 0;
+        let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
+        (self.waiting.load(Ordering::Relaxed) && !ours).then(|| self.begun.elapsed().saturating_sub(since))
     }
 
     /// Has the connection end unless something has come meanwhile. Says whether this is news.
     pub fn evict(&self) -> bool {
         let news = !self.evicted.swap(true, Ordering::Relaxed);
-        self.reader.wake();
+        self.task.wake();
         news
     }
 
-    /// From now on, unless it does already. Fails if the connection is to end.
+    /// It is the client's turn. Fails if the connection is to end.
     fn waits(&self, cx: &Context<'_>) -> io::Result<()> {
-        self.reader.register(cx.waker());
-        if self.waiting.load(Ordering::Relaxed) == 0 {
-            self.waits_anew();
-        }
+        self.task.register(cx.waker());
+        self.waiting.store(true, Ordering::Relaxed);
         if self.evicted.load(Ordering::Relaxed) {
             return Err(io::Error::other("others need the connection's place"));
         }
         Ok(())
     }
 
-    fn waits_anew(&self) {
-        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.waiting.store(since + 1, Ordering::Relaxed);
+    fn moves_on(&self) {
+        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(since, Ordering::Relaxed);
     }
 }
 
@@ -187,9 +193,7 @@ impl Socket {
     /// What writing came to, or that it takes too long.
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            if self.writable.take().is_some() {
-                self.watcher.waits_anew();
-            }
+            self.writable = None;
             return written;
         }
         self.watcher.waits(cx)?;
@@ -209,7 +213,7 @@ impl AsyncRead for Socket {
             if buffer.filled().len() > before {
                 self.watcher.unanswered.store(true, Ordering::Relaxed);
             }
-            self.watcher.waiting.store(0, Ordering::Relaxed);
+            self.watcher.waiting.store(false, Ordering::Relaxed);
             return Poll::Ready(result);
         }
         self.watcher.waits(cx)?;

@@ -36,6 +36,33 @@ async fn clients_that_keep_the_bridge_waiting_make_room_for_others() {
     assert_eq!(idle.exchange("{\"idle\":2}").await, Ok(200));
 }
 
+/// A byte now and then keeps no place.
+#[tokio::test]
+async fn clients_that_send_byte_by_byte_make_room_too() {
+    let bridge = bridge(&format!("max_connections = 4\n{FOR_EVER}")).await;
+    let mut slow = Vec::new();
+    for beginning in beginnings().iter().skip(1).take(3) {
+        let mut client = Raw::connect(&bridge).await;
+        client.send(beginning).await;
+        slow.push(client);
+    }
+    slow.push(Raw::connect(&bridge).await);
+    slow[3].send(&beginnings()[1]).await;
+    let drip = async {
+        loop {
+            for client in &mut slow {
+                client.try_send(" ").await;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let other = async { Raw::connect(&bridge).await.exchange("{\"a\":1}").await };
+    tokio::select! {
+        status = other => assert_eq!(status, Ok(200)),
+        () = drip => {}
+    }
+}
+
 #[tokio::test]
 async fn whoever_never_reads_makes_room_too() {
     let bridge = bridge(&format!("max_connections = 2\n{FOR_EVER}")).await;
