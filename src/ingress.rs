@@ -216,12 +216,14 @@ impl Ingress {
         let (bytes, held) = self.bodies.read(body).await.map_err(unread)?;
         route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
         let arrival = Arrival::now();
-        let packed = bytes.clone();
+        let packed = (!packing.is_none()).then(|| bytes.clone());
         let (bytes, held, refused) = match self.bodies.unpack(packing, bytes, held).await {
-            Ok((bytes, held)) => (bytes, held, None),
-            Err(refusal) => (packed.clone(), None, Some(refusal)),
+            Ok((bytes, held)) => {
+                drop(packed);
+                (bytes, held, None)
+            }
+            Err(refusal) => (packed.unwrap_or_default(), None, Some(refusal)),
         };
-        drop(packed);
         let query = parts.uri.query().map(|query| route.auth.strip(query));
         let content = Content {
             method: parts.method.as_str(),
