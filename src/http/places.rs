@@ -80,16 +80,11 @@ impl Places {
 }
 
 impl Taken {
-    /// Who has never had an answer goes first: a client between two webhooks may well come back. So nobody goes at all while it is
-    /// too soon for the first of them, be it that its first bytes are only just read.
+    /// Of those who have had their time, who has never had an answer goes first: a client between two webhooks may well come back.
     fn idlest(&self) -> Option<Arc<Watcher>> {
-        let idlest = self.connections.values().filter_map(|(_, watcher)| {
-            let new = !watcher.was_answered();
-            let young = || Some(watcher.age()).filter(|age| new && *age < GRACE);
-            Some((new, watcher.keeps_waiting().or_else(young)?, watcher))
-        });
-        let idlest = idlest.max_by_key(|(new, waited, _)| (*new, *waited));
-        idlest.filter(|(_, waited, _)| *waited >= GRACE).map(|(_, _, watcher)| watcher.clone())
+        let waited = |watcher: &Arc<Watcher>| watcher.keeps_waiting().filter(|waited| *waited >= GRACE);
+        let idle = self.connections.values().filter_map(|(_, watcher)| Some((waited(watcher)?, watcher)));
+        idle.max_by_key(|(waited, watcher)| (!watcher.was_answered(), *waited)).map(|(_, watcher)| watcher.clone())
     }
 }
 

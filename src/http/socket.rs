@@ -98,17 +98,13 @@ impl Watcher {
         self.requests.load(Ordering::Relaxed) > self.open.load(Ordering::Relaxed)
     }
 
-    /// Since the connection was accepted.
-    pub fn age(&self) -> Duration {
-        self.begun.elapsed()
-    }
-
     /// For how long a header or a body has been waited for, or that an answer is read; `None` if it is we who are to do something. Over
-    /// HTTP/2, where there is always something that may come, that is while there is a request.
+    /// HTTP/2, where there is always something that may come, that is while there is a request. One that is to end already is no help either.
     pub fn keeps_waiting(&self) -> Option<Duration> {
         let ours = self.http2.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed) > 0;
         let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
-        (self.waiting.load(Ordering::Relaxed) && !ours).then(|| self.begun.elapsed().saturating_sub(since))
+        let evicted = self.evicted.load(Ordering::Relaxed);
+        (self.waiting.load(Ordering::Relaxed) && !ours && !evicted).then(|| self.begun.elapsed().saturating_sub(since))
     }
 
     /// Has the connection end unless something has come meanwhile. Says whether this is news.
@@ -250,7 +246,8 @@ impl AsyncWrite for Socket {
             self.closing = Some(Box::pin(sleep(LINGER)));
         }
         let watcher = &self.watcher;
-        if watcher.http2.load(Ordering::Relaxed) || !watcher.unanswered.load(Ordering::Relaxed) {
+        let evicted = watcher.evicted.load(Ordering::Relaxed);
+        if evicted || watcher.http2.load(Ordering::Relaxed) || !watcher.unanswered.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
         while self.discarded < LINGER_BYTES {
