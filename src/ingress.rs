@@ -114,7 +114,7 @@ impl Default for Config {
             max_bodies: ByteSize::mib(4),
             max_connections: 512,
             max_connections_per_peer: None,
-            max_requests: 512,
+            max_requests: 2048,
             body_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
