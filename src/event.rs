@@ -101,8 +101,11 @@ pub struct Event {
 
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {
-        let parts = |event: &Self| (event.payload.clone(), event.id, event.arrival, event.ingress.clone());
-        parts(self) == parts(other) && self.conversation() == other.conversation()
+        self.id == other.id
+            && self.arrival == other.arrival
+            && self.ingress == other.ingress
+            && self.payload == other.payload
+            && self.conversation() == other.conversation()
     }
 }
 

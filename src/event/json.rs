@@ -3,7 +3,12 @@
 //! Nothing is converted: numbers keep their digits and strings their escapes until somebody asks for their text. Duplicate
 //! member names are kept in order.
 
+mod text;
+
+pub use text::{Written, write_string};
+
 use std::borrow::Cow;
+use text::{plain, unescape};
 
 /// A range of bytes within the text that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -362,134 +367,6 @@ impl<'a> Reader<'a> {
 
 /// How much of a text is looked at to tell how many members an object has.
 const NEAR: usize = 1024;
-
-/// How many bytes from the front on stand for themselves in a string. Eight at a time: a byte's top bit is set in the difference
-/// where the byte is less than the subtrahend (Hacker's Delight, 6-1), and the lowest bit that is set is never a borrowed one.
-pub fn plain(bytes: &[u8]) -> usize {
-    const EACH: u64 = u64::from_ne_bytes([1; 8]);
-    const TOP: u64 = EACH << 7;
-    let less = |word: u64, bound: u64| word.wrapping_sub(EACH * bound) & !word & TOP;
-    let mut at = 0;
-    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
-        let word = u64::from_le_bytes(*word);
-        let quote = less(word ^ (EACH * u64::from(b'"')), 1);
-        let backslash = less(word ^ (EACH * u64::from(b'\\')), 1);
-        let special = quote | backslash | less(word, 0x20);
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().take_while(|byte| **byte >= 0x20 && !matches!(byte, b'"' | b'\\')).count()
-}
-
-/// What text is written into.
-pub trait Written: Default {
-    /// Adds a text.
-    fn push_str(&mut self, text: &str);
-    /// Adds a character.
-    fn push(&mut self, character: char);
-    /// Adds what an escape sequence for half a character stands for.
-    fn push_lone_surrogate(&mut self, unit: u32);
-}
-
-impl Written for String {
-    fn push_str(&mut self, text: &str) {
-        self.push_str(text);
-    }
-
-    fn push(&mut self, character: char) {
-        self.push(character);
-    }
-
-    fn push_lone_surrogate(&mut self, _: u32) {
-        self.push(char::REPLACEMENT_CHARACTER);
-    }
-}
-
-impl Written for Vec<u8> {
-    fn push_str(&mut self, text: &str) {
-        self.extend_from_slice(text.as_bytes());
-    }
-
-    fn push(&mut self, character: char) {
-        self.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-    }
-
-    /// As UTF-8 would have it if it allowed that, which makes it different from any text.
-    fn push_lone_surrogate(&mut self, unit: u32) {
-        self.extend([0xE0 | unit >> 12, 0x80 | unit >> 6 & 0x3F, 0x80 | unit & 0x3F].map(|byte| byte as u8));
-    }
-}
-
-/// Resolves the escape sequences of a string that a [`Reader`] accepted.
-fn unescape<T: Written>(raw: &str) -> T {
-    let mut text = T::default();
-    let mut rest = raw;
-    while let Some((plain, escaped)) = rest.split_once('\\') {
-        text.push_str(plain);
-        let mut chars = escaped.chars();
-        match chars.next() {
-            Some('b') => text.push('\u{8}'),
-            Some('f') => text.push('\u{c}'),
-            Some('n') => text.push('\n'),
-            Some('r') => text.push('\r'),
-            Some('t') => text.push('\t'),
-            Some('u') => {
-                let unit = hex(escaped, 1).unwrap_or_default();
-                let pair = escaped.get(5..7).filter(|next| *next == "\\u").and_then(|_| hex(escaped, 7));
-                match (unit, pair) {
-                    (high @ 0xD800..0xDC00, Some(low @ 0xDC00..0xE000)) => {
-                        let scalar = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
-                        text.push(char::from_u32(scalar).unwrap_or(char::REPLACEMENT_CHARACTER));
-                        rest = escaped.get(11..).unwrap_or_default();
-                    }
-                    _ => {
-                        match char::from_u32(unit) {
-                            Some(character) => text.push(character),
-                            None => text.push_lone_surrogate(unit),
-                        }
-                        rest = escaped.get(5..).unwrap_or_default();
-                    }
-                }
-                continue;
-            }
-            Some(other) => text.push(other),
-            None => {}
-        }
-        rest = chars.as_str();
-    }
-    text.push_str(rest);
-    text
-}
-
-fn hex(text: &str, at: usize) -> Option<u32> {
-    u32::from_str_radix(text.get(at..at + 4)?, 16).ok()
-}
-
-/// Writes `text` as a JSON string, quotes included.
-pub fn write_string(text: &str, out: &mut impl Written) {
-    out.push('"');
-    let mut rest = text;
-    loop {
-        // What needs an escape sequence is one byte long, and no part of another character.
-        let (plain, special) = rest.split_at(plain(rest.as_bytes()));
-        out.push_str(plain);
-        let mut behind = special.chars();
-        match behind.next() {
-            None => break,
-            Some('"') => out.push_str("\\\""),
-            Some('\\') => out.push_str("\\\\"),
-            Some('\n') => out.push_str("\\n"),
-            Some('\r') => out.push_str("\\r"),
-            Some('\t') => out.push_str("\\t"),
-            Some(control) => out.push_str(&format!("\\u{:04x}", u32::from(control))),
-        }
-        rest = behind.as_str();
-    }
-    out.push('"');
-}
 
 /// In words for whoever sent them.
 pub fn too_many_fields(limit: usize) -> String {

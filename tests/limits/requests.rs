@@ -12,39 +12,39 @@ async fn nothing_can_be_smuggled() {
     let bridge = bridge("").await;
     let smuggled = Raw::post("{\"smuggled\":1}");
     let length = |value: &str| Raw::head("POST", &format!("content-length: {value}\r\n")) + "{\"a\":1}";
-    let cases: Vec<(String, &[u16])> = vec![
-        (Raw::head("POST", "content-length: 7\r\ncontent-length: 8\r\n") + "{\"a\":1}", &[400]),
-        (length("7, 8"), &[400]),
-        (length("+7"), &[400]),
-        (length("0x7"), &[400]),
-        (length("7 7"), &[400]),
-        (length("-7"), &[400]),
-        (length("18446744073709551623"), &[400]),
-        (Raw::head("POST", "content-length : 7\r\n") + "{\"a\":1}", &[400]),
-        (Raw::head("POST", "content-length\t: 7\r\n") + "{\"a\":1}", &[400]),
-        (Raw::head("POST", "x: a\r\n content-length: 7\r\n") + "{\"a\":1}", &[400]),
-        (Raw::head("POST", "x: a\r\n\tfolded\r\ncontent-length: 7\r\n") + "{\"a\":1}", &[400]),
-        (Raw::head("POST", "x: a\rcontent-length: 7\r\n") + "{\"a\":1}", &[400]),
-        (Raw::head("POST", "x: a\0b\r\n"), &[400]),
-        (Raw::head("POST", "transfer-encoding: chunked, identity\r\n") + "0\r\n\r\n", &[400]),
-        (Raw::head("POST", "transfer-encoding: xchunked\r\n") + "0\r\n\r\n", &[400]),
-        (Raw::head("POST", "transfer-encoding : chunked\r\n") + "0\r\n\r\n", &[400]),
-        (chunked("7;\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("+7\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("0x7\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("-1\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("10000000000000007\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("6\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (chunked("\r\n{\"a\":1}\r\n0\r\n\r\n"), &[400]),
-        (Raw::head("POST", "").replace("HTTP/1.1", "HTTP/1.2"), &[400]),
-        (Raw::head("POST", "").replace(" /webhook", "  /webhook"), &[400]),
+    let cases = [
+        Raw::head("POST", "content-length: 7\r\ncontent-length: 8\r\n") + "{\"a\":1}",
+        length("7, 8"),
+        length("+7"),
+        length("0x7"),
+        length("7 7"),
+        length("-7"),
+        length("18446744073709551623"),
+        Raw::head("POST", "content-length : 7\r\n") + "{\"a\":1}",
+        Raw::head("POST", "content-length\t: 7\r\n") + "{\"a\":1}",
+        Raw::head("POST", "x: a\r\n content-length: 7\r\n") + "{\"a\":1}",
+        Raw::head("POST", "x: a\r\n\tfolded\r\ncontent-length: 7\r\n") + "{\"a\":1}",
+        Raw::head("POST", "x: a\rcontent-length: 7\r\n") + "{\"a\":1}",
+        Raw::head("POST", "x: a\0b\r\n"),
+        Raw::head("POST", "transfer-encoding: chunked, identity\r\n") + "0\r\n\r\n",
+        Raw::head("POST", "transfer-encoding: xchunked\r\n") + "0\r\n\r\n",
+        Raw::head("POST", "transfer-encoding : chunked\r\n") + "0\r\n\r\n",
+        chunked("7;\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("+7\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("0x7\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("-1\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("10000000000000007\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("6\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        chunked("\r\n{\"a\":1}\r\n0\r\n\r\n"),
+        Raw::head("POST", "").replace("HTTP/1.1", "HTTP/1.2"),
+        Raw::head("POST", "").replace(" /webhook", "  /webhook"),
     ];
     beside_others(&bridge, "smuggling", async {
-        for (request, expected) in &cases {
+        for request in &cases {
             let mut client = Raw::connect(&bridge).await;
             client.try_send(request.clone() + &smuggled).await;
             let status = client.try_answer(PATIENCE).await.map(|answer| answer.status);
-            assert!(status.is_none_or(|status| expected.contains(&status)), "{status:?} for {request:?}");
+            assert!(status.is_none_or(|status| status == 400), "{status:?} for {request:?}");
             assert!(client.ends(PATIENCE).await, "{request:?}");
         }
     })

@@ -69,6 +69,17 @@ struct Watched {
     trouble: Option<String>,
 }
 
+/// What a look at a file shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// What was there before.
+    Same,
+    /// Something else, which may be half written yet.
+    Changing,
+    /// Other secrets.
+    Changed,
+}
+
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secrets").field("at", &self.at).field("kind", &self.kind).finish_non_exhaustive()
@@ -166,8 +177,10 @@ impl Secrets {
         let mut adopted = false;
         for file in files.iter_mut() {
             match file.look(&self.kind, &self.blind) {
-                Ok(changed) => {
-                    if changed || file.trouble.take().is_some() {
+                Ok(Seen::Changing) => {}
+                Ok(seen) => {
+                    let (changed, mended) = (seen == Seen::Changed, file.trouble.take().is_some());
+                    if changed || mended {
                         let (path, count) = (file.path.display(), file.keys.len());
                         tracing::info!(setting = self.at, %path, count, "secrets are read from the file again");
                     }
@@ -193,22 +206,22 @@ impl Secrets {
 }
 
 impl Watched {
-    /// Whether there are other secrets in the file, which are the file's from now on.
-    fn look(&mut self, kind: &Kind, blind: &hmac::Key) -> Result<bool, String> {
+    /// What is in the file now. Other secrets are the file's from the second look at them on.
+    fn look(&mut self, kind: &Kind, blind: &hmac::Key) -> Result<Seen, String> {
         let text = read(&self.path)?;
         let content = hmac::sign(blind, text.as_bytes());
         if content.as_ref() == self.content.as_ref() {
             self.changed = None;
-            return Ok(false);
+            return Ok(Seen::Same);
         }
         let seen = self.changed.replace(content).is_some_and(|changed| changed.as_ref() == content.as_ref());
         if !seen {
-            return Ok(false);
+            return Ok(Seen::Changing);
         }
         self.keys = keys(&text, kind, blind)?;
         self.content = content;
         self.changed = None;
-        Ok(true)
+        Ok(Seen::Changed)
     }
 }
 
