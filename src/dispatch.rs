@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch as signal};
+use tokio::task::{consume_budget, unconstrained};
 use tokio::time::Instant;
 use watch::{Asked, Progress};
 
@@ -44,7 +45,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { required: true, max_in_flight: 512, look_ahead: ByteSize::mib(4) }
+        Self { required: true, max_in_flight: 2048, look_ahead: ByteSize::mib(4) }
     }
 }
 
@@ -142,17 +143,18 @@ impl<S: Sink> Dispatcher<S> {
         let mut window = Window::default();
         let mut not_before = None;
         loop {
+            consume_budget().await;
             let room = look_ahead.saturating_sub(window.bytes());
             reader.advance(cursor.position());
             tokio::select! {
                 biased;
                 () = told_to_stop(&mut stop) => break,
-                Some(done) = under_way.next(), if !under_way.is_empty() => {
+                Some(done) = next_done(&mut under_way), if !under_way.is_empty() => {
                     // What has finished meanwhile is settled along with it.
                     let mut next = Some(done);
                     while let Some((record, outcome)) = next {
                         finish(record, outcome, &mut window, &mut watches);
-                        next = under_way.next().now_or_never().flatten();
+                        next = next_done(&mut under_way).now_or_never().flatten();
                     }
                     under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
                 }
@@ -182,7 +184,7 @@ impl<S: Sink> Dispatcher<S> {
                 lane.health.set_oldest(spool.begun(reader.position()));
             }
         }
-        while let Some((record, outcome)) = under_way.next().await {
+        while let Some((record, outcome)) = next_done(&mut under_way).await {
             finish(record, outcome, &mut window, &mut watches);
             under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
             settle(&spool, &cursor, &reader, &lane, &window);
@@ -193,6 +195,12 @@ impl<S: Sink> Dispatcher<S> {
 /// Resolves when the bridge stops, and when whoever could say so is gone.
 async fn told_to_stop(stop: &mut signal::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The next attempt that has ended. A task may do 128 steps before tokio makes it wait, and an attempt takes several: with
+/// thousands under way, most would be asked in vain and ask to be asked again. So the steps of the loop count, not theirs.
+async fn next_done<F: Future>(under_way: &mut FuturesUnordered<F>) -> Option<F::Output> {
+    unconstrained(under_way.next()).await
 }
 
 /// The next question about records, and who keeps it.

@@ -88,6 +88,31 @@ impl Sink for Flaky {
     async fn close(&self) {}
 }
 
+/// Answers for all messages at once, and counts how often it was asked whether it has.
+#[derive(Default)]
+struct AtOnce {
+    waiting: Mutex<Vec<oneshot::Sender<()>>>,
+    asked: AtomicUsize,
+}
+
+impl Sink for AtOnce {
+    async fn publish(&self, _: &Message) -> Result<(), Failure> {
+        let (answer, mut answered) = oneshot::channel();
+        self.waiting.lock().unwrap().push(answer);
+        let answered = std::future::poll_fn(|context| {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            answered.poll_unpin(context)
+        });
+        answered.await.map_err(|_| Failure::unavailable("gone"))
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
 /// A spool with one sink, and the loop that delivers to it.
 struct Bench<S> {
     spool: Arc<Spool>,
@@ -130,6 +155,27 @@ async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
     drop(bench.stop);
     let taken = sink.taken.load(Ordering::Relaxed);
     assert!((400..1000).contains(&taken), "{taken}");
+}
+
+#[tokio::test]
+async fn thousands_under_way_are_asked_only_when_they_are_answered() {
+    const EVENTS: usize = 2000;
+    let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(AtOnce::default());
+    let config = Config { look_ahead: ByteSize::mib(16), ..Default::default() };
+    let bench = Bench::new(sink.clone(), config, (0..EVENTS).map(event).collect()).await;
+    let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cursor.position() < EVENTS as u64 {
+        if sink.waiting.lock().unwrap().len() == EVENTS {
+            sink.waiting.lock().unwrap().drain(..).for_each(|answer| answer.send(()).unwrap());
+        }
+        assert!(Instant::now() < deadline, "settled up to {}", cursor.position());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.stop.send_replace(true);
+    running.await.unwrap();
+    assert_eq!(sink.asked.load(Ordering::Relaxed), 2 * EVENTS, "once when it begins, once when it is answered");
 }
 
 #[tokio::test]
