@@ -202,10 +202,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         tracing::info!(address, "{what}");
     }
     let mut webhooks = tokio::spawn(http::serve(listeners.ingress, limits, tls, serving, {
-        move |request, peer| {
-            let ingress = ingress.clone();
-            async move { ingress.answer(request, peer).await }
-        }
+        move |request, peer| ingress.answer(request, peer)
     }));
     let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, None, admin_serving, {
         let admin = admin.clone();

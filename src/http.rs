@@ -8,6 +8,7 @@ pub use tls::Tls;
 
 use crate::metrics::LimitMetrics;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -161,45 +162,43 @@ pub async fn serve<A, F>(
                 }
                 crowded.inc_by(u64::from(peer.crowded));
             }
-            let answer = answer(request, peer);
-            async move {
-                let _open = open;
-                let mut answer = answer.await;
+            // Mapped and not awaited, as this future would then have room for that one twice.
+            answer(request, peer).map(move |mut answer| {
                 let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
                 if unread && version != Version::HTTP_2 {
                     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 watcher.answered(unread);
+                drop(open);
                 Ok::<_, Infallible>(answer)
-            }
+            })
         });
-        let (builder, by_alpn, finishing) = (builder.clone(), by_alpn.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let stream = match shaking {
-                None => Ok(Stream::Plain(socket)),
-                // Boxed, so that connections without TLS have no room for it.
-                Some((tls, watcher, mut stop)) => {
-                    Box::pin(async move {
-                        tokio::select! {
-                            _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
-                            stream = tls.shake_hands(socket, &watcher, limits.header_timeout) => stream,
-                        }
-                    })
-                    .await
-                }
-            };
-            let served = match stream {
-                Ok(stream) => {
-                    let builder = if stream.speaks_http2() { by_alpn } else { builder };
-                    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-                    finishing.watch(connection).await.map_err(|error| error.to_string())
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = served {
+        let ended = move |error: Option<String>| {
+            if let Some(error) = error {
                 tracing::debug!(error, peer = %peer.address, "a connection broke off");
             }
             drop(place);
+        };
+        let finishing = graceful.watcher();
+        let Some((tls, watcher, mut stop)) = shaking else {
+            let connection = builder.serve_connection(TokioIo::new(Stream::Plain(socket)), service).into_owned();
+            tokio::spawn(finishing.watch(connection).map(|served| ended(served.err().map(|error| error.to_string()))));
+            continue;
+        };
+        let (builder, by_alpn) = (builder.clone(), by_alpn.clone());
+        tokio::spawn(async move {
+            let shaken = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
+                stream = Box::pin(tls.shake_hands(socket, &watcher, limits.header_timeout)) => stream,
+            };
+            ended(match shaken {
+                Ok(stream) => {
+                    let builder = if stream.speaks_http2() { by_alpn } else { builder };
+                    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+                    finishing.watch(connection).await.err().map(|error| error.to_string())
+                }
+                Err(error) => Some(error.to_string()),
+            });
         });
     }
     drop(listener);

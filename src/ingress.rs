@@ -28,6 +28,7 @@ use delivery::Delivered;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use refusal::{Refusal, refusal, unauthorized};
 use routes::{Route, Routes};
@@ -180,24 +181,26 @@ impl Ingress {
         Self { delivery: Some(delivery), ..self }
     }
 
-    /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Answer {
+    /// Answers one request. What is done at once is done before there is a future, which would have room for it until the end.
+    pub fn answer(self: &Arc<Self>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + use<> {
         self.metrics.in_flight.inc();
-        let in_flight = InFlight(self);
-        let head = request.method() == Method::HEAD;
-        let mut answer = match self.accept(request, peer).await {
-            Ok(placed) => self.acknowledge(placed).await,
-            Err(refusal) => refusal.answer(),
-        };
-        drop(in_flight);
-        self.metrics.requests.get_or_create(&StatusLabel { status: answer.status().as_u16() }).inc();
-        if head {
-            *answer.body_mut() = Full::default();
+        let in_flight = InFlight(self.clone());
+        let (parts, body) = request.into_parts();
+        async move {
+            let ingress = &in_flight.0;
+            let mut answer = match ingress.accept(&parts, body, peer).await {
+                Ok(placed) => ingress.acknowledge(placed).await,
+                Err(refusal) => refusal.answer(),
+            };
+            ingress.metrics.requests.get_or_create(&StatusLabel { status: answer.status().as_u16() }).inc();
+            if parts.method == Method::HEAD {
+                *answer.body_mut() = Full::default();
+            }
+            answer
         }
-        answer
     }
 
-    async fn accept(&self, request: Request<Incoming>, peer: Peer) -> Result<Placed, Refusal> {
+    async fn accept(&self, parts: &Parts, body: Incoming, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         if peer.crowded {
             return Err(Refusal {
@@ -205,9 +208,8 @@ impl Ingress {
                 ..unread(refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"))
             });
         }
-        let (parts, body) = request.into_parts();
         let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
-        let head = Head { parts: &parts, path_secret, peer: peer.address.ip() };
+        let head = Head { parts, path_secret, peer: peer.address.ip() };
         let packing = self.check(route, &head).map_err(unread)?;
         if parts.method == Method::HEAD {
             route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
@@ -306,7 +308,7 @@ impl Ingress {
     async fn acknowledge(&self, placed: Placed) -> Answer {
         let appended = placed.count();
         let Some(delivery) = &self.delivery else { return success(StatusCode::OK, appended, "") };
-        let Delivered { complete, dead_letters } = delivery.wait(placed).await;
+        let Delivered { complete, dead_letters } = Box::pin(delivery.wait(placed)).await;
         let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
@@ -320,9 +322,9 @@ impl Ingress {
     }
 }
 
-struct InFlight<'a>(&'a Ingress);
+struct InFlight(Arc<Ingress>);
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.metrics.in_flight.dec();
     }
