@@ -19,7 +19,7 @@ pub struct Gate {
 impl Gate {
     /// Gives the record back if it may start now, or keeps it until those before it in its conversation are settled.
     pub fn enter(&mut self, record: Arc<Record>) -> Option<Arc<Record>> {
-        match self.busy.entry(self.hasher.hash_one(record.event.conversation())) {
+        match self.busy.entry(self.hasher.hash_one(record.event.conversation_bytes())) {
             Entry::Occupied(mut waiting) => {
                 waiting.get_mut().push_back(record);
                 None
@@ -35,7 +35,9 @@ impl Gate {
     pub fn released(&mut self, window: &mut Window) -> Vec<Arc<Record>> {
         let mut released = Vec::new();
         for settled in window.take_settled() {
-            if let Entry::Occupied(mut waiting) = self.busy.entry(self.hasher.hash_one(settled.event.conversation())) {
+            if let Entry::Occupied(mut waiting) =
+                self.busy.entry(self.hasher.hash_one(settled.event.conversation_bytes()))
+            {
                 match waiting.get_mut().pop_front() {
                     Some(next) => released.push(next),
                     None => drop(waiting.remove()),

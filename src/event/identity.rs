@@ -71,8 +71,8 @@ fn by_name<'a>(text: &[u8], members: &'a [Member]) -> impl Iterator<Item = &'a M
 }
 
 fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {
-    canon.push(b's');
-    canon.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    let [a, b, c, d] = (text.len() as u32).to_le_bytes();
+    canon.extend_from_slice(&[b's', a, b, c, d]);
     canon.extend_from_slice(text);
 }
 

@@ -7,6 +7,7 @@ mod text;
 
 pub use text::{Written, write_string};
 
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use text::{plain, unescape};
 
@@ -163,10 +164,8 @@ impl<'a> Reader<'a> {
 
     /// Reads an object and returns its members.
     pub fn object(&mut self) -> Result<Vec<Member>, Error> {
-        // As many as there are commas, or more; but the text may go on for long behind the object.
-        let near = self.text.as_bytes().get(self.at..).unwrap_or_default();
-        let near = near.get(..NEAR).unwrap_or(near);
-        let mut members = Vec::with_capacity(memchr::memchr_iter(b',', near).count() + 1);
+        // Nearly every event has fewer, and takes no more memory than it needs.
+        let mut members = SmallVec::<[Member; 32]>::new();
         self.members(|reader, name| {
             if members.len() == reader.max_fields {
                 return Err(reader.error(too_many_fields(reader.max_fields)));
@@ -174,7 +173,7 @@ impl<'a> Reader<'a> {
             members.push(Member { name, value: reader.value()? });
             Ok(())
         })?;
-        Ok(members)
+        Ok(members.into_vec())
     }
 
     /// Reads an object; `each` is called with every member's name and has to read the member's value.
@@ -364,9 +363,6 @@ impl<'a> Reader<'a> {
         if self.at == start { Err(self.error("expected a digit")) } else { Ok(()) }
     }
 }
-
-/// How much of a text is looked at to tell how many members an object has.
-const NEAR: usize = 1024;
 
 /// In words for whoever sent them.
 pub fn too_many_fields(limit: usize) -> String {

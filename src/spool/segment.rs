@@ -157,15 +157,15 @@ impl Frame {
 /// How many bytes a record of `event` for `target` will take.
 pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
     let route = event.other_ingress().map_or(0, |name| 1 + name.len());
-    FRAME + concealed(event.conversation()).len() + target.map_or(0, str::len) + route + event.payload().len()
+    FRAME + concealed(event.conversation_bytes()).len() + target.map_or(0, str::len) + route + event.payload().len()
 }
 
 /// The text with every NUL as two bytes that no text holds.
-fn concealed(text: &str) -> Cow<'_, [u8]> {
-    if !text.contains('\0') {
-        return Cow::Borrowed(text.as_bytes());
+fn concealed(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&0) {
+        return Cow::Borrowed(text);
     }
-    let bytes = text.bytes().flat_map(|byte| if byte == 0 { NUL.to_vec() } else { vec![byte] });
+    let bytes = text.iter().flat_map(|byte| if *byte == 0 { NUL.to_vec() } else { vec![*byte] });
     Cow::Owned(bytes.collect())
 }
 
@@ -186,7 +186,7 @@ fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
 pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
     let event = &record.event;
     let start = out.len();
-    let (conversation, payload) = (concealed(event.conversation()), event.payload());
+    let (conversation, payload) = (concealed(event.conversation_bytes()), event.payload());
     let target = record.target.as_deref().unwrap_or_default().as_bytes();
     let (mark, route) = event.other_ingress().map_or((&[][..], &[][..]), |name| (&[ROUTE], name.as_bytes()));
     let target_length = target.len() + mark.len() + route.len();
