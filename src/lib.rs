@@ -49,4 +49,5 @@ pub mod spool;
 pub mod event;
 pub mod http;
 pub mod metrics;
+pub mod seldom;
 pub mod setting;

@@ -1,7 +1,13 @@
 //! The value types that every module's `Config` is made of.
 //!
 //! Periods are written `"100ms"`, `"30s"`, `"45m"`, `"1h 30m"` and sizes `"512KiB"`, `"1GiB"`; both have ready types
-//! ([`std::time::Duration`] with [`period`], [`bytesize::ByteSize`]). What is left for us are texts that may be secret.
+//! ([`std::time::Duration`] with [`period`], [`bytesize::ByteSize`]). What is left for us are texts that may be secret, lists and networks.
+
+mod list;
+mod network;
+
+pub use list::List;
+pub use network::Network;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};

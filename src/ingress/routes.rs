@@ -5,20 +5,18 @@ use super::tls;
 use crate::event::{DEFAULT_INGRESS, Event, Events};
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
+use crate::seldom::Seldom;
 use hyper::Method;
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 /// Where webhooks are taken unless something else is configured.
 pub const DEFAULT_PATH: &str = "/webhook/cdr";
 /// What stands in a path in place of a secret.
 const SECRET: &str = "{secret}";
-/// How often the log tells of refused requests.
-const WARN: Duration = Duration::from_secs(60);
 
 /// `[ingress.routes.NAME]`, and the same keys of `[ingress]` for the route `default`.
 #[derive(Clone, Debug, Deserialize)]
@@ -279,14 +277,7 @@ pub struct Route {
     /// What is asked of a request.
     pub auth: Auth,
     unauthorized: Counter,
-    told: Mutex<Told>,
-}
-
-/// What the log knows of refused requests.
-#[derive(Debug, Default)]
-struct Told {
-    last: Option<Instant>,
-    since: u64,
+    told: Seldom,
 }
 
 impl Routes {
@@ -301,7 +292,7 @@ impl Routes {
                 methods: config.methods,
                 auth: Auth::open(&config.auth, &format!("{at}.auth"), &metrics.secrets)?,
                 unauthorized: metrics.unauthorized(&name),
-                told: Mutex::default(),
+                told: Seldom::default(),
                 name,
             })
         };
@@ -363,11 +354,7 @@ impl Route {
     /// Counts a refused request, and tells of it once in a while.
     pub fn denied(&self, denied: Denied) {
         self.unauthorized.inc();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.since += 1;
-        if told.last.is_none_or(|last| last.elapsed() >= WARN) {
-            let count = std::mem::take(&mut told.since);
-            told.last = Some(Instant::now());
+        if let Some(count) = self.told.happened() {
             let Denied { check, reason } = denied;
             tracing::warn!(
                 ingress = self.name,

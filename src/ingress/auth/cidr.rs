@@ -1,9 +1,9 @@
 //! The networks that may send. Behind proxies, whose word is taken for it, the address that the first of them saw.
 
 use super::Head;
-use super::settings::{Config, List, Problem};
+use super::settings::{Config, Problem};
+use crate::setting::{List, Network};
 use hyper::header::{self, HeaderName};
-use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 
 /// What most proxies send.
@@ -11,8 +11,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 #[derive(Debug)]
 pub struct Cidr {
-    networks: Vec<IpNet>,
-    trusted: Vec<IpNet>,
+    networks: Vec<Network>,
+    trusted: Vec<Network>,
     header: HeaderName,
 }
 
@@ -33,14 +33,14 @@ impl Cidr {
 
     pub fn check(&self, head: &Head<'_>) -> Result<(), &'static str> {
         let sender = self.sender(head)?;
-        if within(sender, &self.networks) { Ok(()) } else { Err("the address is in none of the networks") }
+        if Network::any_holds(&self.networks, sender) { Ok(()) } else { Err("the address is in none of the networks") }
     }
 
     /// The peer, or, if that is a proxy of ours, whom it speaks for: from the last hop back to the first that is not ours. What
     /// stands before that one anybody could have written.
     fn sender(&self, head: &Head<'_>) -> Result<IpAddr, &'static str> {
         let mut sender = head.peer.to_canonical();
-        if !within(sender, &self.trusted) {
+        if !Network::any_holds(&self.trusted, sender) {
             return Ok(sender);
         }
         let mut hops = Vec::new();
@@ -54,7 +54,7 @@ impl Cidr {
         }
         for hop in hops.into_iter().rev() {
             sender = hop.and_then(address).ok_or("what the proxy says is no address")?;
-            if !within(sender, &self.trusted) {
+            if !Network::any_holds(&self.trusted, sender) {
                 break;
             }
         }
@@ -62,18 +62,8 @@ impl Cidr {
     }
 }
 
-fn within(address: IpAddr, networks: &[IpNet]) -> bool {
-    networks.iter().any(|network| network.contains(&address))
-}
-
-fn networks(key: &str, texts: &List<String>) -> Result<Vec<IpNet>, Problem> {
-    let network = |text: &String| {
-        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        let network = network.filter(|network| network.addr() == network.network());
-        let allowed = "a network or an address, such as \"192.0.2.0/24\", \"2001:db8::/32\" or \"127.0.0.1\"";
-        network.ok_or_else(|| Problem::new(key, format!("found {text:?}; allowed is {allowed}")))
-    };
-    texts.0.iter().map(network).collect()
+fn networks(key: &str, texts: &List<String>) -> Result<Vec<Network>, Problem> {
+    texts.0.iter().map(|text| text.parse().map_err(|problem: String| Problem::new(key, problem))).collect()
 }
 
 /// An address, with a port or without, in brackets or without.
