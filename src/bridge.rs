@@ -6,7 +6,7 @@ use crate::control;
 use crate::dead_letter::DeadLetters;
 use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
-use crate::http::{self, Limits, Tls};
+use crate::http::{self, Beginning, Limits, ProxyProtocol, Tls};
 use crate::ingress::auth;
 use crate::ingress::routes::Routes;
 use crate::ingress::tls::{self, TlsError};
@@ -168,6 +168,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         background.spawn(reloading);
         Tls { config, metrics: metrics.ingress.tls.clone() }
     });
+    let proxies = config.ingress.proxy_protocol.as_ref();
+    let proxy_protocol = proxies.map(|proxies| ProxyProtocol::new(proxies, metrics.ingress.proxy_protocol.clone()));
+    let beginning = Beginning { proxy_protocol, tls };
 
     match control::listen(&config.spool.path) {
         Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
@@ -201,10 +204,10 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, limits, tls, serving, {
+    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, limits, beginning, serving, {
         move |request, peer| ingress.answer(request, peer)
     }));
-    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, None, admin_serving, {
+    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, Beginning::default(), admin_serving, {
         let admin = admin.clone();
         move |request, _| std::future::ready(admin.answer(&request))
     }));

@@ -234,6 +234,11 @@ impl Config {
             "is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither".into(),
         );
         check(
+            ingress.proxy_protocol.as_ref().is_none_or(|proxies| !proxies.trusted_proxies.0.is_empty()),
+            "ingress.proxy_protocol.trusted_proxies",
+            "found an empty list; with that nobody could connect".into(),
+        );
+        check(
             ingress.decode.max_depth <= crate::event::MAX_DEPTH,
             "ingress.decode.max_depth",
             format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),

@@ -1,9 +1,11 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
 mod places;
+pub mod proxy_protocol;
 mod socket;
 mod tls;
 
+pub use proxy_protocol::ProxyProtocol;
 pub use tls::Tls;
 
 use crate::metrics::LimitMetrics;
@@ -17,8 +19,8 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use places::Places;
-use socket::Socket;
+use places::{Place, Places};
+use socket::{Socket, Watcher};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -54,7 +56,7 @@ pub struct BodyUnread;
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
-    /// Its address; one of IPv4 is one of IPv4, also where the listener takes both kinds.
+    /// Its address, or that which a trusted proxy tells; one of IPv4 is one of IPv4, also where the listener takes both kinds.
     pub address: SocketAddr,
     /// Whether this request is one too many, of those that share a connection.
     pub crowded: bool,
@@ -75,12 +77,46 @@ pub struct Limits {
     pub metrics: LimitMetrics,
 }
 
+/// What a connection begins with before HTTP is spoken on it, in this order.
+#[derive(Debug, Default)]
+pub struct Beginning {
+    /// Who the client is, if proxies are to say it.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Encryption, if it is spoken.
+    pub tls: Option<Tls>,
+}
+
+impl Beginning {
+    /// Makes a connection of the socket, and says whose it is; or ends it.
+    async fn pass(
+        &self,
+        mut socket: Socket,
+        watcher: &Watcher,
+        mut peer: Peer,
+        place: &Place,
+        limits: &Limits,
+    ) -> io::Result<(Stream, Peer)> {
+        if let Some(proxies) = &self.proxy_protocol {
+            peer.address = proxies.read(&mut socket, watcher, peer.address, limits.header_timeout).await?;
+            if !place.is_of(peer.address.ip()) {
+                limits.metrics.connections_per_peer.inc();
+                return Err(io::Error::other("its address has all connections that it may have"));
+            }
+        }
+        let stream = match &self.tls {
+            None => Stream::Plain(socket),
+            Some(tls) => tls.shake_hands(socket, watcher, limits.header_timeout).await?,
+        };
+        Ok((stream, peer))
+    }
+}
+
 /// Answers requests over HTTP/1.1 and HTTP/2, with prior knowledge or as agreed by TLS, until `stop` turns true; then takes no
 /// more connections and lets the requests that have begun finish. The caller bounds that wait by dropping the future.
 pub async fn serve<A, F>(
     listener: TcpListener,
     limits: Limits,
-    tls: Option<Tls>,
+    beginning: Beginning,
     mut stop: watch::Receiver<bool>,
     answer: A,
 ) where
@@ -109,7 +145,8 @@ pub async fn serve<A, F>(
         .keep_alive_interval(limits.header_timeout);
     let by_alpn = Arc::new(builder.clone().http2_only());
     let builder = Arc::new(builder);
-    let tls = tls.map(Arc::new);
+    let plain = beginning.proxy_protocol.is_none() && beginning.tls.is_none();
+    let (beginning, limits) = (Arc::new(beginning), Arc::new(limits));
     let graceful = GracefulShutdown::new();
     let mut failing = false;
     loop {
@@ -132,10 +169,16 @@ pub async fn serve<A, F>(
             }
         };
         failing = false;
-        if places.are_taken_by(peer.address.ip()) {
-            limits.metrics.connections_per_peer.inc();
-            continue;
-        }
+        let owner = match &beginning.proxy_protocol {
+            Some(proxies) if !proxies.trusts(peer.address.ip()) => continue,
+            // It is not known yet.
+            Some(_) => None,
+            None if places.are_taken_by(peer.address.ip()) => {
+                limits.metrics.connections_per_peer.inc();
+                continue;
+            }
+            None => Some(peer.address.ip()),
+        };
         let _ = stream.set_nodelay(true);
         let (socket, watcher) = Socket::new(stream, limits.header_timeout);
         let evicted = || {
@@ -144,65 +187,71 @@ pub async fn serve<A, F>(
         let place = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            place = places.take(peer.address.ip(), &watcher, evicted) => place,
+            place = places.take(owner, &watcher, evicted) => place,
         };
         let answer = answer.clone();
-        let shaking = tls.clone().map(|tls| (tls, watcher.clone(), stop.clone()));
+        let before = (!plain).then(|| (beginning.clone(), limits.clone(), watcher.clone(), stop.clone()));
         let (requests, crowded) = (requests.clone(), limits.metrics.requests.clone());
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            let watcher = watcher.clone();
-            let (version, has_body) = (request.version(), !request.body().is_end_stream());
-            let (open, others) = watcher.request_begins(version == Version::HTTP_2);
-            let mut peer = peer;
-            if others > 0 {
-                match requests.clone().try_acquire_owned() {
-                    // Given back with the request, when its events are stored.
-                    Ok(permit) => drop(request.extensions_mut().insert(Arc::new(permit))),
-                    Err(_) => peer.crowded = true,
+        let service = move |peer: Peer| {
+            service_fn(move |mut request: Request<Incoming>| {
+                let watcher = watcher.clone();
+                let (version, has_body) = (request.version(), !request.body().is_end_stream());
+                let (open, others) = watcher.request_begins(version == Version::HTTP_2);
+                let mut peer = peer;
+                if others > 0 {
+                    match requests.clone().try_acquire_owned() {
+                        // Given back with the request, when its events are stored.
+                        Ok(permit) => drop(request.extensions_mut().insert(Arc::new(permit))),
+                        Err(_) => peer.crowded = true,
+                    }
+                    crowded.inc_by(u64::from(peer.crowded));
                 }
-                crowded.inc_by(u64::from(peer.crowded));
-            }
-            // Mapped and not awaited, as this future would then have room for that one twice.
-            answer(request, peer).map(move |mut answer| {
-                let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
-                if unread && version != Version::HTTP_2 {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                watcher.answered(unread);
-                drop(open);
-                Ok::<_, Infallible>(answer)
+                // Mapped and not awaited, as this future would then have room for that one twice.
+                answer(request, peer).map(move |mut answer| {
+                    let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
+                    if unread && version != Version::HTTP_2 {
+                        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    watcher.answered(unread);
+                    drop(open);
+                    Ok::<_, Infallible>(answer)
+                })
             })
-        });
-        let ended = move |error: Option<String>| {
-            if let Some(error) = error {
-                tracing::debug!(error, peer = %peer.address, "a connection broke off");
-            }
-            drop(place);
         };
         let finishing = graceful.watcher();
-        let Some((tls, watcher, mut stop)) = shaking else {
-            let connection = builder.serve_connection(TokioIo::new(Stream::Plain(socket)), service).into_owned();
-            tokio::spawn(finishing.watch(connection).map(|served| ended(served.err().map(|error| error.to_string()))));
+        let Some((beginning, limits, watcher, mut stop)) = before else {
+            let connection = builder.serve_connection(TokioIo::new(Stream::Plain(socket)), service(peer)).into_owned();
+            tokio::spawn(finishing.watch(connection).map(move |served| {
+                ended(peer, place, served.err().map(|error| error.to_string()));
+            }));
             continue;
         };
         let (builder, by_alpn) = (builder.clone(), by_alpn.clone());
         tokio::spawn(async move {
-            let shaken = tokio::select! {
+            let begun = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
-                stream = Box::pin(tls.shake_hands(socket, &watcher, limits.header_timeout)) => stream,
+                begun = Box::pin(beginning.pass(socket, &watcher, peer, &place, &limits)) => begun,
             };
-            ended(match shaken {
-                Ok(stream) => {
+            let (peer, error) = match begun {
+                Ok((stream, peer)) => {
                     let builder = if stream.speaks_http2() { by_alpn } else { builder };
-                    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-                    finishing.watch(connection).await.err().map(|error| error.to_string())
+                    let connection = builder.serve_connection(TokioIo::new(stream), service(peer)).into_owned();
+                    (peer, finishing.watch(connection).await.err().map(|error| error.to_string()))
                 }
-                Err(error) => Some(error.to_string()),
-            });
+                Err(error) => (peer, Some(error.to_string())),
+            };
+            ended(peer, place, error);
         });
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+fn ended(peer: Peer, place: Place, error: Option<String>) {
+    if let Some(error) = error {
+        tracing::debug!(error, peer = %peer.address, "a connection broke off");
+    }
+    drop(place);
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Peer)> {

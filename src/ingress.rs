@@ -16,7 +16,7 @@ pub use delivery::Delivery;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
-use crate::http::{Answer, Limits, Peer};
+use crate::http::{Answer, Limits, Peer, proxy_protocol};
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
 use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
@@ -84,6 +84,8 @@ pub struct Config {
     pub delivery_timeout: Duration,
     /// Encryption, if the ingress is to speak it.
     pub tls: Option<tls::Config>,
+    /// Which proxies say where connections come from, if any are to.
+    pub proxy_protocol: Option<proxy_protocol::Config>,
     /// How bodies are read.
     pub decode: decode::Config,
     /// How many bodies are kept that could not be read.
@@ -121,6 +123,7 @@ impl Default for Config {
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
             tls: None,
+            proxy_protocol: None,
             decode: decode::Config::default(),
             undecodable: undecodable::Config::default(),
         }

@@ -32,6 +32,8 @@ pub struct IngressMetrics {
     unauthorized: Family<IngressLabel, Counter>,
     /// Of encryption.
     pub tls: TlsMetrics,
+    /// Of proxies that tell whom they speak for.
+    pub proxy_protocol: ProxyProtocolMetrics,
     /// Of what was refused to keep others served.
     pub limits: LimitMetrics,
 }
@@ -69,6 +71,21 @@ pub struct TlsMetrics {
     pub reload_failed: Counter,
     /// When the certificate expires, in seconds since 1970.
     pub not_after: Gauge,
+}
+
+/// Counts connections that were closed since they did not begin as the PROXY protocol demands.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyProtocolMetrics {
+    /// Those of others than the proxies.
+    pub untrusted: Counter,
+    /// Those that begin with something else.
+    pub missing: Counter,
+    /// Those whose header is not as it has to be.
+    pub invalid: Counter,
+    /// Those that ended within the header.
+    pub incomplete: Counter,
+    /// Those whose header did not come in time.
+    pub timeout: Counter,
 }
 
 /// Counts bodies that could not be decoded.
@@ -166,6 +183,12 @@ struct LimitLabel {
     limit: &'static str,
 }
 
+/// `reason="missing"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
 /// `result="ok"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
@@ -244,6 +267,15 @@ impl Default for Metrics {
             "When the certificate expires; 0 without TLS",
             ingress.tls.not_after.clone(),
         );
+
+        let refused = Family::<ReasonLabel, Counter>::default();
+        let because = |reason| refused.get_or_create_owned(&ReasonLabel { reason });
+        ingress.proxy_protocol.untrusted = because("untrusted");
+        ingress.proxy_protocol.missing = because("missing");
+        ingress.proxy_protocol.invalid = because("invalid");
+        ingress.proxy_protocol.incomplete = because("incomplete");
+        ingress.proxy_protocol.timeout = because("timeout");
+        at.register("proxy_protocol_refused", "Connections closed for lack of a PROXY header, by reason", refused);
 
         let at = registry.sub_registry_with_prefix("spool");
         at.register("appended_records", "Records written and synced", spool.appended_records.clone());

@@ -49,6 +49,7 @@ mod nats_sink;
 mod ordering;
 mod outage;
 mod probes;
+mod proxy_protocol;
 mod readme;
 mod recovery;
 mod replay;

@@ -134,11 +134,12 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 17] = [
+const TABLES: [(&str, &[&str], &str); 18] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
     ("`[ingress.tls]`", &[], "ingress.tls"),
+    ("`[ingress.proxy_protocol]`", &[], "ingress.proxy_protocol"),
     ("`[ingress.decode]`", &[], "ingress.decode"),
     ("`[ingress.undecodable]`", &[], "ingress.undecodable"),
     ("`[admin]`", &[], "admin"),

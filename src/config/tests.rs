@@ -180,3 +180,23 @@ fn client_certificates_need_their_authorities() {
     let missing = problems(&format!("{STDOUT}[ingress.tls]\ncert_file = 'c'"));
     assert!(missing.contains("`ingress.tls.key_file`: is missing"), "{missing}");
 }
+
+#[test]
+fn proxies_are_networks_and_there_is_one_at_least() {
+    let problems = |list: &str| problems(&format!("{STDOUT}[ingress.proxy_protocol]\n{list}"));
+    assert!(problems("").contains("`ingress.proxy_protocol.trusted_proxies`: is missing"));
+    assert!(problems("trusted_proxies = []").contains("`ingress.proxy_protocol.trusted_proxies`: found an empty list"));
+    for wrong in ["10.0.0.1/8", "300.0.0.0/8", "proxy", ""] {
+        for list in [format!("'{wrong}'"), format!("['10.0.0.0/8', '{wrong}']")] {
+            let problem = problems(&format!("trusted_proxies = {list}"));
+            let expected = format!("found {wrong:?}; allowed is a network or an address");
+            assert!(
+                problem.contains("`ingress.proxy_protocol.trusted_proxies") && problem.contains(&expected),
+                "{problem}"
+            );
+        }
+    }
+    let toml = format!("{STDOUT}[ingress.proxy_protocol]\ntrusted_proxies = ['10.0.0.0/8', '2001:db8::1']");
+    let config = Config::from_toml(&toml).unwrap();
+    assert_eq!(config.ingress.proxy_protocol.unwrap().trusted_proxies.0.len(), 2);
+}

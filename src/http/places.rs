@@ -28,7 +28,8 @@ pub struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
-    connections: HashMap<u64, (IpAddr, Arc<Watcher>)>,
+    /// Whose they are, as far as that is known.
+    connections: HashMap<u64, (Option<IpAddr>, Arc<Watcher>)>,
 }
 
 /// A place, free again when dropped.
@@ -46,12 +47,11 @@ impl Places {
 
     /// Whether this address has all that it may have.
     pub fn are_taken_by(&self, peer: IpAddr) -> bool {
-        self.max_per_peer
-            .is_some_and(|max| self.taken().connections.values().filter(|(address, _)| *address == peer).count() >= max)
+        self.max_per_peer.is_some_and(|max| self.taken().count(peer) >= max)
     }
 
-    /// Waits for a place. Tells `evicted` of every connection that has to end for it.
-    pub async fn take(self: &Arc<Self>, peer: IpAddr, watcher: &Arc<Watcher>, evicted: impl Fn()) -> Place {
+    /// Waits for a place, for somebody who may only be known later. Tells `evicted` of every connection that has to end for it.
+    pub async fn take(self: &Arc<Self>, peer: Option<IpAddr>, watcher: &Arc<Watcher>, evicted: impl Fn()) -> Place {
         loop {
             let freed = self.freed.notified();
             let idlest = {
@@ -79,7 +79,23 @@ impl Places {
     }
 }
 
+impl Place {
+    /// Whose it is turns out to be this address. Says whether that may have it.
+    pub fn is_of(&self, peer: IpAddr) -> bool {
+        let mut taken = self.places.taken();
+        let granted = self.places.max_per_peer.is_none_or(|max| taken.count(peer) < max);
+        if let Some((owner, _)) = taken.connections.get_mut(&self.number).filter(|_| granted) {
+            *owner = Some(peer);
+        }
+        granted
+    }
+}
+
 impl Taken {
+    fn count(&self, peer: IpAddr) -> usize {
+        self.connections.values().filter(|(owner, _)| *owner == Some(peer)).count()
+    }
+
     /// Of those who have had their time, who has never had an answer goes first: a client between two webhooks may well come back.
     fn idlest(&self) -> Option<Arc<Watcher>> {
         let waited = |watcher: &Arc<Watcher>| watcher.keeps_waiting().filter(|waited| *waited >= GRACE);

@@ -1,6 +1,7 @@
 //! A client's socket, closed so that the client can read the last answer, and not waited on for ever.
 
 use futures_util::task::AtomicWaker;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -158,11 +159,26 @@ impl Socket {
         self.allowance = bytes;
     }
 
-    /// The first byte that comes, which stays to be read; `None` if the client has ended its side.
-    pub async fn peek(&self) -> io::Result<Option<u8>> {
-        let mut first = [0];
-        let count = self.stream.peek(&mut first).await?;
-        Ok(first.into_iter().take(count).next())
+    /// Waits until something comes, which stays to be read, and says how much of it is now in `room`; nothing if the client has
+    /// ended its side.
+    pub async fn peek(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let mut room = ReadBuf::new(room);
+        poll_fn(|cx| match self.stream.poll_peek(cx, &mut room) {
+            Poll::Ready(peeked) => {
+                self.watcher.waiting.store(false, Ordering::Relaxed);
+                Poll::Ready(peeked)
+            }
+            Poll::Pending => self.poll_waiting(cx).map(Err),
+        })
+        .await
+    }
+
+    /// It is the client's turn. Resolves when it has taken too long, or the connection is to end.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Err(error) = self.watcher.waits(cx) {
+            return Poll::Ready(error);
+        }
+        self.poll_patience(cx).map(|()| io::ErrorKind::TimedOut.into())
     }
 
     /// Resolves when the next request's header has been waited for too long.
@@ -212,8 +228,7 @@ impl AsyncRead for Socket {
             self.watcher.waiting.store(false, Ordering::Relaxed);
             return Poll::Ready(result);
         }
-        self.watcher.waits(cx)?;
-        self.poll_patience(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        self.poll_waiting(cx).map(Err)
     }
 }
 

@@ -43,7 +43,8 @@ impl Tls {
 
     async fn try_to(&self, mut socket: Socket, watcher: &Watcher) -> io::Result<Stream> {
         // A method begins with a letter, and TLS with the byte 0x16.
-        if socket.peek().await?.is_some_and(|first| first.is_ascii_uppercase()) {
+        let mut first = [0];
+        if socket.peek(&mut first).await? > 0 && first[0].is_ascii_uppercase() {
             watcher.answered(true);
             let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n";
             socket.write_all(format!("{head}content-length: {}\r\n\r\n{PLAIN}", PLAIN.len()).as_bytes()).await?;

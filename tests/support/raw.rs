@@ -1,12 +1,13 @@
 //! HTTP by hand, for what no client library would send.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::PATIENCE;
@@ -23,6 +24,13 @@ pub struct Raw<S = TcpStream> {
 impl Raw {
     pub async fn connect(bridge: &Bridge) -> Self {
         Self::over(TcpStream::connect(bridge.ingress()).await.unwrap())
+    }
+
+    /// One from an address of this machine, such as `127.0.0.2`.
+    pub async fn connect_from(bridge: &Bridge, address: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
+        Self::over(socket.connect(bridge.ingress().parse().unwrap()).await.unwrap())
     }
 
     /// The head of a request to the webhook, with further header lines.
