@@ -1,10 +1,11 @@
 //! What connections by TLS take, whatever their clients do with them.
 
-use super::bridge;
+use super::{Place, bridge};
 use crate::bounds::assert_small;
 use crate::support::raw::Raw;
-use crate::support::tls::Client;
+use crate::support::tls::{Authority, Client};
 use crate::support::{Bridge, PATIENCE};
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
@@ -74,4 +75,21 @@ async fn records_that_are_never_completed_take_little_memory() {
         clients.push(raw);
     }
     tell(&bridge, before, "incomplete records");
+}
+
+/// Whoever connects and says nothing has begun no handshake yet, and keeps a place like any other who keeps the bridge waiting.
+#[tokio::test]
+async fn clients_that_begin_no_handshake_make_room_for_others() {
+    let authority = Authority::new("servers");
+    let place = Place::new(&authority.issue());
+    let bridge = place.bridge_with("max_connections = 4\nheader_timeout = '1h'\n", "").await;
+    let client = Client::trusting(&authority);
+    let begun = Instant::now();
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(Raw::connect(&bridge).await);
+    }
+    // As long as a handshake may take, they could have kept it out four times over.
+    assert_eq!(client.post(&bridge, "{\"a\":1}").await, Ok(200));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
