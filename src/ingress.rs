@@ -74,6 +74,8 @@ pub struct Config {
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
+    /// How many bytes a second a body has to bring, once some seconds have passed; 0 for no such bound.
+    pub min_body_rate: ByteSize,
     /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
     #[serde(with = "crate::setting::period")]
     pub header_timeout: Duration,
@@ -119,6 +121,7 @@ impl Default for Config {
             max_connections_per_peer: None,
             max_requests: 2048,
             body_timeout: Duration::from_secs(10),
+            min_body_rate: ByteSize::kib(1),
             header_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
@@ -174,7 +177,7 @@ impl Ingress {
         metrics: IngressMetrics,
     ) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
-        let bodies = Bodies::new(&config, budget);
+        let bodies = Bodies::new(&config, budget, metrics.limits.clone());
         let events = Arc::new(Semaphore::new(budget));
         Self { config, routes, spool, undecodable, metrics, delivery: None, bodies, budget, events }
     }

@@ -47,6 +47,10 @@ pub struct LimitMetrics {
     pub connections_per_peer: Counter,
     /// Requests beyond those that may share connections.
     pub requests: Counter,
+    /// Bodies that were not complete in time.
+    pub body_time: Counter,
+    /// Bodies that came too slowly to go on.
+    pub body_rate: Counter,
 }
 
 /// Counts how files of secrets are read again.
@@ -251,6 +255,8 @@ impl Default for Metrics {
         ingress.limits.connections = beyond("connections");
         ingress.limits.connections_per_peer = beyond("connections_per_peer");
         ingress.limits.requests = beyond("requests");
+        ingress.limits.body_time = beyond("body_time");
+        ingress.limits.body_rate = beyond("body_rate");
         at.register("limited", "Connections and requests refused or ended for others, by limit", limited);
 
         let (handshakes, reloads) =

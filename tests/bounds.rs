@@ -173,7 +173,8 @@ async fn a_full_spool_and_dead_brokers_fit_the_memory() {
 #[tokio::test]
 async fn large_bodies_side_by_side_wait_for_their_turn() {
     // However slowly a busy machine takes them, each is to get its turn.
-    let bridge = Bridge::start(&format!("{LISTEN}body_timeout = '{}s'\n{STDOUT}", PATIENCE.as_secs())).await;
+    let time = format!("body_timeout = '{}s'\nmin_body_rate = '0B'\n", PATIENCE.as_secs());
+    let bridge = Bridge::start(&format!("{LISTEN}{time}{STDOUT}")).await;
     let statuses = hammer(&bridge, Shape::Large, 64, 1).await;
     assert_small(&bridge, &format!("64 × 1 MiB, {statuses:?}"));
     assert_eq!(statuses, [(200, 64)].into());

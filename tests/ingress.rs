@@ -159,6 +159,7 @@ async fn a_slow_body_gets_408_and_nothing_is_stored() {
     assert_eq!(answer.headers[CONNECTION], "close");
     assert!(slow.ends(PATIENCE).await);
     assert_eq!(accepted(&bridge).await, 0);
+    assert_eq!(bridge.metric("cdrelay_ingress_limited_total{limit=\"body_time\"}").await, Some(1.0));
 }
 
 #[tokio::test]

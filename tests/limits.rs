@@ -2,6 +2,7 @@
 
 mod connections;
 mod requests;
+mod slow;
 mod streams;
 mod unpacking;
 

@@ -3,6 +3,7 @@
 use super::Config;
 use super::refusal::{Refusal, refusal};
 use super::unpack::{Packing, UnpackError};
+use crate::metrics::LimitMetrics;
 use crate::spool::AppendError;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -19,6 +20,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// are small, and do not wait behind slow clients with large bodies.
 const SMALL_BODY: usize = 16 << 10;
 
+/// How long a body may take in any case, and one that takes memory which others wait for. Only then is it asked how fast it comes: a
+/// small one whose sender or network falters for a while is not refused. (Apache's mod_reqtimeout has 20 s, Kestrel 5 s.)
+const GRACE: Duration = Duration::from_secs(10);
+const GRACE_OF_LARGE: Duration = Duration::from_secs(5);
+
 /// A body and the memory it takes.
 pub type Held = (Bytes, Option<OwnedSemaphorePermit>);
 
@@ -28,6 +34,9 @@ pub struct Bodies {
     max_body: usize,
     max_unpacked: usize,
     timeout: Duration,
+    /// Bytes a second.
+    rate: u64,
+    metrics: LimitMetrics,
     /// A permit for every byte of large body that may be in memory as it came.
     received: Arc<Semaphore>,
     /// A permit for every byte that unpacking and large unpacked bodies may take, `budget` of them. Who waits for these may hold some of
@@ -38,11 +47,12 @@ pub struct Bodies {
 
 impl Bodies {
     /// Of `budget` bytes each, received and unpacked.
-    pub fn new(config: &Config, budget: usize) -> Self {
+    pub fn new(config: &Config, budget: usize, metrics: LimitMetrics) -> Self {
         let [received, unpacked] = [budget; 2].map(|bytes| Arc::new(Semaphore::new(bytes)));
         let [max_body, max_unpacked] =
             [config.max_body, config.largest_body()].map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
-        Self { max_body, max_unpacked, timeout: config.body_timeout, received, unpacked, budget }
+        let (timeout, rate) = (config.body_timeout, config.min_body_rate.as_u64());
+        Self { max_body, max_unpacked, timeout, rate, metrics, received, unpacked, budget }
     }
 
     /// Reads the body within the bounds of size, time and memory.
@@ -59,10 +69,13 @@ impl Bodies {
         if declared.is_some_and(|size| size > SMALL_BODY) {
             held = Some(self.reserve(&self.received, declared.unwrap_or(most)).await?);
         }
-        let mut deadline = Instant::now() + self.timeout;
+        let mut begun = Instant::now();
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
-        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| too_slow(self.timeout))? {
+        loop {
+            let allowed = self.allowed(first.len() + all.len(), held.is_some());
+            let frame = timeout_at(begun + allowed, body.frame()).await.map_err(|_| self.too_slow(allowed))?;
+            let Some(frame) = frame else { break };
             let frame =
                 frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -73,7 +86,7 @@ impl Bodies {
             if size > SMALL_BODY && held.is_none() {
                 // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
                 held = Some(self.reserve(&self.received, most).await?);
-                deadline = Instant::now() + self.timeout;
+                begun = Instant::now();
             }
             // Most bodies come in one piece, which needs no copy.
             if size == data.len() {
@@ -91,6 +104,28 @@ impl Bodies {
             drop(held.split(held.num_permits().saturating_sub(bytes.len())));
         }
         Ok((bytes, held))
+    }
+
+    /// How long a body may have taken of which so much has come.
+    fn allowed(&self, size: usize, large: bool) -> Duration {
+        let grace = if large { GRACE_OF_LARGE } else { GRACE };
+        match (size as u64 * 1000).checked_div(self.rate) {
+            Some(milliseconds) => self.timeout.min(grace + Duration::from_millis(milliseconds)),
+            None => self.timeout,
+        }
+    }
+
+    fn too_slow(&self, allowed: Duration) -> Refusal {
+        if allowed < self.timeout {
+            self.metrics.body_rate.inc();
+            return refusal(
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body came more slowly than {} bytes a second", self.rate),
+            );
+        }
+        self.metrics.body_time.inc();
+        let seconds = self.timeout.as_secs_f64();
+        refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
     }
 
     async fn reserve(&self, memory: &Arc<Semaphore>, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
@@ -159,9 +194,4 @@ impl Bodies {
 pub async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
     let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
     permit.map_err(|_| AppendError::Closed.into())
-}
-
-fn too_slow(timeout: Duration) -> Refusal {
-    let seconds = timeout.as_secs_f64();
-    refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
 }

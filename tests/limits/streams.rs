@@ -91,7 +91,7 @@ async fn floods_end_the_connection_and_cost_nobody_else() {
 
 #[tokio::test]
 async fn requests_beyond_those_that_may_share_connections_get_503() {
-    let bridge = bridge("max_requests = 2\nbody_timeout = '1h'\n").await;
+    let bridge = bridge("max_requests = 2\nbody_timeout = '1h'\nmin_body_rate = '0B'\n").await;
     let mut streams = connect(&bridge).await;
     for number in 0..10 {
         streams.send(post(2 * number + 1)).await;
