@@ -1,6 +1,7 @@
 //! Whoever goes beyond a limit is told so or cut off, the bridge's memory does not grow, and other clients notice nothing.
 
 mod connections;
+mod crowd;
 mod requests;
 mod slow;
 mod streams;
