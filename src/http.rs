@@ -87,7 +87,7 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// Makes a connection of the socket, and says whose it is; or ends it.
+    /// Makes a connection of the socket, and says what is spoken on it, and whose it is; or ends it.
     async fn pass(
         &self,
         mut socket: Socket,
@@ -95,7 +95,7 @@ impl Beginning {
         mut peer: Peer,
         place: &Place,
         limits: &Limits,
-    ) -> io::Result<(Stream, Peer)> {
+    ) -> io::Result<(Stream, Spoken, Peer)> {
         if let Some(proxies) = &self.proxy_protocol {
             peer.address = proxies.read(&mut socket, watcher, peer.address, limits.header_timeout).await?;
             if !place.is_of(peer.address.ip()) {
@@ -103,11 +103,53 @@ impl Beginning {
                 return Err(io::Error::other("its address has all connections that it may have"));
             }
         }
-        let stream = match &self.tls {
-            None => Stream::Plain(socket),
-            Some(tls) => tls.shake_hands(socket, watcher, limits.header_timeout).await?,
+        let Some(tls) = &self.tls else {
+            let spoken = spoken(&mut socket).await?;
+            return Ok((Stream::Plain(socket), spoken, peer));
         };
-        Ok((stream, peer))
+        let stream = tls.shake_hands(socket, watcher, limits.header_timeout).await?;
+        let spoken = if stream.speaks_http2() { Spoken::Http2 } else { Spoken::Either };
+        Ok((stream, spoken, peer))
+    }
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug)]
+enum Spoken {
+    Http1,
+    Http2,
+    /// Not clear yet, or not agreed on.
+    Either,
+}
+
+/// What HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Looks at what comes without taking it. What hyper would have taken to find that out, it would keep, in a buffer twice as large.
+async fn spoken(socket: &mut Socket) -> io::Result<Spoken> {
+    let mut room = [0; PREFACE.len()];
+    let count = socket.peek(&mut room).await?;
+    Ok(match room.get(..count).unwrap_or_default() {
+        whole if whole == PREFACE => Spoken::Http2,
+        part if PREFACE.starts_with(part) => Spoken::Either,
+        _ => Spoken::Http1,
+    })
+}
+
+/// How what is spoken is served.
+struct Builders {
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
+    either: auto::Builder<TokioExecutor>,
+}
+
+impl Builders {
+    fn of(&self, spoken: Spoken) -> &auto::Builder<TokioExecutor> {
+        match spoken {
+            Spoken::Http1 => &self.http1,
+            Spoken::Http2 => &self.http2,
+            Spoken::Either => &self.either,
+        }
     }
 }
 
@@ -143,9 +185,11 @@ pub async fn serve<A, F>(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
         .keep_alive_interval(limits.header_timeout);
-    let by_alpn = Arc::new(builder.clone().http2_only());
-    let builder = Arc::new(builder);
-    let plain = beginning.proxy_protocol.is_none() && beginning.tls.is_none();
+    let builders = Arc::new(Builders {
+        http1: builder.clone().http1_only(),
+        http2: builder.clone().http2_only(),
+        either: builder,
+    });
     let (beginning, limits) = (Arc::new(beginning), Arc::new(limits));
     let graceful = GracefulShutdown::new();
     let mut failing = false;
@@ -190,11 +234,11 @@ pub async fn serve<A, F>(
             place = places.take(owner, &watcher, evicted) => place,
         };
         let answer = answer.clone();
-        let before = (!plain).then(|| (beginning.clone(), limits.clone(), watcher.clone(), stop.clone()));
         let (requests, crowded) = (requests.clone(), limits.metrics.requests.clone());
+        let answering = watcher.clone();
         let service = move |peer: Peer| {
             service_fn(move |mut request: Request<Incoming>| {
-                let watcher = watcher.clone();
+                let watcher = answering.clone();
                 let (version, has_body) = (request.version(), !request.body().is_end_stream());
                 let (open, others) = watcher.request_begins(version == Version::HTTP_2);
                 let mut peer = peer;
@@ -218,40 +262,31 @@ pub async fn serve<A, F>(
                 })
             })
         };
-        let finishing = graceful.watcher();
-        let Some((beginning, limits, watcher, mut stop)) = before else {
-            let connection = builder.serve_connection(TokioIo::new(Stream::Plain(socket)), service(peer)).into_owned();
-            tokio::spawn(finishing.watch(connection).map(move |served| {
-                ended(peer, place, served.err().map(|error| error.to_string()));
-            }));
-            continue;
-        };
-        let (builder, by_alpn) = (builder.clone(), by_alpn.clone());
+        let (builders, finishing) = (builders.clone(), graceful.watcher());
+        let (beginning, limits, mut stop) = (beginning.clone(), limits.clone(), stop.clone());
         tokio::spawn(async move {
             let begun = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
+                // Boxed, so that the connection has no room for it afterwards.
                 begun = Box::pin(beginning.pass(socket, &watcher, peer, &place, &limits)) => begun,
             };
-            let (peer, error) = match begun {
-                Ok((stream, peer)) => {
-                    let builder = if stream.speaks_http2() { by_alpn } else { builder };
-                    let connection = builder.serve_connection(TokioIo::new(stream), service(peer)).into_owned();
-                    (peer, finishing.watch(connection).await.err().map(|error| error.to_string()))
+            let error = match begun {
+                Ok((stream, spoken, peer)) => {
+                    // The connection has no name, as this future would then have room for it twice.
+                    let served = finishing
+                        .watch(builders.of(spoken).serve_connection(TokioIo::new(stream), service(peer)).into_owned());
+                    served.await.err().map(|error| (peer, error.to_string()))
                 }
-                Err(error) => (peer, Some(error.to_string())),
+                Err(error) => Some((peer, error.to_string())),
             };
-            ended(peer, place, error);
+            if let Some((peer, error)) = error {
+                tracing::debug!(error, peer = %peer.address, "a connection broke off");
+            }
+            drop(place);
         });
     }
     drop(listener);
     graceful.shutdown().await;
-}
-
-fn ended(peer: Peer, place: Place, error: Option<String>) {
-    if let Some(error) = error {
-        tracing::debug!(error, peer = %peer.address, "a connection broke off");
-    }
-    drop(place);
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Peer)> {
