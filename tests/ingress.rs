@@ -273,7 +273,7 @@ async fn unusual_but_legal_requests_are_taken() {
 
 #[tokio::test]
 async fn http2_without_asking_carries_many_streams() {
-    let bridge = bridge().await;
+    let bridge = Bridge::start(&format!("{LISTEN}max_body = '256KiB'\n[sinks.out]\ntype = 'stdout'\n")).await;
     let client = client(true);
     let large = "x".repeat(200 << 10);
     let send = async |n: usize| {
