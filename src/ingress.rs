@@ -13,6 +13,8 @@ pub mod tls;
 mod unpack;
 
 pub use delivery::Delivery;
+pub use refusal::{PROBLEM, Reason};
+pub use unpack::TAKEN as PACKINGS;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
@@ -30,7 +32,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
-use refusal::{Refusal, refusal, unauthorized};
+use refusal::{Refusal, refusal, unauthorized, unavailable};
 use routes::{Route, Routes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -209,10 +211,7 @@ impl Ingress {
     async fn accept(&self, parts: &Parts, body: Incoming, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         if peer.crowded {
-            return Err(Refusal {
-                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
-                ..unread(refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"))
-            });
+            return Err(unread(unavailable(1, "too many requests are on their way")));
         }
         let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
         let head = Head { parts, path_secret, peer: peer.address.ip() };
@@ -241,7 +240,7 @@ impl Ingress {
         };
         if let Some(refusal) = refused {
             // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
-            if refusal.status == StatusCode::BAD_REQUEST {
+            if refusal.reason == Reason::Malformed {
                 self.keep(route, &content, arrival, &refusal);
             }
             return Err(refusal);
@@ -274,7 +273,7 @@ impl Ingress {
         }
         self.undecodable.keep(Refused {
             arrival,
-            status: refusal.status.as_u16(),
+            status: refusal.reason.status().as_u16(),
             reason: refusal.detail.as_str().into(),
             place: refusal.place,
             ingress: route.name().into(),
@@ -295,16 +294,16 @@ impl Ingress {
         if !route.takes(&parts.method) {
             let (methods, allow) = route.methods();
             return Err(Refusal {
-                header: Some(Box::new((header::ALLOW, allow))),
-                ..refusal(StatusCode::METHOD_NOT_ALLOWED, format!("webhooks come by {methods}"))
+                remedy: Some(allow),
+                ..refusal(Reason::Method, format!("webhooks come by {methods}"))
             });
         }
         route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
         let encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
         Packing::of(encodings).map_err(|encoding| Refusal {
-            header: Some(Box::new((header::ACCEPT_ENCODING, HeaderValue::from_static(unpack::TAKEN)))),
+            remedy: Some(HeaderValue::from_static(unpack::TAKEN)),
             ..refusal(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                Reason::Packing,
                 format!("bodies encoded as {encoding} are not taken; use {}, or send them plain", unpack::TAKEN),
             )
         })
@@ -324,7 +323,7 @@ impl Ingress {
             Some(path) => format!("webhooks are taken at {path}"),
             None => "no webhooks are taken at this path".into(),
         };
-        refusal(StatusCode::NOT_FOUND, detail)
+        refusal(Reason::NotFound, detail)
     }
 }
 

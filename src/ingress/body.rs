@@ -1,15 +1,13 @@
 //! A request's body in memory, within the bounds of size, time and memory.
 
 use super::Config;
-use super::refusal::{Refusal, refusal};
+use super::refusal::{Reason, Refusal, refusal, unavailable};
 use super::unpack::{Packing, UnpackError};
 use crate::metrics::LimitMetrics;
 use crate::spool::AppendError;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -76,8 +74,7 @@ impl Bodies {
             let allowed = self.allowed(first.len() + all.len(), held.is_some());
             let frame = timeout_at(begun + allowed, body.frame()).await.map_err(|_| self.too_slow(allowed))?;
             let Some(frame) = frame else { break };
-            let frame =
-                frame.map_err(|_| refusal(StatusCode::BAD_REQUEST, "the body broke off or is not framed well"))?;
+            let frame = frame.map_err(|_| refusal(Reason::Malformed, "the body broke off or is not framed well"))?;
             let Ok(data) = frame.into_data() else { continue };
             let size = first.len() + all.len() + data.len();
             if size > most {
@@ -118,23 +115,16 @@ impl Bodies {
     fn too_slow(&self, allowed: Duration) -> Refusal {
         if allowed < self.timeout {
             self.metrics.body_rate.inc();
-            return refusal(
-                StatusCode::REQUEST_TIMEOUT,
-                format!("the body came more slowly than {} bytes a second", self.rate),
-            );
+            return refusal(Reason::TooSlow, format!("the body came more slowly than {} bytes a second", self.rate));
         }
         self.metrics.body_time.inc();
         let seconds = self.timeout.as_secs_f64();
-        refusal(StatusCode::REQUEST_TIMEOUT, format!("the body was not complete within {seconds} s"))
+        refusal(Reason::TooSlow, format!("the body was not complete within {seconds} s"))
     }
 
     async fn reserve(&self, memory: &Arc<Semaphore>, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        timeout(self.timeout, reserve(memory, size)).await.unwrap_or_else(|_| {
-            Err(Refusal {
-                header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from_static("1")))),
-                ..refusal(StatusCode::SERVICE_UNAVAILABLE, "too many large bodies are on their way")
-            })
-        })
+        let reserved = timeout(self.timeout, reserve(memory, size)).await;
+        reserved.unwrap_or_else(|_| Err(unavailable(1, "too many large bodies are on their way")))
     }
 
     /// What is in it.
@@ -173,17 +163,16 @@ impl Bodies {
     }
 
     fn too_large(&self) -> Refusal {
-        refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.max_body))
+        refusal(Reason::TooLarge, format!("a body may have {} bytes", self.max_body))
     }
 
     fn not_unpacked(&self, error: UnpackError) -> Refusal {
         match error {
-            UnpackError::TooLarge => refusal(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("a compressed body may come to {} bytes", self.max_unpacked),
-            ),
+            UnpackError::TooLarge => {
+                refusal(Reason::TooLarge, format!("a compressed body may come to {} bytes", self.max_unpacked))
+            }
             UnpackError::Broken => refusal(
-                StatusCode::BAD_REQUEST,
+                Reason::Malformed,
                 "the body cannot be unpacked: it is damaged, incomplete, or not what its Content-Encoding says",
             ),
         }

@@ -6,36 +6,104 @@ use super::routes::Route;
 use crate::http::{Answer, BodyUnread};
 use crate::spool::AppendError;
 use http_body_util::Full;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
+
+/// What refused requests are answered with.
+pub const PROBLEM: &str = "application/problem+json";
+
+/// Of which kind a refusal is: there is no other, so that the description of the API can name all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No events can be made of it.
+    Malformed,
+    /// It does not show that it may be sent.
+    Unauthorized,
+    /// There is nothing at this path.
+    NotFound,
+    /// The route does not take the method.
+    Method,
+    /// The body takes too long.
+    TooSlow,
+    /// There is too much of it.
+    TooLarge,
+    /// The body is packed in a way that is not taken.
+    Packing,
+    /// It cannot be taken now.
+    Unavailable,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Malformed,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::Method,
+        Self::TooSlow,
+        Self::TooLarge,
+        Self::Packing,
+        Self::Unavailable,
+    ];
+
+    /// What it is answered with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Packing => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The header field that tells the client what would help.
+    pub fn remedy(self) -> Option<HeaderName> {
+        match self {
+            Self::Unauthorized => Some(header::WWW_AUTHENTICATE),
+            Self::Method => Some(header::ALLOW),
+            Self::Packing => Some(header::ACCEPT_ENCODING),
+            Self::Unavailable => Some(header::RETRY_AFTER),
+            Self::Malformed | Self::NotFound | Self::TooSlow | Self::TooLarge => None,
+        }
+    }
+}
 
 /// Why a request was not accepted.
 pub struct Refusal {
-    pub status: StatusCode,
+    pub reason: Reason,
     pub detail: String,
     pub place: Option<(usize, usize)>,
-    pub header: Option<Box<(header::HeaderName, HeaderValue)>>,
+    /// The value of the reason's header field.
+    pub remedy: Option<HeaderValue>,
     pub body_unread: bool,
 }
 
 /// For this reason.
-pub fn refusal(status: StatusCode, detail: impl Into<String>) -> Refusal {
-    Refusal { status, detail: detail.into(), place: None, header: None, body_unread: false }
+pub fn refusal(reason: Reason, detail: impl Into<String>) -> Refusal {
+    Refusal { reason, detail: detail.into(), place: None, remedy: None, body_unread: false }
+}
+
+/// For now, and to be tried again after so many seconds.
+pub fn unavailable(retry_after: u64, detail: impl Into<String>) -> Refusal {
+    Refusal { remedy: Some(retry_after.into()), ..refusal(Reason::Unavailable, detail) }
 }
 
 /// The same answer whichever check it was: one that needed the body ends the connection too.
 pub fn unauthorized(route: &Route, denied: Denied) -> Refusal {
     route.denied(denied);
-    let header = route.auth.challenge().map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
-    let refusal = refusal(StatusCode::UNAUTHORIZED, "the request does not show that it may be sent");
-    Refusal { header, body_unread: true, ..refusal }
+    let refusal = refusal(Reason::Unauthorized, "the request does not show that it may be sent");
+    Refusal { remedy: route.auth.challenge(), body_unread: true, ..refusal }
 }
 
 impl From<DecodeError> for Refusal {
     fn from(error: DecodeError) -> Self {
         match error {
-            DecodeError::Malformed { detail, place } => Refusal { place, ..refusal(StatusCode::BAD_REQUEST, detail) },
-            DecodeError::TooMany { .. } => refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            DecodeError::Malformed { detail, place } => Refusal { place, ..refusal(Reason::Malformed, detail) },
+            DecodeError::TooMany { .. } => refusal(Reason::TooLarge, error.to_string()),
         }
     }
 }
@@ -43,24 +111,22 @@ impl From<DecodeError> for Refusal {
 impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         let seconds = match &error {
-            AppendError::TooLarge { .. } => return refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            AppendError::TooLarge { .. } => return refusal(Reason::TooLarge, error.to_string()),
             AppendError::Full { retry_after } => retry_after.as_secs().max(1),
             AppendError::Failed { .. } | AppendError::Closed => 5,
         };
-        Refusal {
-            header: Some(Box::new((header::RETRY_AFTER, HeaderValue::from(seconds)))),
-            ..refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-        }
+        unavailable(seconds, error.to_string())
     }
 }
 
 impl Refusal {
     /// The answer to the client.
     pub fn answer(self) -> Answer {
-        tracing::debug!(status = self.status.as_u16(), detail = self.detail, "request refused");
+        let status = self.reason.status();
+        tracing::debug!(status = status.as_u16(), detail = self.detail, "request refused");
         let mut problem = serde_json::json!({
-            "title": self.status.canonical_reason().unwrap_or_default(),
-            "status": self.status.as_u16(),
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
             "detail": self.detail,
         });
         if let (Some((line, column)), Some(members)) = (self.place, problem.as_object_mut()) {
@@ -68,9 +134,11 @@ impl Refusal {
             members.insert("column".into(), column.into());
         }
         let mut answer = Response::new(Full::new(format!("{problem}\n").into()));
-        *answer.status_mut() = self.status;
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        answer.headers_mut().extend(self.header.map(|header| (Some(header.0), header.1)));
+        *answer.status_mut() = status;
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
+        if let (Some(name), Some(value)) = (self.reason.remedy(), self.remedy) {
+            answer.headers_mut().insert(name, value);
+        }
         if self.body_unread {
             answer.extensions_mut().insert(BodyUnread);
         }
