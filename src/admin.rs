@@ -1,9 +1,10 @@
-//! The port for Kubernetes and Prometheus: `/livez`, `/readyz`, `/readyz/ingress`, `/metrics`.
+//! The port for Kubernetes, Prometheus and whoever wants to know the API: [`Page::ALL`].
 
 use crate::dispatch::Health;
 use crate::http::Answer;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
+use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -11,19 +12,58 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The media type of `/metrics`.
+pub const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The methods that every page takes.
+pub const METHODS: [Method; 2] = [Method::GET, Method::HEAD];
+/// The same for the header field Allow.
+const ALLOW: &str = "GET, HEAD";
+
+/// What there is to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// Whether the process answers.
+    Live,
+    /// Whether everything is as it should be.
+    Ready,
+    /// Whether webhooks can be stored.
+    IngressReady,
+    /// The metrics.
+    Metrics,
+    /// The description of the API.
+    OpenApi,
+}
+
+impl Page {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Live, Self::Ready, Self::IngressReady, Self::Metrics, Self::OpenApi];
+
+    /// Where it is.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/livez",
+            Self::Ready => "/readyz",
+            Self::IngressReady => "/readyz/ingress",
+            Self::Metrics => "/metrics",
+            Self::OpenApi => "/openapi.json",
+        }
+    }
+}
+
 /// The service behind the admin listener.
 #[derive(Debug)]
 pub struct AdminService {
     metrics: Metrics,
     spool: Arc<Spool>,
     sinks: Vec<Arc<Health>>,
+    api: Bytes,
     stopping: AtomicBool,
 }
 
 impl AdminService {
-    /// A service that reports on these.
-    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> Self {
-        Self { metrics, spool, sinks, stopping: AtomicBool::new(false) }
+    /// A service that reports on these, and shows `api`, the description of the API.
+    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>, api: Bytes) -> Self {
+        Self { metrics, spool, sinks, api, stopping: AtomicBool::new(false) }
     }
 
     /// From now on nothing is ready.
@@ -33,27 +73,31 @@ impl AdminService {
 
     /// Answers one request.
     pub fn answer<B>(&self, request: &Request<B>) -> Answer {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".into());
-            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        if !METHODS.contains(request.method()) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n");
+            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(ALLOW));
             return answer;
         }
-        match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "text/plain", "ok\n".into()),
-            "/readyz" => {
+        let path = request.uri().path();
+        let Some(page) = Page::ALL.into_iter().find(|page| page.path() == path) else {
+            let paths = Page::ALL.map(Page::path).join(" ");
+            return text(StatusCode::NOT_FOUND, "text/plain", format!("{paths}\n"));
+        };
+        match page {
+            Page::Live => text(StatusCode::OK, "text/plain", "ok\n"),
+            Page::Ready => {
                 let (ready, state) = self.readiness();
                 report(ready, &state)
             }
-            "/readyz/ingress" => {
+            Page::IngressReady => {
                 let ingress = self.ingress();
                 report(ingress.is_ok(), &verdict(ingress))
             }
-            "/metrics" => {
+            Page::Metrics => {
                 self.refresh();
-                let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                text(StatusCode::OK, media_type, self.metrics.render())
+                text(StatusCode::OK, METRICS, self.metrics.render())
             }
-            _ => text(StatusCode::NOT_FOUND, "text/plain", "/livez /readyz /readyz/ingress /metrics\n".into()),
+            Page::OpenApi => text(StatusCode::OK, "application/json", self.api.clone()),
         }
     }
 
@@ -108,7 +152,7 @@ fn report(ready: bool, state: &Value) -> Answer {
     text(status, "application/json", format!("{state:#}\n"))
 }
 
-fn text(status: StatusCode, media_type: &'static str, body: String) -> Answer {
+fn text(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));

@@ -12,6 +12,7 @@ use crate::ingress::routes::Routes;
 use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
+use crate::openapi;
 use crate::route::{Route, RouteError};
 use crate::sink::kafka::KafkaSink;
 use crate::sink::nats::NatsSink;
@@ -199,7 +200,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         max_connections_per_peer: None,
         ..config.ingress.limits(LimitMetrics::default())
     };
-    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone()));
+    let ingress_address = listeners.ingress.local_addr().unwrap_or(config.ingress.listen);
+    let api = openapi::document(&config, ingress_address).into();
+    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone(), api));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");

@@ -34,6 +34,8 @@ pub mod cli;
 pub mod soak;
 
 pub mod bridge;
+pub mod openapi;
+
 pub mod config;
 
 pub mod admin;

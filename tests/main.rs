@@ -46,6 +46,7 @@ mod kafka_sink;
 mod limits;
 mod nats_faults;
 mod nats_sink;
+mod openapi;
 mod ordering;
 mod outage;
 mod probes;

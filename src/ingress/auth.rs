@@ -5,6 +5,7 @@
 
 mod appid;
 mod cidr;
+mod credential;
 mod hmac;
 mod secrets;
 mod settings;
@@ -12,6 +13,7 @@ mod standard_webhooks;
 mod token;
 mod twilio;
 
+pub use credential::{Credential, Place};
 pub use secrets::{Secrets, watch};
 pub use settings::{Algorithm, Config, Encoding, Problem, Type};
 

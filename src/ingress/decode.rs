@@ -29,6 +29,9 @@ impl Default for Config {
     }
 }
 
+/// An object with any of these is an event, and no envelope around events.
+pub const IDENTIFIERS: [&str; 6] = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"];
+
 /// Why a request holds no events.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -229,9 +232,7 @@ impl Found<'_> {
         let find = |name: &str| members.iter().find(|member| member.is_named(name, self.text.as_bytes()));
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
-        let is_event = ["type", "appid", "app_id", "cmiuuid", "cmiuid", "conversation_uuid"]
-            .iter()
-            .any(|name| find(name).is_some());
+        let is_event = IDENTIFIERS.iter().any(|name| find(name).is_some());
         (!is_event).then(|| cdr.value.span.range())
     }
 

@@ -58,7 +58,8 @@ pub fn default_methods() -> Vec<Taken> {
 }
 
 impl Taken {
-    fn name(self) -> &'static str {
+    /// As it stands in a request.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
             Self::Head => "HEAD",

@@ -128,6 +128,11 @@ impl Bridge {
         &self.ingress
     }
 
+    /// Address and port of the admin port.
+    pub fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
     pub fn ingress_url(&self) -> String {
         format!("http://{}/webhook/cdr", self.ingress)
     }

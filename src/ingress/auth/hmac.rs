@@ -32,18 +32,13 @@ enum Part {
 
 impl Hmac {
     pub fn open(config: &Config, secrets: impl FnOnce(Kind) -> Result<Arc<Secrets>, Problem>) -> Result<Self, Problem> {
-        let (header, encoding, prefix) = match config.r#type {
-            Type::Github => (Some("x-hub-signature-256"), Encoding::Hex, "sha256="),
-            Type::Shopify => (Some("x-shopify-hmac-sha256"), Encoding::Base64, ""),
-            _ => (None, config.encoding.unwrap_or(Encoding::Hex), config.prefix.as_deref().unwrap_or_default()),
-        };
+        let (header, encoding, prefix) = form(config);
         let timestamp = config.timestamp_header.as_deref().map(|name| header_name("timestamp_header", name));
         let timestamp = timestamp.transpose()?.map(|name| (name, config.tolerance.unwrap_or(TOLERANCE)));
         if config.tolerance.is_some() && timestamp.is_none() {
             return Err(Problem::new("tolerance", "has no meaning without `timestamp_header`"));
         }
-        let default = if timestamp.is_some() { "{timestamp}.{body}" } else { "{body}" };
-        let text = config.signed.as_deref().unwrap_or(default);
+        let text = signed(config);
         let signed = parts(text, timestamp.is_some()).map_err(|problem| {
             Problem::new("signed", format!("found {text:?}: {problem}; for example \"{{timestamp}}.{{body}}\""))
         })?;
@@ -84,6 +79,21 @@ impl Hmac {
         };
         decoded.ok_or("the signature is not written as configured")
     }
+}
+
+/// The header field of the signature if the type says it, how the signature is written there, and what stands before it.
+pub fn form(config: &Config) -> (Option<&'static str>, Encoding, &str) {
+    match config.r#type {
+        Type::Github => (Some("x-hub-signature-256"), Encoding::Hex, "sha256="),
+        Type::Shopify => (Some("x-shopify-hmac-sha256"), Encoding::Base64, ""),
+        _ => (None, config.encoding.unwrap_or(Encoding::Hex), config.prefix.as_deref().unwrap_or_default()),
+    }
+}
+
+/// What is signed.
+pub fn signed(config: &Config) -> &str {
+    let default = if config.timestamp_header.is_some() { "{timestamp}.{body}" } else { "{body}" };
+    config.signed.as_deref().unwrap_or(default)
 }
 
 /// Whether these seconds since 1970 are near enough to `now`.

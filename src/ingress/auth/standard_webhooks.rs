@@ -10,9 +10,9 @@ use hyper::header::HeaderName;
 use std::sync::Arc;
 use std::time::Duration;
 
-const ID: HeaderName = HeaderName::from_static("webhook-id");
-const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+pub const ID: HeaderName = HeaderName::from_static("webhook-id");
+pub const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+pub const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// More than these are no rotation.
 const MOST_SIGNATURES: usize = 8;
 

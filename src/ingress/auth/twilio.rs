@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
-const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
+pub const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
 /// The query parameter with the body's SHA-256 in hexadecimal digits.
 const BODY: &str = "bodySHA256";
 
