@@ -1,5 +1,7 @@
 //! The description of the API at the admin port says what the bridge does.
 
+mod schemathesis;
+
 use crate::command_line::cdrelay;
 use crate::support::bridge::Answer;
 use crate::support::raw::Raw;
