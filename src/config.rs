@@ -186,6 +186,12 @@ impl Config {
         Self::extract(&Figment::from(Toml::string(text)))
     }
 
+    /// Reads one YAML text, without environment.
+    #[cfg(any(test, fuzzing))]
+    pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
+        Self::extract(&Figment::from(Data::<serde_saphyr::figment::Yaml>::string(text)))
+    }
+
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
         // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
         let document: Document = figment.extract_lossy()?;

@@ -10,7 +10,7 @@ mod delivery;
 mod refusal;
 pub mod routes;
 pub mod tls;
-mod unpack;
+pub(crate) mod unpack;
 
 pub use delivery::Delivery;
 pub use refusal::{PROBLEM, Reason};

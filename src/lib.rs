@@ -27,7 +27,10 @@
 //! | dead letter | a message that a sink refused for good, or a request body that could not be decoded, kept with its reason |
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+#![cfg_attr(
+    not(any(test, fuzzing)),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 pub mod cli;
 
@@ -53,3 +56,7 @@ pub mod http;
 pub mod metrics;
 pub mod seldom;
 pub mod setting;
+
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;

@@ -1,6 +1,6 @@
 //! What the spool asks of storage, small enough for a test to stand in for the disk.
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod simulated;
 
 use std::fmt::Debug;

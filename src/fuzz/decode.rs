@@ -1,0 +1,137 @@
+//! Requests to events: JSON in every form it may have, forms, queries.
+
+use super::input::Input;
+use crate::event::json::{self, Reader};
+use crate::event::{Arrival, Event, MAX_DEPTH};
+use crate::ingress::decode::{self as decoding, Config, Content, DecodeError};
+use form_urlencoded::Serializer;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The first byte says what kind of request it is, the rest is its body or query.
+pub fn decode(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.byte();
+    let body = input.0;
+    let config = config(kind & 4 != 0);
+    let query = std::str::from_utf8(body).ok();
+    let content_type = [Some("application/json"), Some(FORM), None, None];
+    let content = match (kind & 3, query) {
+        (3, Some(query)) => Content { method: "GET", query: Some(query), content_type: None, body: b"" },
+        (kind, _) => Content { method: "POST", query: None, content_type: content_type[usize::from(kind)], body },
+    };
+    match content.decode(&config, Arrival(1)) {
+        Ok(events) => {
+            assert!(events.len() <= config.max_events, "{} events", events.len());
+            let held: usize = events.iter().map(Event::memory).sum();
+            let reckoned = decoding::memory(content.text(), &config);
+            assert!(held <= reckoned, "events hold {held} bytes where {reckoned} were reckoned with");
+            events.iter().for_each(|event| is_sound(event, &config));
+        }
+        Err(DecodeError::Malformed { detail, place }) => {
+            assert!(!detail.is_empty());
+            let lines = 1 + memchr::memchr_iter(b'\n', body).count();
+            // A field of a form may hold more lines than the form has.
+            assert!(
+                place.is_none_or(|(line, column)| line >= 1 && column >= 1 && column <= 6 * body.len() + 10),
+                "{place:?}"
+            );
+            assert!(kind & 3 != 0 || place.is_none_or(|(line, _)| line <= lines), "{place:?} of {lines} lines");
+        }
+        Err(DecodeError::TooMany { limit }) => assert_eq!(limit, config.max_events),
+    }
+    if let Some(text) = query {
+        agrees_with_serde(text);
+        strings_come_back(text);
+    }
+}
+
+/// Bounds as small as make a difference, or the usual ones.
+fn config(small: bool) -> Config {
+    if small { Config { max_depth: 5, max_events: 3, max_fields: 6, ..Config::default() } } else { Config::default() }
+}
+
+/// An event is one JSON object, and whoever reads it again finds the same in it.
+fn is_sound(event: &Event, config: &Config) {
+    let text = std::str::from_utf8(event.payload()).expect("a payload is text");
+    serde_json::from_str::<IgnoredAny>(text).expect("a payload is JSON");
+    assert!(!event.conversation().is_empty());
+    let again = Event::parse(text, config.max_depth, event.arrival()).expect("a payload is an event");
+    assert_eq!(&again, event);
+    let restored = Event::restore(event.payload(), event.id(), event.conversation(), event.arrival());
+    assert_eq!(&restored, event);
+    let members = Reader::new(text, MAX_DEPTH).object().expect("a payload is an object");
+    let mut query = Serializer::new(String::new());
+    let mut telling = true;
+    for member in &members {
+        let [name, value] = [member.name, member.value].map(|part| part.text(text.as_bytes()));
+        assert!(again.text(&name).is_none_or(|text| !text.is_empty()));
+        // Half of a character pair is one that no query can hold.
+        telling &= !name.contains('\u{fffd}') && !value.contains('\u{fffd}');
+        query.append_pair(&name, &value);
+    }
+    let alone = members.len() == 1 && config.json_fields.iter().any(|name| members[0].is_named(name, text.as_bytes()));
+    if telling && !alone && !members.is_empty() {
+        let query = query.finish();
+        let content = Content { method: "GET", query: Some(&query), content_type: None, body: b"" };
+        let got = content.decode(&Config { max_depth: MAX_DEPTH, ..config.clone() }, event.arrival());
+        let got = got.expect("what came by POST may come by GET");
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].id(), event.id(), "{text} by GET is another event");
+        assert_eq!(got[0].conversation() == got[0].id().to_string(), event.conversation() == event.id().to_string());
+    }
+}
+
+/// Of what is an object, and of what stands in it, two readers have the same opinion.
+fn agrees_with_serde(text: &str) {
+    let own = Event::parse(text, MAX_DEPTH, Arrival(1));
+    let is_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
+    let other = is_object && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    let too_deep = own.as_ref().is_err_and(|error| error.problem.contains("levels deep"));
+    assert!(too_deep || own.is_ok() == other, "{own:?}");
+    let (Ok(event), Ok(Value::Object(values))) = (own, serde_json::from_str(text)) else { return };
+    for (name, value) in values {
+        if ["appid", "app_id", "cmiuuid", "cmiuid"].contains(&name.as_str()) {
+            continue;
+        }
+        match value {
+            Value::String(value) => assert_eq!(event.text(&name).unwrap_or_default(), value, "{name}"),
+            Value::Null => assert_eq!(event.text(&name), None),
+            Value::Bool(value) => assert_eq!(event.text(&name).as_deref(), Some(value.to_string().as_str())),
+            _ => assert!(event.text(&name).is_some()),
+        }
+    }
+}
+
+/// A text that is written as a JSON string is read as the same text.
+fn strings_come_back(text: &str) {
+    let mut written = String::new();
+    json::write_string(text, &mut written);
+    let mut reader = Reader::new(&written, 1);
+    let value = reader.value().expect("what was written can be read");
+    assert!(reader.peek().is_none());
+    assert_eq!(value.text(written.as_bytes()), text);
+    assert_eq!(serde_json::from_str::<String>(&written).expect("serde reads it too"), text);
+}
+
+/// A form, or a query, and the same fields encoded in another way are one event; fields that hold secrets leave the others alone.
+pub fn form(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let fields: Vec<_> = form_urlencoded::parse(data).collect();
+    let encoded = Serializer::new(String::new()).extend_pairs(&fields).finish();
+    let config = config(false);
+    let get = |query| {
+        Content { method: "GET", query: Some(query), content_type: None, body: b"" }.decode(&config, Arrival(1))
+    };
+    let events = get(text);
+    assert_eq!(events, get(&encoded), "{text} and {encoded}");
+    for event in events.iter().flatten() {
+        is_sound(event, &config);
+    }
+    if !text.trim_start().starts_with(['{', '[', '\u{feff}']) && text.contains('=') && text.trim() == text {
+        assert_eq!(events, decoding::body(data, Some(FORM), &config, Arrival(1)));
+    }
+    super::auth::secrets_are_stripped(text);
+}
