@@ -245,7 +245,7 @@ impl Ingress {
             }
             return Err(refusal);
         }
-        let memory = decode::memory(content.text(), &self.config.decode);
+        let memory = content.memory(&self.config.decode);
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
         let events = match content.decode(&self.config.decode, arrival) {
             Ok(events) => events,

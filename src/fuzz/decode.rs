@@ -26,7 +26,7 @@ pub fn decode(data: &[u8]) {
         Ok(events) => {
             assert!(events.len() <= config.max_events, "{} events", events.len());
             let held: usize = events.iter().map(Event::memory).sum();
-            let reckoned = decoding::memory(content.text(), &config);
+            let reckoned = content.memory(&config);
             assert!(held <= reckoned, "events hold {held} bytes where {reckoned} were reckoned with");
             events.iter().for_each(|event| is_sound(event, &config));
         }
