@@ -1,6 +1,7 @@
 //! The top-level fields of an event, found by name.
 
-use super::json::{Kind, Member, Value};
+use super::MAX_DEPTH;
+use super::json::{Kind, Member, Reader, Value};
 use std::borrow::Cow;
 
 /// Fields that say the same under different names, the current name first.
@@ -62,11 +63,12 @@ impl Fields {
         self.find(text, name, |_| true).map(|value| value.text(text))
     }
 
-    /// An identifier under any of its names: the first that is a scalar, and not the text `null`, which is all that a query
-    /// string can make of null.
+    /// An identifier under any of its names: the first that is a scalar, and not the text of null, of an object or of an array, which
+    /// is all that a query string can make of these.
     pub fn scalar(&self, text: &[u8], name: &str) -> Option<Value> {
         self.find(text, name, |value| {
-            !matches!(value.kind, Kind::Object | Kind::Array) && *value.bytes(text) != *b"null"
+            let value = value.bytes(text);
+            *value != *b"null" && !is_structure(&value)
         })
     }
 
@@ -90,9 +92,17 @@ impl Fields {
     }
 }
 
+/// Whether this is the text of a JSON object or array.
+fn is_structure(value: &[u8]) -> bool {
+    let json = matches!(value.first(), Some(b'{' | b'[')).then(|| str::from_utf8(value).ok()).flatten();
+    json.is_some_and(|json| {
+        let mut reader = Reader::new(json, MAX_DEPTH);
+        reader.value().is_ok() && reader.peek().is_none()
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::json::Reader;
     use super::*;
 
     #[test]

@@ -80,7 +80,7 @@ fn is_sound(event: &Event, config: &Config) {
         let got = got.expect("what came by POST may come by GET");
         assert_eq!(got.len(), 1);
         assert_eq!(got[0].id(), event.id(), "{text} by GET is another event");
-        assert_eq!(got[0].conversation() == got[0].id().to_string(), event.conversation() == event.id().to_string());
+        assert_eq!(got[0].conversation(), event.conversation(), "{text} by GET is of another conversation");
     }
 }
 

@@ -336,6 +336,14 @@ mod tests {
         let get = "x=%7B%22deep%22%3A%20%5B1%2C%20%7B%22y%22%3A%20null%7D%5D%7D&appid=2222223&type=cdr&voicemail=true&team=null";
         let get = fields(get, &Config::default(), Arrival(2)).unwrap();
         assert_eq!(get[0].id(), post[0].id());
+
+        // Where an identifier should be there is something else.
+        let post = r#"{"appid":{},"app_id":"7","conversation_uuid":[ "a" ],"request_id":"r","cmiuuid":"[b"}"#;
+        let get = "appid=%7B%7D&app_id=7&conversation_uuid=%5B+%22a%22+%5D&request_id=r&cmiuuid=%5Bb";
+        let post = decode(post, JSON).unwrap();
+        let get = fields(get, &Config::default(), Arrival(2)).unwrap();
+        assert_eq!((get[0].id(), get[0].conversation()), (post[0].id(), "r"));
+        assert_eq!(post[0].conversation(), "r");
     }
 
     #[test]
