@@ -20,6 +20,8 @@ pub type Figures = BTreeMap<&'static str, f64>;
 
 /// How long a load runs before it is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// New requests a second while a backlog is caught up with.
+const TRICKLE: f64 = 500.0;
 const BINARY: &str = env!("CARGO_BIN_EXE_cdrelay");
 
 /// One line of the report.
@@ -34,6 +36,17 @@ pub struct Case {
     open: bool,
     /// By TLS, without the handshakes. The floor has none.
     tls: bool,
+    /// So many events are in the spool when the bridge starts. What is measured is how it catches up with them.
+    backlog: usize,
+}
+
+/// A bridge that has answered.
+struct Running {
+    process: Process,
+    ingress: u16,
+    admin: u16,
+    /// How long it took to answer.
+    started: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +62,7 @@ use Destination::{Kafka, Nats, Stdout};
 pub fn all() -> Vec<Case> {
     let shape = Shape::default();
     let with = |connections| Shape { connections, ..shape };
-    let case = |name, sinks, shape| Case { name, sinks, shape, on_disk: false, open: false, tls: false };
+    let case = |name, sinks, shape| Case { name, sinks, shape, on_disk: false, open: false, tls: false, backlog: 0 };
     let cases = [
         case("stdout, 1 connection", &[Stdout][..], with(1)),
         case("stdout, 64 connections", &[Stdout], shape),
@@ -64,7 +77,9 @@ pub fn all() -> Vec<Case> {
         Case { on_disk: true, ..case("stdout, 64 connections, disk", &[Stdout], shape) },
         Case { on_disk: true, ..case("stdout, 1,000 connections, disk", &[Stdout], with(1000)) },
         Case { on_disk: true, open: true, ..case("stdout, half load, disk", &[Stdout], shape) },
+        Case { backlog: 1_000_000, ..case("stdout, a backlog of a million", &[Stdout], with(8)) },
         case("Kafka, 64 connections", &[Kafka], shape),
+        Case { backlog: 1_000_000, ..case("Kafka, a backlog of a million", &[Kafka], with(8)) },
         case("JetStream, 64 connections", &[Nats], shape),
         case("three sinks, 64 connections", &[Stdout, Kafka, Nats], shape),
     ];
@@ -84,6 +99,9 @@ impl Case {
     /// The case and its floors, once.
     pub async fn measure(&self, cores: Cores, measure: Duration) -> Figures {
         let directory = if self.on_disk { TempDir::new_in(".") } else { TempDir::new_in("/dev/shm") }.unwrap();
+        if self.backlog > 0 {
+            return self.catch_up(cores, directory.path(), measure).await;
+        }
         let mut figures = Figures::new();
         let floor = self.bare_hyper(cores, directory.path(), measure).await;
         let (commit_rate, commits) =
@@ -115,33 +133,18 @@ impl Case {
     }
 
     async fn bridge(&self, cores: Cores, directory: &Path, measure: Duration) -> Figures {
-        let (ingress, admin) = (free_port(), free_port());
-        let mut config = format!(
-            "[ingress]\nlisten = '127.0.0.1:{ingress}'\nmax_connections = 20000\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
-             [spool]\nmax_size = '4GiB'\n"
-        );
+        let authority = self.tls.then(|| Authority::new("bench"));
+        let client = authority.as_ref().map(Client::trusting);
+        let mut config = self.sinks().await;
         if self.shape.signed {
             config += &format!("[[ingress.auth]]\ntype = 'github'\nsecrets = '{SECRET}'\n");
         }
-        let authority = self.tls.then(|| Authority::new("bench"));
-        let client = authority.as_ref().map(Client::trusting);
         if let Some(authority) = authority {
             let pair = authority.issue();
             write(directory.join("tls.pem"), pair.certificate + &pair.key).unwrap();
             config += "[ingress.tls]\ncert_file = 'tls.pem'\nkey_file = 'tls.pem'\n";
         }
-        for destination in self.sinks {
-            config += &destination.config().await;
-        }
-        let path = directory.join("cdrelay.toml");
-        write(&path, config).unwrap();
-        let begun = Instant::now();
-        let mut bridge = cores.spawn(
-            Command::new(BINARY).args(["run", "--config"]).arg(&path).current_dir(directory),
-            Path::new("/dev/null"),
-            &directory.join("log"),
-        );
-        let started = first_answer(&mut bridge, ingress, begun).await;
+        let Running { process: bridge, ingress, admin, started } = start(cores, directory, &config).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let idle = memory(bridge.pid(), "VmRSS");
         let address = format!("127.0.0.1:{ingress}");
@@ -166,15 +169,91 @@ impl Case {
         figures.insert("RSS idle, MiB", idle);
         figures.insert("RSS peak, MiB", memory(bridge.pid(), "VmHWM"));
         figures.insert("binary, MB", metadata(BINARY).unwrap().len() as f64 / 1e6);
-        let lag =
-            self.sinks.iter().map(|destination| format!("cdrelay_sink_lag_records{{sink=\"{}\"}}", destination.name()));
-        let mut behind = 0.0_f64;
-        for lag in lag {
-            behind = behind.max(metric(admin, &lag).await);
-        }
-        figures.insert("behind at the end, events", behind);
+        figures.insert("behind at the end, events", self.behind(admin).await);
         figures
     }
+
+    /// Stores the backlog while the destination is away, and measures a bridge that has just been started beside it.
+    async fn catch_up(&self, cores: Cores, directory: &Path, measure: Duration) -> Figures {
+        let away: String = self
+            .sinks
+            .iter()
+            .map(|destination| {
+                let (name, port) = (destination.name(), free_port());
+                format!("[sinks.{name}]\ntype = 'kafka'\ntopic = 'away'\nbrokers = '127.0.0.1:{port}'\n")
+            })
+            .collect();
+        let shape = Shape { events: 100, ..self.shape };
+        let filling = start(cores, directory, &away).await;
+        let address = format!("127.0.0.1:{}", filling.ingress);
+        while metric(filling.admin, "cdrelay_spool_records").await < self.backlog as f64 {
+            Load::connect(&address, shape, None).await.closed(Duration::ZERO, Duration::from_secs(1), || ()).await;
+        }
+        drop(filling);
+
+        let bridge = start(cores, directory, &self.sinks().await).await;
+        let address = format!("127.0.0.1:{}", bridge.ingress);
+        let trickle = async || Load::connect(&address, self.shape, None).await;
+        let (before, begun, first) = (self.behind(bridge.admin).await, Instant::now(), Usage::of(bridge.process.pid()));
+        let (beside, ..) = trickle().await.open(TRICKLE, Duration::ZERO, measure, || ()).await;
+        let (mut behind, mut seconds, mut last) = (before, 0.0, first);
+        while seconds == 0.0 || behind > TRICKLE {
+            (behind, seconds) = (self.behind(bridge.admin).await, begun.elapsed().as_secs_f64());
+            last = Usage::of(bridge.process.pid());
+            assert!(seconds < 5.0 * PATIENCE.as_secs_f64(), "{behind} events are left");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let events = before - behind + beside.events as f64;
+        let (alone, ..) = trickle().await.open(TRICKLE, WARM_UP, measure, || ()).await;
+        Figures::from([
+            ("events/s", events / seconds),
+            ("cpu µs", (last.user + last.system - first.user - first.system) / events),
+            ("backlog, events", before),
+            ("start, ms", bridge.started.as_secs_f64() * 1000.0),
+            ("p50, ms", beside.percentile(0.5)),
+            ("p99, ms", beside.percentile(0.99)),
+            ("p99 without a backlog, ms", alone.percentile(0.99)),
+            ("RSS peak, MiB", memory(bridge.process.pid(), "VmHWM")),
+        ])
+    }
+
+    /// The settings of all sinks.
+    async fn sinks(&self) -> String {
+        let mut sinks = String::new();
+        for destination in self.sinks {
+            sinks += &destination.config().await;
+        }
+        sinks
+    }
+
+    /// How many events the slowest sink has yet to publish.
+    async fn behind(&self, admin: u16) -> f64 {
+        let mut behind = 0.0_f64;
+        for destination in self.sinks {
+            let lag = format!("cdrelay_sink_lag_records{{sink=\"{}\"}}", destination.name());
+            behind = behind.max(metric(admin, &lag).await);
+        }
+        behind
+    }
+}
+
+/// Starts a bridge with these settings besides those that every case has.
+async fn start(cores: Cores, directory: &Path, settings: &str) -> Running {
+    let (ingress, admin) = (free_port(), free_port());
+    let path = directory.join("cdrelay.toml");
+    let always = format!(
+        "[ingress]\nlisten = '127.0.0.1:{ingress}'\nmax_connections = 20000\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
+         [spool]\nmax_size = '4GiB'\n"
+    );
+    write(&path, always + settings).unwrap();
+    let begun = Instant::now();
+    let mut process = cores.spawn(
+        Command::new(BINARY).args(["run", "--config"]).arg(&path).current_dir(directory),
+        Path::new("/dev/null"),
+        &directory.join("log"),
+    );
+    let started = first_answer(&mut process, ingress, begun).await;
+    Running { process, ingress, admin, started }
 }
 
 impl Destination {

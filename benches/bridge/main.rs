@@ -1,7 +1,7 @@
 //! What the bridge costs, beside what cannot be saved, in the same run on the same machine:
 //!
 //! ```text
-//! cargo bench --bench bridge -- [--rounds 5] [--seconds 5] [--json FILE] [NAME]…
+//! cargo bench --bench bridge -- [--rounds 5] [--seconds 5] [--json FILE] [--figure FILE] [NAME]…
 //! tests/run --release --bench bridge    the same with Kafka and NATS
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! hyper server which only reads the body and answers, with the same requests over as many connections, in the same round.
 
 mod case;
+mod figure;
 mod floor;
 mod load;
 mod process;
@@ -42,6 +43,9 @@ struct Arguments {
     /// Where the figures are written to.
     #[arg(long, default_value = "target/bench-bridge.json")]
     json: PathBuf,
+    /// Where a figure is drawn to, as SVG.
+    #[arg(long)]
+    figure: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -51,7 +55,7 @@ fn main() {
     if std::env::args().any(|argument| argument == SERVE) {
         floor::bare_hyper();
     }
-    let Arguments { names, rounds, seconds, json, .. } = Arguments::parse();
+    let Arguments { names, rounds, seconds, json, figure, .. } = Arguments::parse();
     let cores = Cores::take();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let measure = Duration::from_secs_f64(seconds);
@@ -67,4 +71,7 @@ fn main() {
     }
     report.print();
     report.write(&json);
+    if let Some(figure) = figure {
+        report.draw(&figure);
+    }
 }

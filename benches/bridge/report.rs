@@ -1,6 +1,7 @@
 //! Medians, as a table to read and as JSON to keep.
 
 use crate::case::Figures;
+use crate::figure::{Bar, svg};
 use std::collections::BTreeMap;
 use std::fs::{create_dir_all, write};
 use std::path::Path;
@@ -49,6 +50,16 @@ impl Report {
             let others: Vec<_> = others.map(|(name, values)| format!("{name}: {}", rounded(median(values)))).collect();
             println!("    {}", others.join("; "));
         }
+    }
+
+    /// A figure of what was measured beside the bare server.
+    pub fn draw(&self, path: &Path) {
+        let bars = self.cases.iter().filter_map(|(name, figures)| {
+            let cost = |name: &str| figures.get(name).map(|values| median(values));
+            Some(Bar { name, floor: cost("hyper, cpu µs")?, bridge: cost("cpu µs")? })
+        });
+        write(path, svg(&bars.collect::<Vec<_>>())).unwrap();
+        println!("figure: {}", path.display());
     }
 
     /// Every round of every figure, and the median.
