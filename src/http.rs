@@ -92,10 +92,10 @@ impl Beginning {
         &self,
         mut socket: Socket,
         watcher: &Watcher,
-        mut peer: Peer,
+        peer: &mut Peer,
         place: &Place,
         limits: &Limits,
-    ) -> io::Result<(Stream, Spoken, Peer)> {
+    ) -> io::Result<(Stream, Spoken)> {
         if let Some(proxies) = &self.proxy_protocol {
             peer.address = proxies.read(&mut socket, watcher, peer.address, limits.header_timeout).await?;
             if !place.is_of(peer.address.ip()) {
@@ -105,11 +105,11 @@ impl Beginning {
         }
         let Some(tls) = &self.tls else {
             let spoken = spoken(&mut socket).await?;
-            return Ok((Stream::Plain(socket), spoken, peer));
+            return Ok((Stream::Plain(socket), spoken));
         };
         let stream = tls.shake_hands(socket, watcher, limits.header_timeout).await?;
         let spoken = if stream.speaks_http2() { Spoken::Http2 } else { Spoken::Either };
-        Ok((stream, spoken, peer))
+        Ok((stream, spoken))
     }
 }
 
@@ -263,23 +263,23 @@ pub async fn serve<A, F>(
             })
         };
         let (builders, finishing) = (builders.clone(), graceful.watcher());
-        let (beginning, limits, mut stop) = (beginning.clone(), limits.clone(), stop.clone());
+        let (beginning, limits, mut stop, mut peer) = (beginning.clone(), limits.clone(), stop.clone(), peer);
         tokio::spawn(async move {
             let begun = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
                 // Boxed, so that the connection has no room for it afterwards.
-                begun = Box::pin(beginning.pass(socket, &watcher, peer, &place, &limits)) => begun,
+                begun = Box::pin(beginning.pass(socket, &watcher, &mut peer, &place, &limits)) => begun,
             };
             let error = match begun {
-                Ok((stream, spoken, peer)) => {
+                Ok((stream, spoken)) => {
                     // The connection has no name, as this future would then have room for it twice.
                     let served = finishing
                         .watch(builders.of(spoken).serve_connection(TokioIo::new(stream), service(peer)).into_owned());
-                    served.await.err().map(|error| (peer, error.to_string()))
+                    served.await.err().map(|error| error.to_string())
                 }
-                Err(error) => Some((peer, error.to_string())),
+                Err(error) => Some(error.to_string()),
             };
-            if let Some((peer, error)) = error {
+            if let Some(error) = error {
                 tracing::debug!(error, peer = %peer.address, "a connection broke off");
             }
             drop(place);

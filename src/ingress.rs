@@ -196,12 +196,16 @@ impl Ingress {
         let (parts, body) = request.into_parts();
         async move {
             let ingress = &in_flight.0;
-            let mut answer = match ingress.accept(&parts, body, peer).await {
+            let head = parts.method == Method::HEAD;
+            let accepted = ingress.accept(&parts, body, peer).await;
+            // With them goes the permit of a request that is stored now, and may wait for the sinks yet.
+            drop(parts);
+            let mut answer = match accepted {
                 Ok(placed) => ingress.acknowledge(placed).await,
                 Err(refusal) => refusal.answer(),
             };
             ingress.metrics.requests.get_or_create(&StatusLabel { status: answer.status().as_u16() }).inc();
-            if parts.method == Method::HEAD {
+            if head {
                 *answer.body_mut() = Full::default();
             }
             answer

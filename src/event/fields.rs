@@ -67,8 +67,8 @@ impl Fields {
     /// is all that a query string can make of these.
     pub fn scalar(&self, text: &[u8], name: &str) -> Option<Value> {
         self.find(text, name, |value| {
-            let value = value.bytes(text);
-            *value != *b"null" && !is_structure(&value)
+            let bytes = value.bytes(text);
+            !matches!(value.kind, Kind::Object | Kind::Array) && *bytes != *b"null" && !is_structure(&bytes)
         })
     }
 

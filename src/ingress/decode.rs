@@ -87,11 +87,14 @@ impl<'a> Content<'a> {
         const ESCAPED: usize = 20;
         let bytes = self.text();
         let count = |byte| memchr::memchr_iter(byte, bytes).count();
-        let (fields, objects) = (1 + count(b',') + count(b'&'), 1 + count(b'{'));
+        let (fields, mut objects) = (1 + count(b',') + count(b'&'), 1 + count(b'{'));
         // JSON stays as it is. What is made of a form grows by its escape sequences.
         let json = self.fields().is_none() && matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'['));
         let escaped = |byte: &&u8| **byte < b' ' || matches!(**byte, b'"' | b'\\' | b'%');
         let escaped = if json { 0 } else { bytes.iter().filter(escaped).count() };
+        if !json {
+            objects += bytes.windows(3).filter(|brace| brace.eq_ignore_ascii_case(b"%7b")).count();
+        }
         COPIES * bytes.len() + ESCAPED * escaped + FIELD * fields + EVENT * objects.min(config.max_events)
     }
 
@@ -393,6 +396,14 @@ mod tests {
                 // As much again while the event is made of the text that it is copied from.
                 assert!(2 * held <= reckoned, "{piece:?}: {held} of {reckoned}");
             }
+        }
+        for brace in ["%7B", "%7b", "{"] {
+            let form = format!("data=[{brace}%7D{}]", format!("%2C{brace}%7D").repeat(99));
+            let content = Content { method: "POST", query: None, content_type: FORM, body: form.as_bytes() };
+            let events = content.decode(&config, Arrival(1)).unwrap();
+            let (held, reckoned) = (events.iter().map(Event::memory).sum::<usize>(), content.memory(&config));
+            assert_eq!(events.len(), 100);
+            assert!(held <= reckoned, "{brace}: {held} of {reckoned}");
         }
         let json = format!("{{\"a\":\"{}\"}}", "\\\"".repeat(1000));
         let json = Content { method: "POST", query: None, content_type: FORM, body: json.as_bytes() };

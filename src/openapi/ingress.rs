@@ -174,8 +174,7 @@ fn outcomes(config: &Config, route: &routes::Config, method: Taken) -> Value {
 fn can_come(reason: Reason, route: &routes::Config, method: Taken) -> bool {
     let asks = |secret_in_path| route.auth.iter().any(|auth| (auth.r#type == Type::Path) == secret_in_path);
     match reason {
-        Reason::Malformed | Reason::TooLarge => method != Taken::Head,
-        Reason::TooSlow => matches!(method, Taken::Post | Taken::Put),
+        Reason::Malformed | Reason::TooLarge | Reason::TooSlow => method != Taken::Head,
         Reason::Unauthorized => asks(false),
         Reason::NotFound => asks(true),
         Reason::Method | Reason::Packing | Reason::Unavailable => true,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::support::bridge::client;
-use crate::support::eventually;
+use crate::support::{eventually, free_port};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
@@ -115,6 +115,24 @@ async fn requests_beyond_those_that_may_share_connections_get_503() {
         bridge.metric("cdrelay_ingress_requests_in_flight").await == Some(0.0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn requests_that_are_stored_and_wait_for_the_sinks_are_no_longer_on_their_way() {
+    let dead = format!("[sinks.k]\ntype = 'kafka'\ntopic = 't'\nbrokers = '127.0.0.1:{}'\n", free_port());
+    let settings = "ack = 'delivered'\ndelivery_timeout = '1h'\nmax_requests = 2\n";
+    let bridge = Bridge::start(&format!("{LISTEN}{settings}{dead}")).await;
+    let mut client = connect(&bridge).await;
+    for number in 0..10 {
+        let body = format!("{{\"n\":{number}}}");
+        let stream = 2 * number + 1;
+        client.send([post(stream), frame(DATA, END_STREAM, stream, body.as_bytes())].concat()).await;
+        eventually(PATIENCE, "it is stored", async || {
+            bridge.metric("cdrelay_spool_records").await == Some(f64::from(number + 1))
+        })
+        .await;
+    }
+    assert_eq!(limited(&bridge, "requests").await, 0.0);
 }
 
 #[tokio::test]
