@@ -2,6 +2,7 @@
 //!
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
+mod contradictions;
 mod environment;
 mod error;
 mod ingress;
@@ -216,104 +217,6 @@ impl Config {
         problems.extend(ingress::problems(&config.ingress, figment));
         problems.extend(config.contradictions(figment));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
-    }
-
-    /// What each setting allows by itself and together they do not.
-    fn contradictions(&self, figment: &Figment) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |holds: bool, key: &str, problem: String| {
-            if !holds {
-                problems.push(format!("{}`{key}`: {problem}", origin(figment.find_metadata(key), &[key])));
-            }
-        };
-        let (ingress, spool) = (&self.ingress, &self.spool);
-        check(
-            ingress.ack == webhooks::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
-            "ingress.ack",
-            "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
-                .into(),
-        );
-        let tls = ingress.tls.as_ref();
-        check(
-            tls.is_none_or(|tls| tls.client_ca_file.is_some()) || figment.find_value("ingress.tls.client_auth").is_err(),
-            "ingress.tls.client_auth",
-            "is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither".into(),
-        );
-        check(
-            ingress.proxy_protocol.as_ref().is_none_or(|proxies| !proxies.trusted_proxies.0.is_empty()),
-            "ingress.proxy_protocol.trusted_proxies",
-            "found an empty list; with that nobody could connect".into(),
-        );
-        check(
-            ingress.decode.max_depth <= crate::event::MAX_DEPTH,
-            "ingress.decode.max_depth",
-            format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),
-        );
-        check(
-            ingress.max_bodies >= ingress.max_body,
-            "ingress.max_bodies",
-            format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body),
-        );
-        let unpacked = ingress.max_unpacked_body.unwrap_or_default();
-        check(
-            ingress.max_bodies >= unpacked,
-            "ingress.max_bodies",
-            format!("found {}; it has to hold a body of `ingress.max_unpacked_body`, {unpacked}", ingress.max_bodies),
-        );
-        for (key, size) in [("ingress.max_body", ingress.max_body), ("ingress.max_unpacked_body", unpacked)] {
-            check(size.as_u64() <= 64 << 20, key, format!("found {size}; 64 MiB at the most"));
-        }
-        check(
-            spool.max_size.as_u64() >= ingress.max_body.as_u64().saturating_mul(4),
-            "spool.max_size",
-            format!("found {}; it has to hold four bodies of `ingress.max_body`, {}", spool.max_size, ingress.max_body),
-        );
-        check(
-            spool.max_size.as_u64() >= unpacked.as_u64().saturating_mul(4),
-            "spool.max_size",
-            format!("found {}; it has to hold four bodies of `ingress.max_unpacked_body`, {unpacked}", spool.max_size),
-        );
-        check(
-            spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
-            "spool.segment_size",
-            format!(
-                "found {}; half of `spool.max_size`, {}, at the most",
-                spool.segment_size.unwrap_or_default(),
-                spool.max_size
-            ),
-        );
-        check(
-            self.admin.listen != ingress.listen || ingress.listen.port() == 0,
-            "admin.listen",
-            format!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
-        );
-        check(
-            tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
-            "log.level",
-            format!(
-                "found {:?}; allowed are error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`",
-                self.log.level
-            ),
-        );
-        for (key, none) in [
-            ("max_connections", ingress.max_connections == 0),
-            ("max_connections_per_peer", ingress.max_connections_per_peer == Some(0)),
-        ] {
-            check(!none, &format!("ingress.{key}"), "found 0; with that nobody could connect".into());
-        }
-        for (name, sink) in &self.sinks {
-            for (key, none) in [
-                ("max_in_flight", sink.dispatch.max_in_flight == 0),
-                ("look_ahead", sink.dispatch.look_ahead.as_u64() == 0),
-            ] {
-                check(!none, &format!("sinks.{name}.{key}"), "found 0; with that nothing would be sent".into());
-            }
-        }
-        // One that is wrong is not one that is missing.
-        if figment.find_value("sinks").map_or(true, |sinks| sinks.as_dict().is_none_or(Dict::is_empty)) {
-            problems.push("no sink is configured; add for example:\n  [sinks.stdout]\n  type = \"stdout\"".into());
-        }
-        problems
     }
 }
 
