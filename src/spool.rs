@@ -28,6 +28,7 @@
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does
 //!   not count as the spool's size any more and may be removed by hand.
 
+mod config;
 pub mod cursor;
 pub mod disk;
 pub mod inspect;
@@ -41,79 +42,24 @@ mod recovery;
 pub mod segment;
 mod writer;
 
+pub use config::{Config, Retain};
 pub use cursor::Cursor;
 pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
 use crate::event::{Arrival, Event, Events};
 use crate::metrics::SpoolMetrics;
-use bytesize::ByteSize;
 use disk::{Directory, Disk, LockError};
 use janitor::Janitor;
 use opening::assemble;
 use queue::{Queue, Release};
 use recovery::Segment;
-use serde::Deserialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-
-/// `[spool]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// The directory; made if it is not there. It has to be on a local disk that keeps what it was told to sync.
-    pub path: PathBuf,
-    /// How many bytes the segments may take on disk.
-    pub max_size: ByteSize,
-    /// How large one segment is; space comes free in units of this. An eighth of `max_size`, at most 16 MiB, if not set.
-    pub segment_size: Option<ByteSize>,
-    /// For how long a resent event is recognised; zero turns this off.
-    #[serde(with = "crate::setting::period")]
-    pub duplicate_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 70 bytes of memory.
-    pub duplicate_capacity: usize,
-    /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
-    pub retain: Option<Retain>,
-    /// How many bytes of the latest events are kept in memory for sinks that keep up.
-    pub memory: ByteSize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            path: "spool".into(),
-            max_size: ByteSize::gib(1),
-            segment_size: None,
-            duplicate_window: Duration::from_secs(45 * 60),
-            duplicate_capacity: 100_000,
-            retain: None,
-            memory: ByteSize::mib(2),
-        }
-    }
-}
-
-/// `[spool.retain]`: delivered records stay for this long, up to this size, and as long as the space is not needed.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Retain {
-    /// How long after its arrival a record is kept.
-    #[serde(with = "crate::setting::period")]
-    pub age: Duration,
-    /// How many bytes the segments may take for it; all of `max_size` if not set.
-    pub size: Option<ByteSize>,
-}
-
-impl Config {
-    fn segment_size(&self) -> u64 {
-        self.segment_size.map_or((self.max_size.as_u64() / 8).min(16 << 20), |size| size.as_u64()).max(4096)
-    }
-}
 
 /// An event at its place in the log.
 #[derive(Clone, Debug, PartialEq)]

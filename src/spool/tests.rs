@@ -4,6 +4,7 @@
 mod damage;
 mod format;
 mod full_disk;
+mod keeping;
 mod model;
 mod promises;
 
@@ -14,6 +15,7 @@ use super::segment::{Found, Scan};
 use super::writer::Writer;
 use super::*;
 use crate::event::EventId;
+use bytesize::ByteSize;
 use std::sync::LazyLock;
 use std::time::Duration;
 

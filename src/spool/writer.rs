@@ -1,18 +1,19 @@
 //! The one thread that writes: takes everything that waits, one write, one sync, then releases all who wait.
 
+mod commit;
+
 use super::disk::DiskFile;
 use super::queue::{AbandonOnPanic, Append, AppendError, Appended, Placed, Release};
 use super::recent::Recent;
 use super::recovery::Segment;
 use super::{Log, Record, Shared, segment};
 use crate::event::{Arrival, Event, EventId};
-use foldhash::quality::RandomState;
+use commit::Commit;
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// A group commit takes no more requests once it has this many bytes.
 const COMMIT_BYTES: usize = 1 << 20;
@@ -47,33 +48,6 @@ impl Active {
     /// Where the records have to end, so that there is room for the footer.
     fn end(&self) -> u64 {
         self.size - segment::FOOTER as u64
-    }
-}
-
-/// One group commit.
-#[derive(Default)]
-struct Commit {
-    records: Vec<Arc<Record>>,
-    /// The offsets of its events.
-    ids: HashMap<EventId, u64, RandomState>,
-    waiting: Vec<(oneshot::Sender<Result<Placed, AppendError>>, Placed)>,
-    /// The memory of the requests, accounted for until all that is left of them is what the readers hold.
-    held: Vec<OwnedSemaphorePermit>,
-    /// Of what was not asked for again by a command.
-    accepted: usize,
-    duplicates: usize,
-}
-
-impl Commit {
-    /// With room for so many requests.
-    fn of(requests: usize) -> Self {
-        Self {
-            records: Vec::with_capacity(requests),
-            ids: HashMap::with_capacity_and_hasher(requests, RandomState::default()),
-            waiting: Vec::with_capacity(requests),
-            held: Vec::with_capacity(requests),
-            ..Self::default()
-        }
     }
 }
 
