@@ -1,14 +1,17 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
+mod beginning;
 mod places;
 pub mod proxy_protocol;
 mod socket;
 mod tls;
 
+pub use beginning::Beginning;
 pub use proxy_protocol::ProxyProtocol;
 pub use tls::Tls;
 
 use crate::metrics::LimitMetrics;
+use beginning::Spoken;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::Full;
@@ -19,14 +22,13 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use places::{Place, Places};
-use socket::{Socket, Watcher};
+use places::Places;
+use socket::Socket;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tls::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -75,65 +77,6 @@ pub struct Limits {
     pub max_requests: usize,
     /// Counts what was refused.
     pub metrics: LimitMetrics,
-}
-
-/// What a connection begins with before HTTP is spoken on it, in this order.
-#[derive(Debug, Default)]
-pub struct Beginning {
-    /// Who the client is, if proxies are to say it.
-    pub proxy_protocol: Option<ProxyProtocol>,
-    /// Encryption, if it is spoken.
-    pub tls: Option<Tls>,
-}
-
-impl Beginning {
-    /// Makes a connection of the socket, and says what is spoken on it, and whose it is; or ends it.
-    async fn pass(
-        &self,
-        mut socket: Socket,
-        watcher: &Watcher,
-        peer: &mut Peer,
-        place: &Place,
-        limits: &Limits,
-    ) -> io::Result<(Stream, Spoken)> {
-        if let Some(proxies) = &self.proxy_protocol {
-            peer.address = proxies.read(&mut socket, watcher, peer.address, limits.header_timeout).await?;
-            if !place.is_of(peer.address.ip()) {
-                limits.metrics.connections_per_peer.inc();
-                return Err(io::Error::other("its address has all connections that it may have"));
-            }
-        }
-        let Some(tls) = &self.tls else {
-            let spoken = spoken(&mut socket).await?;
-            return Ok((Stream::Plain(socket), spoken));
-        };
-        let stream = tls.shake_hands(socket, watcher, limits.header_timeout).await?;
-        let spoken = if stream.speaks_http2() { Spoken::Http2 } else { Spoken::Either };
-        Ok((stream, spoken))
-    }
-}
-
-/// What is spoken on a connection.
-#[derive(Clone, Copy, Debug)]
-enum Spoken {
-    Http1,
-    Http2,
-    /// Not clear yet, or not agreed on.
-    Either,
-}
-
-/// What HTTP/2 begins with (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Looks at what comes without taking it. What hyper would have taken to find that out, it would keep, in a buffer twice as large.
-async fn spoken(socket: &mut Socket) -> io::Result<Spoken> {
-    let mut room = [0; PREFACE.len()];
-    let count = socket.peek(&mut room).await?;
-    Ok(match room.get(..count).unwrap_or_default() {
-        whole if whole == PREFACE => Spoken::Http2,
-        part if PREFACE.starts_with(part) => Spoken::Either,
-        _ => Spoken::Http1,
-    })
 }
 
 /// How what is spoken is served.
