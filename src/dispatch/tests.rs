@@ -5,7 +5,18 @@ use crate::route::Dialect;
 use crate::spool::Placed;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks again and again, until `holds` does.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
 
 /// Takes every message and answers for none.
 #[derive(Default)]
@@ -30,21 +41,26 @@ impl Sink for Silent {
 #[derive(Default)]
 struct Manual {
     waiting: Mutex<Vec<(String, oneshot::Sender<()>)>>,
+    handed_over: Notify,
 }
 
 impl Manual {
     /// Waits until `payload` has been handed over, and acknowledges it.
     async fn acknowledge(&self, payload: &str) {
-        loop {
-            let found = {
-                let mut waiting = self.waiting.lock().unwrap();
-                waiting.iter().position(|(held, _)| held == payload).map(|place| waiting.remove(place))
-            };
-            if let Some((_, answer)) = found {
-                return answer.send(()).unwrap();
+        let found = || {
+            let mut waiting = self.waiting.lock().unwrap();
+            waiting.iter().position(|(held, _)| held == payload).map(|place| waiting.remove(place))
+        };
+        let handed_over = async {
+            loop {
+                if let Some((_, answer)) = found() {
+                    return answer;
+                }
+                self.handed_over.notified().await;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        };
+        let answer = tokio::time::timeout(PATIENCE, handed_over).await.expect("it is handed over");
+        answer.send(()).unwrap();
     }
 }
 
@@ -53,6 +69,7 @@ impl Sink for Manual {
         let (answer, answered) = oneshot::channel();
         let payload = String::from_utf8(message.payload().to_vec()).unwrap();
         self.waiting.lock().unwrap().push((payload, answer));
+        self.handed_over.notify_one();
         answered.await.map_err(|_| Failure::unavailable("gone"))
     }
 
@@ -165,14 +182,9 @@ async fn thousands_under_way_are_asked_only_when_they_are_answered() {
     let config = Config { look_ahead: ByteSize::mib(16), ..Default::default() };
     let bench = Bench::new(sink.clone(), config, (0..EVENTS).map(event).collect()).await;
     let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while cursor.position() < EVENTS as u64 {
-        if sink.waiting.lock().unwrap().len() == EVENTS {
-            sink.waiting.lock().unwrap().drain(..).for_each(|answer| answer.send(()).unwrap());
-        }
-        assert!(Instant::now() < deadline, "settled up to {}", cursor.position());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("all are under way", || sink.waiting.lock().unwrap().len() == EVENTS).await;
+    sink.waiting.lock().unwrap().drain(..).for_each(|answer| answer.send(()).unwrap());
+    until("all are settled", || cursor.position() == EVENTS as u64).await;
     bench.stop.send_replace(true);
     running.await.unwrap();
     assert_eq!(sink.asked.load(Ordering::Relaxed), 2 * EVENTS, "once when it begins, once when it is answered");
@@ -192,7 +204,7 @@ async fn a_stop_leaves_nothing_open_below_what_was_handed_over() {
     // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
     sink.acknowledge(&payload("a", 0)).await;
     sink.acknowledge(&payload("a", 1)).await;
-    tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
+    tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
     assert_eq!(spool.cursor("sink").unwrap().position(), 3);
     assert!(sink.waiting.lock().unwrap().is_empty());
 }
@@ -209,7 +221,7 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     let ask = |fresh| {
         let watcher = watcher.clone();
         let asked = async move { watcher.settled(Arc::new(Placed { fresh, earlier: Vec::new() })).await };
-        tokio::time::timeout(Duration::from_secs(30), asked).map(|answer| answer.expect("an answer")).boxed()
+        tokio::time::timeout(PATIENCE, asked).map(|answer| answer.expect("an answer")).boxed()
     };
     // Asked before it is settled, and after; and before it is stored at all.
     let (second, fourth) = (tokio::spawn(ask(1..2)), tokio::spawn(ask(3..4)));
@@ -226,7 +238,7 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     assert!((&mut all).now_or_never().is_none());
     bench.stop.send_replace(true);
     sink.acknowledge(&payload(2)).await;
-    tokio::time::timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap();
+    tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
     assert_eq!(all.await, Some(0), "also while the bridge stops");
     assert_eq!(ask(0..1).await, None);
 }
@@ -238,12 +250,12 @@ async fn what_fails_is_tried_again_and_nothing_of_its_conversation_passes() {
     let sink = Arc::new(Flaky::default());
     let bench = Bench::new(sink.clone(), Config::default(), (0..5).map(event).collect()).await;
     let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while cursor.position() < 5 {
-        assert!(cursor.position() <= sink.taken.lock().unwrap().len() as u64, "settled before it was acknowledged");
-        assert!(Instant::now() < deadline, "settled up to {}", cursor.position());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("all are settled", || {
+        let settled = cursor.position();
+        assert!(settled <= sink.taken.lock().unwrap().len() as u64, "settled before it was acknowledged");
+        settled == 5
+    })
+    .await;
     bench.stop.send_replace(true);
     running.await.unwrap();
     assert_eq!(*sink.taken.lock().unwrap(), (0..5).map(payload).collect::<Vec<_>>());

@@ -302,9 +302,16 @@ mod tests {
         let large = message("present").with_payload(vec![b' '; 1 << 20]);
         let mut publishes: futures_util::stream::FuturesUnordered<_> = (0..100).map(|_| sink.publish(&large)).collect();
         use futures_util::{FutureExt, StreamExt};
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        assert!(publishes.next().now_or_never().is_none());
-        assert!(sink.room.available_permits() < large.payload().len());
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            assert!(publishes.next().now_or_never().is_none());
+            let room = sink.room.available_permits();
+            if room < large.payload().len() {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{room} bytes of room are left");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         cluster.broker_up(1).unwrap();
         let mut delivered = 0;
         while let Some(result) = publishes.next().await {
