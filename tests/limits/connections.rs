@@ -92,6 +92,33 @@ async fn one_address_has_no_more_connections_than_it_may() {
     assert_eq!(second.exchange("{\"n\":4}").await, Ok(200));
 }
 
+#[tokio::test]
+async fn a_connection_that_is_kept_open_takes_little_memory() {
+    const CLIENTS: u64 = 400;
+    const EACH: u64 = 18 << 10;
+    let bridge = bridge("").await;
+    let event =
+        |round: &str, number: u64| format!("{{\"cmiuuid\":\"{round}-{number}\",\"custom\":\"{}\"}}", "x".repeat(400));
+    // What the events themselves take is there before.
+    let mut first = Raw::connect(&bridge).await;
+    for number in 0..10 * CLIENTS {
+        assert_eq!(first.exchange(&event("before", number)).await, Ok(200));
+    }
+    let (before, mut clients) = (bridge.rss_bytes(), Vec::new());
+    for number in 0..CLIENTS {
+        let mut client = Raw::connect(&bridge).await;
+        assert_eq!(client.exchange(&event("kept", number)).await, Ok(200));
+        clients.push(client);
+    }
+    let mut each = 0;
+    eventually(PATIENCE, "what is free is given back", async || {
+        each = bridge.rss_bytes().saturating_sub(before) / CLIENTS;
+        each < EACH
+    })
+    .await;
+    println!("{each} bytes for each of {CLIENTS} connections");
+}
+
 /// 20,000 of them, or as many as `CDRELAY_RECONNECTS` says.
 #[tokio::test]
 async fn clients_that_come_and_go_leave_nothing_behind() {
