@@ -3,7 +3,7 @@
 use crate::command_line::finished;
 use crate::support::bridge::{Answer, command};
 use crate::support::raw::Raw;
-use crate::support::{Bridge, PATIENCE, eventually};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -16,9 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
-
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 
 /// Secrets in files of their own, so that whatever else holds one has leaked it.
 struct Vault(TempDir);
@@ -122,7 +119,7 @@ async fn every_kind(vault: &Vault, more: &str) -> Bridge {
         route("appid", "/appid", "type = 'appid', appids = [2222223]"),
         route("cidr", "/cidr", "type = 'cidr', networks = ['192.0.2.0/24'], trusted_proxies = ['127.0.0.1']"),
     ];
-    Bridge::start(&format!("{LISTEN}{}{STDOUT}{more}", routes.concat())).await
+    Bridge::start(&format!("{ANY_PORTS}{}{STDOUT}{more}", routes.concat())).await
 }
 
 /// What each route takes, `number` making the event a new one, and what it does not.
@@ -269,7 +266,7 @@ async fn every_kind_lets_the_right_request_in_and_no_other() {
 async fn any_changed_byte_is_refused() {
     let vault = Vault::new();
     let auth = vault.file("key", "It's a Secret to Everybody");
-    let bridge = Bridge::start(&format!("{LISTEN}auth = [{{ type = 'github', {auth} }}]\n{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}auth = [{{ type = 'github', {auth} }}]\n{STDOUT}")).await;
     let body = r#"{"n":1,"s":"x"}"#;
     let signature = github("It's a Secret to Everybody", body);
     let send = async |body: &[u8], signature: &str| {
@@ -302,7 +299,7 @@ async fn any_changed_byte_is_refused() {
 async fn all_checks_of_a_route_have_to_pass_and_the_answer_does_not_tell_them_apart() {
     let vault = Vault::new();
     let bridge = Bridge::start(&format!(
-        "{LISTEN}[[ingress.auth]]\ntype = 'bearer'\n{}\n[[ingress.auth]]\ntype = 'query'\nparameter = 'key'\n{}\n\
+        "{ANY_PORTS}[[ingress.auth]]\ntype = 'bearer'\n{}\n[[ingress.auth]]\ntype = 'query'\nparameter = 'key'\n{}\n\
          [[ingress.auth]]\ntype = 'github'\n{}\n[[ingress.auth]]\ntype = 'appid'\nappids = [1]\n{STDOUT}",
         vault.file("a", "bearer-secret"),
         vault.file("b", "query-secret"),
@@ -345,7 +342,7 @@ async fn all_checks_of_a_route_have_to_pass_and_the_answer_does_not_tell_them_ap
 async fn what_the_header_shows_is_checked_before_the_body_is_read() {
     let vault = Vault::new();
     let auth = vault.file("key", "github-secret");
-    let bridge = Bridge::start(&format!("{LISTEN}auth = [{{ type = 'github', {auth} }}]\n{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}auth = [{{ type = 'github', {auth} }}]\n{STDOUT}")).await;
     let mut raw = Raw::connect(&bridge).await;
     raw.send(Raw::head("POST", "content-length: 1000000\r\n")).await;
     let answer = raw.answer().await;
@@ -360,7 +357,7 @@ async fn secrets_change_under_load_without_a_refused_request() {
     let secret = |generation: u64| format!("secret-of-generation-{generation}");
     let (bearer, key) = (vault.file("bearer", &secret(0)), vault.file("key", &secret(0)));
     let bridge = Bridge::start(&format!(
-        "{LISTEN}[[ingress.auth]]\ntype = 'bearer'\n{bearer}\n[[ingress.auth]]\ntype = 'github'\n{key}\n{STDOUT}"
+        "{ANY_PORTS}[[ingress.auth]]\ntype = 'bearer'\n{bearer}\n[[ingress.auth]]\ntype = 'github'\n{key}\n{STDOUT}"
     ))
     .await;
     let (generation, done, sent) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
@@ -523,7 +520,7 @@ async fn what_would_leave_a_door_open_or_shut_for_ever_is_told_at_once() {
     assert!(!open.stderr.contains("`shut`"), "{open:?}");
     assert!(check("").stderr.is_empty());
 
-    let listen = LISTEN.replace("[ingress]\nlisten = '127.0.0.1:0'", "[ingress]\nlisten = '0.0.0.0:0'");
+    let listen = ANY_PORTS.replace("[ingress]\nlisten = '127.0.0.1:0'", "[ingress]\nlisten = '0.0.0.0:0'");
     let bridge = Bridge::start(&format!("{listen}{STDOUT}")).await;
     let warns = |line: &str| line.contains("WARN") && line.contains("it has no `auth`") && line.contains("default");
     assert!(bridge.stderr().lines().any(warns), "{}", bridge.stderr());

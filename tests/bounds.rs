@@ -4,7 +4,7 @@
 
 use crate::support::process::Process;
 use crate::support::raw::Raw;
-use crate::support::{Bridge, PATIENCE, eventually, free_port};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually, free_port};
 use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,8 +21,6 @@ const START: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } 
 /// debugging takes its requests slowly, and a fast disk does not let them gather. That requests which do wait take exactly one sync
 /// is shown beside the spool.
 const SHARE: f64 = if cfg!(debug_assertions) { 0.75 } else { 0.25 };
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 
 fn dead_brokers() -> String {
     let (kafka, nats) = (free_port(), free_port());
@@ -142,7 +140,7 @@ pub fn assert_small(bridge: &Bridge, when: &str) {
 
 #[tokio::test]
 async fn a_full_spool_and_dead_brokers_fit_the_memory() {
-    let mut bridge = Bridge::start(&format!("{LISTEN}[spool]\nmax_size = '64MiB'\n{}", dead_brokers())).await;
+    let mut bridge = Bridge::start(&format!("{ANY_PORTS}[spool]\nmax_size = '64MiB'\n{}", dead_brokers())).await;
     assert_small(&bridge, "started");
     // While there is room, up to when there is none, and then on and on.
     for shape in Shape::ALL {
@@ -174,7 +172,7 @@ async fn a_full_spool_and_dead_brokers_fit_the_memory() {
 async fn large_bodies_side_by_side_wait_for_their_turn() {
     // However slowly a busy machine takes them, each is to get its turn.
     let time = format!("body_timeout = '{}s'\nmin_body_rate = '0B'\n", PATIENCE.as_secs());
-    let bridge = Bridge::start(&format!("{LISTEN}{time}{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{time}{STDOUT}")).await;
     let statuses = hammer(&bridge, Shape::Large, 64, 1).await;
     assert_small(&bridge, &format!("64 × 1 MiB, {statuses:?}"));
     assert_eq!(statuses, [(200, 64)].into());
@@ -182,7 +180,7 @@ async fn large_bodies_side_by_side_wait_for_their_turn() {
 
 #[tokio::test]
 async fn idle_connections_take_little_memory() {
-    let bridge = Bridge::start(&format!("{LISTEN}{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
     let mut clients = Vec::new();
     for _ in 0..500 {
         let mut client = Raw::connect(&bridge).await;
@@ -195,7 +193,7 @@ async fn idle_connections_take_little_memory() {
 
 #[tokio::test]
 async fn an_idle_bridge_uses_no_processor() {
-    let bridge = Bridge::start(&format!("{LISTEN}{STDOUT}{}", dead_brokers())).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}{}", dead_brokers())).await;
     assert_eq!(hammer(&bridge, Shape::Small, 1, 10).await, [(200, 10)].into());
     eventually(PATIENCE, "every sink has tried", async || {
         let retried = async |sink| bridge.metric(&format!("cdrelay_sink_retried_total{{sink=\"{sink}\"}}")).await;
@@ -245,7 +243,7 @@ fn gets_200(port: u16) -> bool {
 
 #[tokio::test]
 async fn requests_that_wait_together_share_a_sync() {
-    let bridge = Bridge::start(&format!("{LISTEN}{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
     let mut clients = join_all((0..64).map(|_| Raw::connect(&bridge))).await;
     // While the bridge stands still all requests arrive: then they do wait together, however slow this client is.
     for _ in 0..50 {

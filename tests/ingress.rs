@@ -2,7 +2,7 @@
 
 use crate::support::bridge::{Answer, client};
 use crate::support::raw::Raw;
-use crate::support::{Bridge, PATIENCE, eventually, free_port, until};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, until};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
@@ -12,16 +12,15 @@ use serde_json::Value;
 use std::time::Duration;
 
 const JSON: &str = "application/json";
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
 
 async fn bridge() -> Bridge {
-    Bridge::start(&format!("{LISTEN}max_body = '256KiB'\nbody_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n")).await
+    Bridge::start(&format!("{ANY_PORTS}max_body = '256KiB'\nbody_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n")).await
 }
 
 /// As `bridge`, but with a destination that is never there, and a spool that is soon full.
 async fn stuck_bridge() -> Bridge {
     let settings = "max_body = '64KiB'\n[spool]\nmax_size = '1MiB'\n[sinks.k]\ntype = 'kafka'\ntopic = 't'\n";
-    Bridge::start(&format!("{LISTEN}{settings}brokers = '127.0.0.1:{}'\n", free_port())).await
+    Bridge::start(&format!("{ANY_PORTS}{settings}brokers = '127.0.0.1:{}'\n", free_port())).await
 }
 
 async fn accepted(bridge: &Bridge) -> u64 {
@@ -273,7 +272,7 @@ async fn unusual_but_legal_requests_are_taken() {
 
 #[tokio::test]
 async fn http2_without_asking_carries_many_streams() {
-    let bridge = Bridge::start(&format!("{LISTEN}max_body = '256KiB'\n[sinks.out]\ntype = 'stdout'\n")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}max_body = '256KiB'\n[sinks.out]\ntype = 'stdout'\n")).await;
     let client = client(true);
     let large = "x".repeat(200 << 10);
     let send = async |n: usize| {
@@ -347,7 +346,7 @@ async fn a_full_spool_says_when_to_come_again() {
 #[tokio::test]
 async fn slow_large_bodies_do_not_hold_up_webhooks() {
     let settings = "[sinks.out]\ntype = 'stdout'\n";
-    let bridge = Bridge::start(&format!("{LISTEN}{settings}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}")).await;
     let mut slow = Vec::new();
     for _ in 0..32 {
         let mut client = Raw::connect(&bridge).await;
@@ -365,7 +364,7 @@ async fn slow_large_bodies_do_not_hold_up_webhooks() {
 #[tokio::test]
 async fn connections_that_say_nothing_do_not_stay() {
     let settings = "header_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n";
-    let bridge = Bridge::start(&format!("{LISTEN}{settings}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}")).await;
     for beginning in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM", "POST /webhook/cdr HTTP/1.1\r\nhost:", "\r\n\r\n"] {
         let mut client = Raw::connect(&bridge).await;
         client.send(beginning).await;
@@ -380,7 +379,7 @@ async fn connections_that_say_nothing_do_not_stay() {
 #[tokio::test]
 async fn clients_that_never_read_do_not_stay() {
     let settings = "header_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n";
-    let bridge = Bridge::start(&format!("{LISTEN}{settings}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}")).await;
     let mut client = Raw::connect(&bridge).await;
     let probes = Raw::head("GET", "").repeat(1000);
     let send = async { while client.try_send(&probes).await {} };
@@ -390,7 +389,7 @@ async fn clients_that_never_read_do_not_stay() {
 #[tokio::test]
 async fn more_connections_than_allowed_wait_for_their_turn() {
     let settings = "max_connections = 4\n[sinks.out]\ntype = 'stdout'\n";
-    let bridge = Bridge::start(&format!("{LISTEN}{settings}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}")).await;
     let send = async |n: usize| {
         let mut client = Raw::connect(&bridge).await;
         client.send(Raw::post(&format!("{{\"n\":{n}}}"))).await;
@@ -403,7 +402,7 @@ async fn more_connections_than_allowed_wait_for_their_turn() {
 /// Out of file descriptors: no spinning, and it goes on when there are some again.
 #[tokio::test]
 async fn running_out_of_files_is_survived_without_spinning() {
-    let bridge = Bridge::start(&format!("{LISTEN}[sinks.out]\ntype = 'stdout'\n")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.out]\ntype = 'stdout'\n")).await;
     bridge.limit_open_files(bridge.open_files() as u64 + 3);
     let mut clients = Vec::new();
     for _ in 0..10 {

@@ -9,15 +9,12 @@ mod unpacking;
 
 use crate::bounds::assert_small;
 use crate::support::raw::Raw;
-use crate::support::{Bridge, PATIENCE};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT};
 use std::time::Duration;
 use tokio::time::sleep;
 
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
-
 async fn bridge(settings: &str) -> Bridge {
-    Bridge::start(&format!("{LISTEN}{settings}{STDOUT}")).await
+    Bridge::start(&format!("{ANY_PORTS}{settings}{STDOUT}")).await
 }
 
 async fn limited(bridge: &Bridge, limit: &str) -> f64 {

@@ -5,13 +5,12 @@ mod schemathesis;
 use crate::command_line::cdrelay;
 use crate::support::bridge::Answer;
 use crate::support::raw::Raw;
-use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 use serde_json::{Value, json};
 
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 /// It takes nothing, and fills the spool.
 const AWAY: &str = "[sinks.away]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\n";
 

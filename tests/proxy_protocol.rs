@@ -2,7 +2,7 @@
 
 use crate::support::raw::Raw;
 use crate::support::tls::{Authority, Client};
-use crate::support::{Bridge, PATIENCE, eventually};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually};
 use std::collections::BTreeMap;
 use std::fs::write;
 use std::net::SocketAddr;
@@ -10,16 +10,14 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
 /// The proxy, and the networks that may send.
 const PROXIED: &str = "[ingress.proxy_protocol]\ntrusted_proxies = '127.0.0.2'\n";
 const ALLOWED: &str = "[[ingress.auth]]\ntype = 'cidr'\nnetworks = ['203.0.113.0/24', '2001:db8::/32']\n";
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 /// What a slow machine may take on top of the time that is configured.
 const SLACK: Duration = Duration::from_secs(8);
 
 async fn bridge(ingress: &str, more: &str) -> Bridge {
-    Bridge::start(&format!("{LISTEN}{ingress}{PROXIED}{more}{STDOUT}")).await
+    Bridge::start(&format!("{ANY_PORTS}{ingress}{PROXIED}{more}{STDOUT}")).await
 }
 
 async fn proxy(bridge: &Bridge) -> Raw {
@@ -155,7 +153,7 @@ async fn nobody_else_is_believed() {
 /// Without the setting a header is what it looks like to HTTP: nonsense.
 #[tokio::test]
 async fn nothing_is_read_that_was_not_asked_for() {
-    let bridge = Bridge::start(&format!("{LISTEN}{STDOUT}")).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
     for header in [version1("203.0.113.7:1"), version2_of("203.0.113.7:1")] {
         let mut client = Raw::connect(&bridge).await;
         client.try_send([&header[..], Raw::post("{\"a\":1}").as_bytes()].concat()).await;

@@ -1,7 +1,7 @@
 //! SIGTERM under load loses nothing, cuts nobody off, and is done in time.
 
 use crate::support::raw::Raw;
-use crate::support::{Bridge, PATIENCE, eventually, free_port, until};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually, free_port, until};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
@@ -14,13 +14,11 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 const JSON: &str = "application/json";
-const LISTEN: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 /// What a slow machine may take on top of the time that is configured.
 const SLACK: Duration = Duration::from_secs(3);
 
 async fn bridge(shutdown: &str, sink: &str) -> Bridge {
-    Bridge::start(&format!("{LISTEN}[shutdown]\n{shutdown}\n{sink}")).await
+    Bridge::start(&format!("{ANY_PORTS}[shutdown]\n{shutdown}\n{sink}")).await
 }
 
 fn dead_kafka() -> String {

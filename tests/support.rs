@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-pub use bridge::{ANY_PORTS, Bridge};
+pub use bridge::{ANY_PORTS, Bridge, STDOUT};
 
 /// Long enough for anything that works to be done on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

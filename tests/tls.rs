@@ -6,7 +6,7 @@ mod rotation;
 use crate::command_line::cdrelay;
 use crate::support::raw::Raw;
 use crate::support::tls::{Authority, Client, Pair};
-use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
@@ -19,7 +19,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
-const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 /// What a slow machine may take on top of the time that is configured.
 const SLACK: Duration = Duration::from_secs(3);
 

@@ -29,8 +29,11 @@ use super::process::Process;
 use super::small_disk::SmallDisk;
 use super::{PATIENCE, free_port, until};
 
-/// The part of a configuration that lets the system choose both ports.
-pub const ANY_PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
+/// The part of a configuration that lets the system choose both ports. More settings of `[ingress]` may follow.
+pub const ANY_PORTS: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\n";
+
+/// The part for a sink that writes to stdout.
+pub const STDOUT: &str = "[sinks.out]\ntype = 'stdout'\n";
 
 /// The part that gives the ingress a port of its own, so that a load finds it again after a restart.
 pub fn on_fixed_port() -> String {
