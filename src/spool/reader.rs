@@ -8,10 +8,16 @@
 
 use super::segment::{self, Found, Scan};
 use super::{Record, Shared};
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How many bytes of records are read from disk at once, and held before they are asked for: as many again are read and decoded by
+/// another thread while these are delivered.
+const AHEAD: usize = 64 << 10;
 
 /// Reads records in the order of their offsets.
 #[derive(Debug)]
@@ -19,14 +25,29 @@ pub struct Reader {
     shared: Arc<Shared>,
     end: watch::Receiver<u64>,
     next: u64,
-    /// The segment being read from disk and its base.
+    /// What was read from disk and not yet asked for.
+    ready: VecDeque<Arc<Record>>,
+    /// Where reading from disk goes on behind that, unless it does so already.
+    disk: Option<OnDisk>,
+    ahead: Option<JoinHandle<Read>>,
+}
+
+/// A reader's way through the files.
+#[derive(Debug)]
+pub(super) struct OnDisk {
+    shared: Arc<Shared>,
+    next: u64,
+    /// The segment being read and its base.
     scan: Option<(u64, Scan)>,
 }
+
+/// What was read, and by whom.
+type Read = (OnDisk, io::Result<Vec<Arc<Record>>>);
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, next: u64) -> Self {
         let end = shared.end.subscribe();
-        Self { shared, end, next, scan: None }
+        Self { shared, end, next, ready: VecDeque::new(), disk: None, ahead: None }
     }
 
     /// The offset of the record to be read next.
@@ -38,7 +59,8 @@ impl Reader {
     pub fn advance(&mut self, position: u64) {
         if position > self.next {
             self.next = position;
-            self.scan = None;
+            self.ready.clear();
+            (self.disk, self.ahead) = (None, None);
         }
     }
 
@@ -49,51 +71,99 @@ impl Reader {
         let _ = self.end.wait_for(|end| *end > next).await;
     }
 
-    /// The next records, about `bytes` of them and at least one if there is any; blocks the thread only for a record that
-    /// has left the memory.
+    /// The next records, about `bytes` of them and at least one if there is any; waits for the disk only for records that
+    /// have left the memory.
     pub async fn read(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
-        let records = self.take_from_memory(bytes);
-        if !records.is_empty() || self.next >= *self.end.borrow() {
+        if let Some(records) = self.at_hand(bytes) {
             return Ok(records);
         }
-        let mut moved =
-            Self { shared: self.shared.clone(), end: self.end.clone(), next: self.next, scan: self.scan.take() };
-        let (moved, records) = tokio::task::spawn_blocking(move || {
-            let records = moved.read_from_disk(bytes);
-            (moved, records)
-        })
-        .await
-        .map_err(io::Error::other)?;
-        *self = moved;
+        let ahead = match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => self.on_disk().read_aside(bytes.max(AHEAD)),
+        };
+        self.take(ahead.await.map_err(io::Error::other)?)?;
+        let records = self.hand_out(bytes);
+        if self.disk.as_ref().is_some_and(|disk| !self.is_in_memory(disk.next)) {
+            self.ahead = self.disk.take().map(|disk| disk.read_aside(AHEAD));
+        }
+        Ok(records)
+    }
+
+    /// The next records, if that takes no look at the disk: because they are in memory, or because there are none.
+    pub(super) fn at_hand(&mut self, bytes: usize) -> Option<Vec<Arc<Record>>> {
+        if !self.ready.is_empty() {
+            return Some(self.hand_out(bytes));
+        }
+        let records = self.take_from_memory(bytes);
+        (!records.is_empty() || self.next >= *self.end.borrow()).then_some(records)
+    }
+
+    /// Where to read on from disk.
+    pub(super) fn on_disk(&mut self) -> OnDisk {
+        let begin = || OnDisk { shared: self.shared.clone(), next: self.next, scan: None };
+        self.disk.take().unwrap_or_else(begin)
+    }
+
+    /// Takes what was read. After a failure reading begins again where it began.
+    pub(super) fn take(&mut self, (disk, records): Read) -> io::Result<()> {
+        self.ready = records?.into();
+        self.next = self.ready.front().map_or(disk.next, |first| first.offset);
+        self.disk = Some(disk);
+        Ok(())
+    }
+
+    /// What is ready, about `bytes` of it.
+    pub(super) fn hand_out(&mut self, bytes: usize) -> Vec<Arc<Record>> {
+        let count = self.ready.iter().take_while(fitting(bytes)).count();
+        let records: Vec<_> = self.ready.drain(..count).collect();
+        let behind = records.last().map(|last| last.offset + 1);
+        self.next = self.ready.front().map(|first| first.offset).or(behind).unwrap_or(self.next);
         records
     }
 
-    pub(super) fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
-        let mut records = Vec::new();
+    fn is_in_memory(&self, offset: u64) -> bool {
+        self.shared.log().tail.front().is_some_and(|first| first.offset <= offset)
+    }
+
+    fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
         let log = self.shared.log();
-        let Some(first) = log.tail.front().map(|record| record.offset) else { return records };
-        let Some(skip) = self.next.checked_sub(first) else { return records };
-        let mut held = 0;
-        for record in log.tail.iter().skip(skip as usize) {
-            held += record.event.memory();
-            if held > bytes && !records.is_empty() {
-                break;
-            }
-            records.push(record.clone());
-        }
+        let Some(first) = log.tail.front().map(|record| record.offset) else { return Vec::new() };
+        let Some(skip) = self.next.checked_sub(first) else { return Vec::new() };
+        let records: Vec<_> = log.tail.iter().skip(skip as usize).take_while(fitting(bytes)).cloned().collect();
         drop(log);
         if let Some(last) = records.last() {
             self.next = last.offset + 1;
-            self.scan = None;
+            (self.disk, self.ahead) = (None, None);
         }
         records
     }
+}
 
-    pub(super) fn read_from_disk(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
+/// Takes records until they are more than `bytes`, and at least one.
+fn fitting(bytes: usize) -> impl FnMut(&&Arc<Record>) -> bool {
+    let mut held = 0;
+    move |record| {
+        let first = held == 0;
+        held += record.event.memory();
+        first || held <= bytes
+    }
+}
+
+impl OnDisk {
+    /// Reads on in a thread that may wait.
+    fn read_aside(mut self, bytes: usize) -> JoinHandle<Read> {
+        tokio::task::spawn_blocking(move || {
+            let records = self.read(bytes);
+            (self, records)
+        })
+    }
+
+    /// The next records, until there are `bytes` of them or no more.
+    pub(super) fn read(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
         let mut records = Vec::new();
         let mut held = 0;
         while held < bytes {
-            let end = *self.end.borrow();
+            let end = *self.shared.end.borrow();
             if self.next >= end {
                 break;
             }

@@ -225,6 +225,8 @@ pub struct Scan {
     file: Box<dyn DiskFile>,
     size: u64,
     buffer: Vec<u8>,
+    /// How many bytes of the buffer are the file's.
+    held: usize,
     /// Where in the file the buffer begins.
     start: u64,
     /// The next unread byte in the buffer.
@@ -234,7 +236,7 @@ pub struct Scan {
 impl Scan {
     /// Reads `file` from its first record on.
     pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
-        Ok(Self { size: file.size()?, file, buffer: Vec::new(), start: HEADER as u64, at: 0 })
+        Ok(Self { size: file.size()?, file, buffer: Vec::new(), held: 0, start: HEADER as u64, at: 0 })
     }
 
     /// No segment of this size can hold more records than this.
@@ -256,7 +258,7 @@ impl Scan {
         if frame.is_none() {
             // The buffer may be older than the record: it is no evidence of damage.
             (self.start, self.at) = (self.position(), 0);
-            self.buffer.clear();
+            self.held = 0;
             frame = self.record_at(0, expected..expected.saturating_add(1))?;
         }
         if let Some(frame) = frame {
@@ -278,10 +280,10 @@ impl Scan {
             // Passing over the zeros of a preallocated file has to be fast.
             if self.fill(ahead + FRAME)? < ahead + FRAME {
                 (self.start, self.at) = (from, 0);
-                self.buffer.clear();
+                self.held = 0;
                 return Ok(None);
             }
-            let window = self.buffer.get(self.at + ahead..).unwrap_or_default();
+            let window = self.ahead(ahead).unwrap_or_default();
             let zeros = window.iter().position(|byte| *byte != 0).unwrap_or(window.len());
             if zeros > FRAME {
                 ahead += zeros - FRAME;
@@ -320,20 +322,22 @@ impl Scan {
     }
 
     fn ahead(&self, ahead: usize) -> Option<&[u8]> {
-        self.buffer.get(self.at + ahead..)
+        self.buffer.get(self.at + ahead..self.held)
     }
 
     /// Sees to it that `wanted` bytes after the position are in the buffer; returns how many there are.
     fn fill(&mut self, wanted: usize) -> io::Result<usize> {
-        let held = self.buffer.len().saturating_sub(self.at);
+        let held = self.held.saturating_sub(self.at);
         if held >= wanted {
             return Ok(held);
         }
-        let mut buffer = vec![0; wanted.max(CHUNK)];
-        let count = self.file.read_at(&mut buffer, self.position())?;
-        buffer.truncate(count);
-        (self.start, self.at) = (self.position(), 0);
-        self.buffer = buffer;
+        (self.start, self.at, self.held) = (self.position(), 0, 0);
+        // A larger one was for a record of unusual size.
+        if self.buffer.len() != wanted.max(CHUNK) {
+            self.buffer = vec![0; wanted.max(CHUNK)];
+        }
+        let count = self.file.read_at(&mut self.buffer, self.start)?;
+        self.held = count;
         Ok(count)
     }
 }

@@ -122,8 +122,18 @@ impl Life {
 
 /// What [`Reader::read`] does, on this thread.
 fn read(reader: &mut Reader, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
-    let records = reader.take_from_memory(bytes);
-    if records.is_empty() { reader.read_from_disk(bytes) } else { Ok(records) }
+    if let Some(records) = reader.at_hand(bytes) {
+        return Ok(records);
+    }
+    // As much as may be ready before it is asked for.
+    read_from_disk(reader, 3 * bytes)?;
+    Ok(reader.hand_out(bytes))
+}
+
+fn read_from_disk(reader: &mut Reader, bytes: usize) -> io::Result<()> {
+    let mut disk = reader.on_disk();
+    let records = disk.read(bytes);
+    reader.take((disk, records))
 }
 
 /// How many cases a property is tried with, and the first seed; `CDRELAY_SPOOL_CASES` and `CDRELAY_SPOOL_SEED` set them.

@@ -61,6 +61,37 @@ async fn a_spool_in_a_directory_keeps_everything_over_restarts() {
     assert_eq!(open(&path, &["analytics"]).unwrap().status().end, 60);
 }
 
+#[tokio::test]
+async fn what_is_read_ahead_comes_in_order_and_is_passed_over_when_its_reader_goes_on_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let large = Config { path: directory.path().into(), max_size: ByteSize::mib(1), ..config() };
+    let spool = Spool::open(&large, &["analytics"], SpoolMetrics::default()).unwrap();
+    let sent = events(0..600, 900);
+    for some in sent.chunks(50) {
+        spool.append(some.to_vec()).await.unwrap();
+    }
+    let mut reader = spool.reader("analytics").unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut next = 0;
+    while next < 600 {
+        let bytes = random.usize(0..40_000);
+        let records = reader.read(bytes).await.unwrap();
+        let held = records.iter().map(|record| record.event.memory()).sum::<usize>();
+        assert!(records.len() == 1 || held <= bytes, "{} records of {held} bytes, {bytes} wanted", records.len());
+        for record in &records {
+            assert_eq!((record.offset, &record.event), (next, &sent[next as usize]));
+            next += 1;
+        }
+        assert_eq!(reader.position(), next);
+        if random.u32(0..8) == 0 {
+            next += random.u64(0..60);
+            reader.advance(next);
+            assert_eq!(reader.position(), next);
+        }
+    }
+    assert!(reader.read(1).await.unwrap().is_empty());
+}
+
 #[test]
 fn a_second_process_is_refused_and_told_who_has_the_spool() {
     let directory = tempfile::tempdir().unwrap();
