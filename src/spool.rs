@@ -23,11 +23,13 @@
 //!   when the way back into a damaged file is sought.
 //! - A segment that was ended in order has no zeros behind its records but `CDRSEALD`, the offset after the last one (u64),
 //!   CRC-32C of these 16 bytes (u32).
+//! - `spare`: the file of the next segment, made while the last one fills; of no meaning after a crash.
 //! - `cursor-<sink>`: see [`cursor`].
 //! - `known-<base>`: the identities of the events in a removed segment; see `spool/known.rs`.
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does
 //!   not count as the spool's size any more and may be removed by hand.
 
+mod active;
 mod config;
 pub mod cursor;
 pub mod disk;
@@ -40,6 +42,7 @@ mod reader;
 mod recent;
 mod recovery;
 pub mod segment;
+mod spare;
 mod writer;
 
 pub use config::{Config, Retain};
@@ -49,11 +52,13 @@ pub use reader::Reader;
 
 use crate::event::{Arrival, Event, Events};
 use crate::metrics::SpoolMetrics;
+use active::Active;
 use disk::{Directory, Disk, LockError};
 use janitor::Janitor;
 use opening::assemble;
 use queue::{Queue, Release};
 use recovery::Segment;
+use spare::Spare;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -124,11 +129,14 @@ struct Shared {
     abandoned: watch::Sender<bool>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Log {
     segments: BTreeMap<u64, Segment>,
     /// The base of the segment that is being written to.
     active: Option<u64>,
+    /// Segments that are full and not cut off behind their last record yet, and the offset behind it.
+    full: Vec<(Active, u64)>,
+    next: Next,
     /// The latest records, without gaps up to the end.
     tail: VecDeque<Arc<Record>>,
     tail_bytes: usize,
@@ -140,9 +148,29 @@ struct Log {
 /// A disk that has more gaps than this is past mending.
 const GAPS: usize = 10_000;
 
+/// The file of the segment that comes next.
+#[derive(Debug, Default)]
+enum Next {
+    #[default]
+    Unasked,
+    Asked,
+    Made(Spare),
+}
+
+impl Next {
+    fn made(self) -> Option<Spare> {
+        if let Self::Made(spare) = self { Some(spare) } else { None }
+    }
+
+    fn is_of(&self, size: u64) -> bool {
+        matches!(self, Self::Made(spare) if spare.size == size)
+    }
+}
+
 impl Log {
     fn bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.bytes).sum()
+        let spare = if let Next::Made(spare) = &self.next { spare.size } else { 0 };
+        self.segments.values().map(|segment| segment.bytes).sum::<u64>() + spare
     }
 }
 
@@ -293,6 +321,47 @@ impl Shared {
         Some(base..limit)
     }
 
+    /// Whether there is room for a segment of `size` bytes. If it is the last one, more is looked for.
+    fn room_for(&self, size: u64) -> Result<(), AppendError> {
+        let wanted = || {
+            let log = self.log();
+            log.bytes() + if log.next.is_of(size) { 0 } else { size }
+        };
+        if wanted() + size > self.max_size {
+            self.relieve(wanted() + size - self.max_size);
+        }
+        if wanted() > self.max_size {
+            // Those that wait for that may be a bit too large.
+            self.seal_full();
+        }
+        if wanted() > self.max_size {
+            return Err(AppendError::Full { retry_after: self.until_free(size) });
+        }
+        Ok(())
+    }
+
+    /// Has the file of the next segment made.
+    fn ask_for_next(&self) {
+        let mut log = self.log();
+        if matches!(log.next, Next::Unasked) {
+            log.next = Next::Asked;
+        }
+        drop(log);
+        self.janitor.wake();
+    }
+
+    /// The file for a segment of `size` bytes, if it has been made.
+    fn take_spare(&self, size: u64) -> Option<Spare> {
+        let mut log = self.log();
+        let next = std::mem::take(&mut log.next);
+        if next.is_of(size) {
+            next.made()
+        } else {
+            log.next = next;
+            None
+        }
+    }
+
     /// Sees to it that about `bytes` of old segments can be removed, as far as required sinks have passed them: sinks that
     /// are not required skip their records.
     fn relieve(&self, bytes: u64) {
@@ -332,6 +401,26 @@ impl Shared {
         };
         if let Some(release) = unanswered {
             release.carry_out(&self.end);
+        }
+    }
+
+    /// Cuts full segments off. If that fails nothing is lost but disk space: readers stop at the base of the next segment.
+    fn seal_full(&self) {
+        let full = std::mem::take(&mut self.log().full);
+        for (segment, next) in full {
+            let sealed = segment.seal(&*self.disk, next);
+            let mut log = self.log();
+            match sealed {
+                Ok(_) if segment.is_empty() => drop(log.segments.remove(&segment.base)),
+                Ok(bytes) => {
+                    if let Some(sealed) = log.segments.get_mut(&segment.base) {
+                        sealed.bytes = bytes;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, segment = segment.base, "a segment of the spool could not be trimmed")
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | records are not synced (`spool/writer.rs`, `write`) | `spool::tests::model::what_was_acknowledged_comes_back_after_any_crash`, `spool::tests::promises::a_failing_disk_costs_refusals_and_nothing_acknowledged` |
 //! | a request is acknowledged, and then its records are synced (`publish`) | the same two |
-//! | a new segment's name is not synced (`begin`) | the same two |
+//! | a new segment's name is not synced (`spool/active.rs`, `begin`) | the same two |
 //! | a segment that failed is written to again (`fail`) | `spool::tests::promises::what_a_killed_process_left_unsynced_is_made_durable_before_it_counts`, and in some runs the model |
 //! | an event is known as a duplicate before it is durable (`encode`) | `spool::tests::promises::after_a_failure_the_disk_is_left_in_peace_for_a_while`, and the model |
 //! | the removal of a segment is not synced before the next (`spool/janitor.rs`, `remove`) | the model |

@@ -3,7 +3,8 @@
 use super::cursor::Written;
 use super::known::Known;
 use super::queue::AbandonOnPanic;
-use super::{Log, Shared, segment};
+use super::spare::{self, Spare};
+use super::{Log, Next, Shared, segment};
 use crate::event::Arrival;
 use std::io;
 use std::ops::Range;
@@ -113,6 +114,7 @@ impl Keeper {
             let removable = self.removable(self.shared.slowest()).is_some();
             self.round(last || due || removable);
             if last {
+                self.discard_spare();
                 return;
             }
             if self.failing || self.behind() {
@@ -123,6 +125,12 @@ impl Keeper {
 
     /// Writes the cursors; with `sync` makes them durable and removes what all of them have passed.
     pub(super) fn round(&mut self, sync: bool) {
+        self.shared.seal_full();
+        self.keep(sync);
+        self.make_spare();
+    }
+
+    fn keep(&mut self, sync: bool) {
         match self.write_down(sync) {
             Ok(()) if self.failing => {
                 self.failing = false;
@@ -136,6 +144,33 @@ impl Keeper {
                 );
             }
             _ => {}
+        }
+    }
+
+    /// Makes the file of the next segment, if that has been asked for and fits.
+    fn make_spare(&self) {
+        let size = self.shared.segment_size;
+        let log = self.shared.log();
+        if !matches!(log.next, Next::Asked) || log.bytes() + size > self.shared.max_size {
+            return;
+        }
+        drop(log);
+        let next = match Spare::make(&*self.shared.disk, size) {
+            Ok(spare) => Next::Made(spare),
+            Err(error) => {
+                tracing::debug!(%error, "the next segment of the spool cannot be made ahead of time");
+                Next::Unasked
+            }
+        };
+        self.shared.log().next = next;
+    }
+
+    fn discard_spare(&self) {
+        let next = std::mem::take(&mut self.shared.log().next);
+        if next.made().is_some()
+            && let Err(error) = spare::remove(&*self.shared.disk)
+        {
+            tracing::debug!(%error, "the file for the next segment of the spool stays");
         }
     }
 

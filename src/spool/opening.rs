@@ -8,7 +8,7 @@ use super::queue::Queue;
 use super::recent::Recent;
 use super::recovery::{self, Recovered, Segment};
 use super::writer::Writer;
-use super::{Config, Log, Shared, report_damage};
+use super::{Config, Log, Shared, report_damage, spare};
 use crate::event::Arrival;
 use crate::metrics::SpoolMetrics;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +24,9 @@ pub(super) fn assemble(
     metrics: SpoolMetrics,
 ) -> io::Result<(Writer, Keeper)> {
     let found = recovery::list(&*disk)?;
+    if let Err(error) = spare::remove(&*disk) {
+        tracing::debug!(%error, "the file for a next segment of the spool stays");
+    }
     let mut cursors = Vec::new();
     let mut written = Vec::new();
     for sink in sinks {
@@ -62,7 +65,7 @@ pub(super) fn assemble(
     }
     let shared = Arc::new(Shared {
         disk,
-        log: Mutex::new(Log { segments, active: None, tail: VecDeque::new(), tail_bytes: 0, gone: BTreeMap::new() }),
+        log: Mutex::new(Log { segments, ..Log::default() }),
         end: watch::Sender::new(end),
         queue: Queue::default(),
         releases: OnceLock::new(),

@@ -6,6 +6,7 @@ mod format;
 mod full_disk;
 mod keeping;
 mod model;
+mod next;
 mod promises;
 
 use super::disk::simulated::Machine;

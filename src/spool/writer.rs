@@ -2,7 +2,7 @@
 
 mod commit;
 
-use super::disk::DiskFile;
+use super::active::Active;
 use super::queue::{AbandonOnPanic, Append, AppendError, Appended, Placed, Release};
 use super::recent::Recent;
 use super::recovery::Segment;
@@ -33,22 +33,6 @@ pub struct Writer {
     /// How many bytes could not be stored when the trouble began.
     refused: u64,
     pub(super) pause: Duration,
-}
-
-/// The segment that is being written to.
-struct Active {
-    base: u64,
-    file: Box<dyn DiskFile>,
-    size: u64,
-    /// Where the durable records end.
-    position: u64,
-}
-
-impl Active {
-    /// Where the records have to end, so that there is room for the footer.
-    fn end(&self) -> u64 {
-        self.size - segment::FOOTER as u64
-    }
 }
 
 impl Writer {
@@ -212,6 +196,10 @@ impl Writer {
         active.file.write_at(&self.buffer, active.position)?;
         active.file.sync()?;
         active.position += self.buffer.len() as u64;
+        if !active.asked && 2 * active.position > active.size {
+            active.asked = true;
+            self.shared.ask_for_next();
+        }
         self.shared.metrics.syncs.inc();
         self.shared.metrics.written_bytes.inc_by(self.buffer.len() as u64);
         if self.buffer.capacity() > 2 * COMMIT_BYTES {
@@ -282,14 +270,8 @@ impl Writer {
         if size > self.shared.max_size {
             return Err(AppendError::TooLarge { needed: size, max_size: self.shared.max_size });
         }
-        self.seal();
-        let held = self.shared.log().bytes();
-        if held + 2 * size > self.shared.max_size {
-            self.shared.relieve(held + 2 * size - self.shared.max_size);
-        }
-        if held + size > self.shared.max_size {
-            return Err(AppendError::Full { retry_after: self.shared.until_free(size) });
-        }
+        self.retire();
+        self.shared.room_for(size)?;
         match self.begin(size) {
             Ok(active) => {
                 let mut log = self.shared.log();
@@ -312,56 +294,28 @@ impl Writer {
     }
 
     fn begin(&self, size: u64) -> io::Result<Active> {
-        let disk = &self.shared.disk;
-        let name = segment::name(self.next);
-        // An earlier attempt may have left a file that could not be removed: nothing in it was acknowledged.
-        let file = match disk.create(&name, size) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                disk.remove(&name)?;
-                disk.create(&name, size)
-            }
-            other => other,
-        };
-        let begun = file.and_then(|file| {
-            file.write_at(&segment::header(self.next), 0)?;
-            file.sync()?;
-            disk.sync()?;
-            Ok(file)
-        });
-        match begun {
-            Ok(file) => Ok(Active { base: self.next, file, size, position: segment::HEADER as u64 }),
-            Err(error) => {
-                let _ = disk.remove(&name);
-                Err(error)
-            }
-        }
+        let spare = self.shared.take_spare(size);
+        Active::begin(&*self.shared.disk, self.next, size, spare)
     }
 
-    /// Ends the active segment behind its last durable record. If that fails nothing is lost but disk space: readers stop
-    /// at the base of the next segment.
-    pub(super) fn seal(&mut self) {
+    /// Writes no more to the active segment. What is left to do there has time.
+    fn retire(&mut self) {
         let Some(active) = self.active.take() else { return };
-        let empty = active.position == segment::HEADER as u64;
-        let ended = if empty {
-            self.shared.disk.remove(&segment::name(active.base)).and_then(|()| self.shared.disk.sync())
-        } else {
-            let footer = segment::footer(self.next);
-            let cut = active.file.resize(active.position);
-            cut.and_then(|()| active.file.write_at(&footer, active.position)).and_then(|()| active.file.sync())
-        };
+        let at_once = active.is_empty();
         let mut log = self.shared.log();
         log.active = None;
-        match ended {
-            Ok(()) if empty => drop(log.segments.remove(&active.base)),
-            Ok(()) => {
-                if let Some(sealed) = log.segments.get_mut(&active.base) {
-                    sealed.bytes = active.position + segment::FOOTER as u64;
-                }
-            }
-            Err(error) => tracing::warn!(%error, segment = active.base, "a segment of the spool could not be trimmed"),
-        }
+        log.full.push((active, self.next));
         drop(log);
+        if at_once {
+            self.shared.seal_full();
+        }
         self.shared.janitor.wake();
+    }
+
+    /// Ends the active segment behind its last durable record.
+    pub(super) fn seal(&mut self) {
+        self.retire();
+        self.shared.seal_full();
     }
 }
 

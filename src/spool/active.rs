@@ -1,0 +1,79 @@
+//! The segment that is being written to, from its beginning to its end.
+
+use super::disk::{Disk, DiskFile};
+use super::segment;
+use super::spare::{self, Spare};
+use std::io;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Active {
+    /// The offset of its first record.
+    pub base: u64,
+    /// Its file.
+    pub file: Box<dyn DiskFile>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where the durable records end.
+    pub position: u64,
+    /// Whether somebody has been asked for the next one.
+    pub asked: bool,
+}
+
+impl Active {
+    /// Begins a segment of `size` bytes, durably: in `spare`, which has that size, or else in a file that is made for it.
+    pub fn begin(disk: &dyn Disk, base: u64, size: u64, spare: Option<Spare>) -> io::Result<Self> {
+        let name = segment::name(base);
+        let file = match spare {
+            Some(spare) => spare.begin(disk, base),
+            None => make(disk, &name, size).and_then(|file| {
+                file.write_at(&segment::header(base), 0)?;
+                file.sync()?;
+                Ok(file)
+            }),
+        };
+        match file.and_then(|file| disk.sync().map(|()| file)) {
+            Ok(file) => Ok(Self { base, file, size, position: segment::HEADER as u64, asked: false }),
+            Err(error) => {
+                let _ = disk.remove(&name);
+                let _ = spare::remove(disk);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where the records have to end, so that there is room for the footer.
+    pub fn end(&self) -> u64 {
+        self.size - segment::FOOTER as u64
+    }
+
+    /// Whether it has no record.
+    pub fn is_empty(&self) -> bool {
+        self.position == segment::HEADER as u64
+    }
+
+    /// Cuts the file off behind its last durable record, in front of which all below `next` are, or removes one without records.
+    /// Returns the size that is left.
+    pub fn seal(&self, disk: &dyn Disk, next: u64) -> io::Result<u64> {
+        if self.is_empty() {
+            disk.remove(&segment::name(self.base))?;
+            disk.sync()?;
+            return Ok(0);
+        }
+        self.file.resize(self.position)?;
+        self.file.write_at(&segment::footer(next), self.position)?;
+        self.file.sync()?;
+        Ok(self.position + segment::FOOTER as u64)
+    }
+}
+
+/// An earlier attempt may have left a file that could not be removed: nothing in it was acknowledged.
+fn make(disk: &dyn Disk, name: &str, size: u64) -> io::Result<Box<dyn DiskFile>> {
+    match disk.create(name, size) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            disk.remove(name)?;
+            disk.create(name, size)
+        }
+        other => other,
+    }
+}

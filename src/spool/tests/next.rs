@@ -1,0 +1,133 @@
+//! The next segment, whose file is made while the last one fills.
+
+use super::*;
+use crate::spool::disk::simulated::Operation;
+
+/// As many bytes as the spool says it holds.
+fn bytes_on_disk(machine: &Machine) -> u64 {
+    let files = machine.files();
+    files.iter().filter(|(name, _)| !name.starts_with("cursor-")).map(|(_, size)| *size as u64).sum()
+}
+
+#[test]
+fn a_roll_takes_the_file_that_is_there_and_leaves_the_last_one_for_later() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    life.store(events(0..2, 900)).unwrap();
+    life.keeper.round(false);
+    assert!(!machine.files().contains_key("spare"), "it is not asked for before half is used");
+    life.store(events(2..4, 900)).unwrap();
+    life.keeper.round(false);
+    assert_eq!(machine.files().get("spare"), Some(&4096));
+    let count = |operation| machine.count(operation);
+    let before = [Operation::Create, Operation::Resize, Operation::SyncDirectory, Operation::Sync].map(count);
+    life.store(events(4..6, 900)).unwrap();
+    let after = [Operation::Create, Operation::Resize, Operation::SyncDirectory, Operation::Sync].map(count);
+    // The header and the records are what is synced.
+    assert_eq!(after, [before[0], before[1], before[2] + 1, before[3] + 2]);
+    assert!(!machine.files().contains_key("spare"));
+    assert_eq!(machine.files()[&segment::name(0)], 4096);
+    life.keeper.round(false);
+    assert!(machine.files()[&segment::name(0)] < 4096);
+    machine.crash();
+    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!((life.events_from(0), life.damaged_records()), (events(0..6, 900), 0));
+}
+
+#[test]
+fn whenever_the_power_goes_nothing_is_lost_and_nothing_is_taken_for_damage() {
+    for seed in seeds(300) {
+        let case = Case(seed);
+        let machine = Machine::new(seed);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        machine.cut_power_after(seed % 150);
+        let mut stored = 0;
+        while life.store(vec![event(stored, 700)]).is_ok() {
+            stored += 1;
+            life.keeper.round(stored % 3 == 0);
+            assert!(stored < 100, "the power is still there");
+        }
+        machine.crash();
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let found = life.events_from(0);
+        assert!(found == events(0..stored, 700) || found == events(0..stored + 1, 700), "{} of {stored}", found.len());
+        assert_eq!(life.damaged_records(), 0);
+        assert!(!machine.files().contains_key("spare"), "one that was left is of no use");
+        life.store(vec![event(1000, 700)]).unwrap();
+        drop(case);
+    }
+}
+
+#[test]
+fn what_is_made_ahead_counts_and_takes_no_room_from_records() {
+    let fill = |ahead: bool| {
+        let machine = Machine::new(0);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let mut stored = 0;
+        while life.store(vec![event(stored, 900)]).is_ok() {
+            stored += 1;
+            if ahead {
+                life.keeper.round(false);
+            }
+            let held = life.shared.log().bytes();
+            assert!(held <= config().max_size.as_u64() && bytes_on_disk(&machine) <= held, "{held} bytes");
+        }
+        stored
+    };
+    let stored = fill(true);
+    assert!(stored > 50 && stored == fill(false), "{stored} events");
+}
+
+#[test]
+fn one_that_cannot_be_made_or_used_is_done_without() {
+    for operation in [Operation::Create, Operation::Write, Operation::Sync, Operation::Rename] {
+        let machine = Machine::new(0);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let mut stored = 0;
+        for number in 0..20 {
+            stored += u64::from(life.store(vec![event(number, 900)]).is_ok());
+            if operation != Operation::Rename {
+                machine.fail(operation, 1);
+            }
+            life.keeper.round(false);
+            machine.mend();
+            if operation == Operation::Rename {
+                machine.fail(operation, 1);
+            }
+        }
+        let refused = if operation == Operation::Rename { 1..6 } else { 0..1 };
+        assert!(refused.contains(&(20 - stored)), "{stored} stored although {operation:?} fails");
+        assert_eq!((life.events_from(0).len() as u64, life.damaged_records()), (stored, 0));
+    }
+}
+
+#[test]
+fn a_request_that_needs_a_larger_segment_leaves_it_for_the_next() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    life.store(events(0..3, 900)).unwrap();
+    life.keeper.round(false);
+    life.store(vec![event(3, 9000)]).unwrap();
+    assert!(machine.files().contains_key("spare"));
+    life.store(events(4..6, 900)).unwrap();
+    assert!(!machine.files().contains_key("spare"));
+    assert_eq!(life.end(), 6);
+    assert_eq!(life.events_from(4), events(4..6, 900));
+}
+
+#[tokio::test]
+async fn an_orderly_end_leaves_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let spool =
+        Spool::open(&Config { path: path.into(), ..config() }, &["analytics"], SpoolMetrics::default()).unwrap();
+    spool.append(events(0..3, 900)).await.unwrap();
+    let spare = path.join("spare");
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !spare.exists() {
+        assert!(std::time::Instant::now() < deadline, "none is made");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    spool.close();
+    assert!(!spare.exists());
+}
