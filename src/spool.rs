@@ -43,6 +43,7 @@ mod recent;
 mod recovery;
 pub mod segment;
 mod spare;
+mod sums;
 mod writer;
 
 pub use config::{Config, Retain};

@@ -3,7 +3,7 @@
 use super::disk::Disk;
 use super::segment::{self, Found, Scan};
 use crate::event::Arrival;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
 
@@ -16,21 +16,18 @@ pub struct Segment {
     pub damaged: bool,
     /// When its first record arrived.
     pub begun: Arrival,
-    /// Offsets of acknowledged records that could not be read, as far as they were come upon.
-    pub gone: Vec<Range<u64>>,
+    /// Offsets of acknowledged records that could not be read, as far as they were come upon: the first of each gap by its end.
+    pub gone: BTreeMap<u64, u64>,
 }
 
 impl Segment {
     /// Takes note of unreadable records; says how many of them are news.
     pub fn lose(&mut self, gone: Range<u64>) -> u64 {
         self.damaged = true;
-        let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
         // However far in front of a gap readers begin, they leave it at the same end.
-        let known = self.gone.iter().filter(|known| known.end == gone.end).map(length).max().unwrap_or_default();
-        let news = length(&gone).saturating_sub(known);
-        if news > 0 {
-            self.gone.push(gone);
-        }
+        let known = self.gone.entry(gone.end).or_insert(gone.end);
+        let news = known.saturating_sub(gone.start);
+        *known = gone.start.min(*known);
         news
     }
 }
@@ -79,7 +76,7 @@ fn begin(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
     let start = start.get(..read).unwrap_or_default();
     let intact = segment::check_header(start, base)?;
     let begun = segment::first_arrival(start).unwrap_or_default();
-    Ok(Segment { bytes: file.size()?, damaged: !intact, begun, gone: Vec::new() })
+    Ok(Segment { bytes: file.size()?, damaged: !intact, begun, gone: BTreeMap::new() })
 }
 
 /// The end of the log as [`recover`] would find it; changes nothing.
@@ -184,7 +181,7 @@ fn read_tail(mut scan: Scan, base: u64, settled: u64) -> io::Result<Tail> {
     let mut batch = None;
     // Everything below was durable.
     let mut proven = settled.max(base);
-    let mut gaps: Vec<Range<u64>> = Vec::new();
+    let mut gaps = VecDeque::new();
     let limit = base.saturating_add(scan.most_records());
     loop {
         let at = scan.position();
@@ -202,7 +199,7 @@ fn read_tail(mut scan: Scan, base: u64, settled: u64) -> io::Result<Tail> {
                 }
             }
             Found::Damage(frame) => {
-                gaps.push(expected..frame.offset);
+                gaps.push_back(expected..frame.offset);
                 expected = frame.offset;
                 tail.split(&mut gaps, proven, scan.position());
             }
@@ -218,15 +215,18 @@ fn read_tail(mut scan: Scan, base: u64, settled: u64) -> io::Result<Tail> {
 
 impl Tail {
     /// Moves what is known to be damage out of `gaps`: all below `proven`. The next intact record is at `position`.
-    fn split(&mut self, gaps: &mut Vec<Range<u64>>, proven: u64, position: u64) {
-        gaps.retain_mut(|gap| {
+    fn split(&mut self, gaps: &mut VecDeque<Range<u64>>, proven: u64, position: u64) {
+        while let Some(gap) = gaps.front_mut() {
             let damaged = gap.start..gap.end.min(proven);
-            if !damaged.is_empty() {
-                (self.end, self.position) = (damaged.end, position);
-                gap.start = damaged.end;
-                self.damaged.push(damaged);
+            if damaged.is_empty() {
+                break;
             }
-            !gap.is_empty()
-        });
+            (self.end, self.position) = (damaged.end, position);
+            gap.start = damaged.end;
+            if gap.is_empty() {
+                gaps.pop_front();
+            }
+            self.damaged.push(damaged);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Record;
 use super::disk::DiskFile;
+use super::sums::Sums;
 use crate::event::{Arrival, Event, EventId};
 use std::borrow::Cow;
 use std::io;
@@ -22,6 +23,10 @@ const NUL: [u8; 2] = [0xC0, 0x80];
 /// cdrelay that knows of no routes takes such a record for damage, which is loud, instead of for another sink's.
 const ROUTE: u8 = 0xFF;
 const CHUNK: usize = 256 << 10;
+/// How much of the file is read where it is not read on.
+const FIRST_CHUNK: usize = 4 << 10;
+/// So many bytes are read and summed up for records that turn out to be none, before it takes more than their word.
+const BELIEVED: u64 = 16 << 20;
 
 /// The name of the segment file whose first record has offset `base`.
 pub fn name(base: u64) -> String {
@@ -219,7 +224,7 @@ pub enum Found<'a> {
     End,
 }
 
-/// Reads the records of one segment file in order, a chunk at a time.
+/// Reads the records of one segment file in order, a chunk at a time, in a time that grows with its size alone, whatever is in it.
 #[derive(Debug)]
 pub struct Scan {
     file: Box<dyn DiskFile>,
@@ -231,12 +236,36 @@ pub struct Scan {
     start: u64,
     /// The next unread byte in the buffer.
     at: usize,
+    /// How much is read at once.
+    chunk: usize,
+    /// How many more bytes are believed to be a record without looking at `sums` first.
+    believed: u64,
+    /// What is known of the file as it was when the first record was looked for below `limit`: what is below is durable by then.
+    sums: Sums,
+    limit: u64,
 }
 
 impl Scan {
     /// Reads `file` from its first record on.
     pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
-        Ok(Self { size: file.size()?, file, buffer: Vec::new(), held: 0, start: HEADER as u64, at: 0 })
+        Ok(Self {
+            size: file.size()?,
+            file,
+            buffer: Vec::new(),
+            held: 0,
+            start: HEADER as u64,
+            at: 0,
+            chunk: FIRST_CHUNK,
+            believed: BELIEVED,
+            sums: Sums::default(),
+            limit: 0,
+        })
+    }
+
+    /// One that believes nothing, as it otherwise does only in badly damaged files.
+    #[cfg(any(test, fuzzing))]
+    pub fn distrustful(file: Box<dyn DiskFile>) -> io::Result<Self> {
+        Ok(Self { believed: 0, ..Self::new(file)? })
     }
 
     /// No segment of this size can hold more records than this.
@@ -254,12 +283,14 @@ impl Scan {
         if expected >= limit {
             return Ok(Found::End);
         }
-        let mut frame = self.record_at(0, expected..expected.saturating_add(1))?;
+        if self.limit != limit {
+            (self.sums, self.limit) = (Sums::default(), limit);
+        }
+        let mut frame = self.record(expected..expected.saturating_add(1))?;
         if frame.is_none() {
             // The buffer may be older than the record: it is no evidence of damage.
-            (self.start, self.at) = (self.position(), 0);
-            self.held = 0;
-            frame = self.record_at(0, expected..expected.saturating_add(1))?;
+            self.go_to(self.position());
+            frame = self.record(expected..expected.saturating_add(1))?;
         }
         if let Some(frame) = frame {
             let from = self.at;
@@ -275,54 +306,67 @@ impl Scan {
     /// Moves on to the next intact record with an offset above `expected` and below `limit`, if there is any.
     fn seek(&mut self, expected: u64, limit: u64) -> io::Result<Option<Frame>> {
         let from = self.position();
-        let mut ahead = 1;
         loop {
-            // Passing over the zeros of a preallocated file has to be fast.
-            if self.fill(ahead + FRAME)? < ahead + FRAME {
-                (self.start, self.at) = (from, 0);
-                self.held = 0;
+            self.at += 1;
+            if self.fill(FRAME)? < FRAME {
+                self.go_to(from);
                 return Ok(None);
             }
-            let window = self.ahead(ahead).unwrap_or_default();
-            let zeros = window.iter().position(|byte| *byte != 0).unwrap_or(window.len());
+            // Passing over the zeros of a preallocated file has to be fast.
+            let ahead = self.buffer.get(self.at..self.held).unwrap_or_default();
+            let zeros = ahead.iter().position(|byte| *byte != 0).unwrap_or(ahead.len());
             if zeros > FRAME {
-                ahead += zeros - FRAME;
-                self.at += ahead;
-                ahead = 0;
+                self.at += zeros - FRAME;
                 continue;
             }
-            if let Some(frame) = self.record_at(ahead, expected.saturating_add(1)..limit)? {
-                self.at += ahead;
+            if let Some(frame) = self.record(expected.saturating_add(1)..limit)? {
                 return Ok(Some(frame));
-            }
-            ahead += 1;
-            if ahead >= CHUNK {
-                self.at += ahead;
-                ahead = 0;
             }
         }
     }
 
-    /// The frame of the intact record that begins `ahead` bytes after the position, if its offset is one of these.
-    fn record_at(&mut self, ahead: usize, offsets: Range<u64>) -> io::Result<Option<Frame>> {
-        if self.fill(ahead + FRAME)? < ahead + FRAME {
+    /// The frame of the intact record that begins at the position, if its offset is one of these.
+    fn record(&mut self, offsets: Range<u64>) -> io::Result<Option<Frame>> {
+        if self.fill(FRAME)? < FRAME {
             return Ok(None);
         }
-        let room = self.size.saturating_sub(self.position() + ahead as u64);
-        let frame = self.ahead(ahead).and_then(Frame::read);
+        let room = self.size.saturating_sub(self.position());
+        let frame = self.ahead(FRAME).and_then(Frame::read);
         let Some(frame) = frame.filter(|frame| offsets.contains(&frame.offset) && frame.plausible(room)) else {
             return Ok(None);
         };
-        if self.fill(ahead + frame.size())? < ahead + frame.size() {
+        if self.believed == 0 && !self.seems_intact(frame)? {
             return Ok(None);
         }
-        let Some(bytes) = self.ahead(ahead).and_then(|bytes| bytes.get(..frame.size())) else { return Ok(None) };
-        let Some((sum, covered)) = bytes.split_first_chunk() else { return Ok(None) };
-        Ok((u32::from_le_bytes(*sum) == crc32c::crc32c(covered)).then_some(frame))
+        if self.fill(frame.size())? < frame.size() {
+            return Ok(None);
+        }
+        let Some((sum, covered)) = self.ahead(frame.size()).and_then(<[u8]>::split_first_chunk) else {
+            return Ok(None);
+        };
+        if u32::from_le_bytes(*sum) != crc32c::crc32c(covered) {
+            self.believed = self.believed.saturating_sub(frame.size() as u64);
+            return Ok(None);
+        }
+        Ok(Some(frame))
     }
 
-    fn ahead(&self, ahead: usize) -> Option<&[u8]> {
-        self.buffer.get(self.at + ahead..self.held)
+    /// Whether the checksum of the record at the position is right, at little cost however long it is.
+    fn seems_intact(&mut self, frame: Frame) -> io::Result<bool> {
+        let stored = self.ahead(FRAME).and_then(|bytes| bytes.first_chunk()).map(|sum| u32::from_le_bytes(*sum));
+        let covered = self.position() + 4..self.position() + frame.size() as u64;
+        let sum = self.sums.of(&*self.file, covered)?;
+        Ok(sum.is_some() && sum == stored)
+    }
+
+    /// So many bytes from the position on, if they are in the buffer.
+    fn ahead(&self, count: usize) -> Option<&[u8]> {
+        self.buffer.get(self.at..self.held)?.get(..count)
+    }
+
+    /// Goes on at another place, or at the same with what the file holds now.
+    fn go_to(&mut self, position: u64) {
+        (self.start, self.at, self.held, self.chunk) = (position, 0, 0, FIRST_CHUNK);
     }
 
     /// Sees to it that `wanted` bytes after the position are in the buffer; returns how many there are.
@@ -336,8 +380,9 @@ impl Scan {
         if self.buffer.len() != wanted.max(CHUNK) {
             self.buffer = vec![0; wanted.max(CHUNK)];
         }
-        let count = self.file.read_at(&mut self.buffer, self.start)?;
-        self.held = count;
+        let room = self.buffer.get_mut(..wanted.max(self.chunk)).unwrap_or_default();
+        let count = self.file.read_at(room, self.start)?;
+        (self.held, self.chunk) = (count, (2 * self.chunk).min(CHUNK));
         Ok(count)
     }
 }

@@ -1,6 +1,7 @@
 //! The spool against a simulated disk. Most of it drives the writer and the keeper of cursors by hand, without their threads:
 //! then everything that happens follows from a seed.
 
+mod crafted;
 mod damage;
 mod format;
 mod full_disk;
@@ -119,6 +120,10 @@ impl Life {
     fn damaged_records(&self) -> u64 {
         self.shared.metrics.damaged_records.get()
     }
+}
+
+fn offsets(records: &[Arc<Record>]) -> Vec<u64> {
+    records.iter().map(|record| record.offset).collect()
 }
 
 /// What [`Reader::read`] does, on this thread.

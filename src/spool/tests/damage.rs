@@ -15,10 +15,6 @@ fn layout(machine: &Machine, base: u64, limit: u64) -> Vec<(u64, Range<usize>)> 
     records
 }
 
-fn offsets(records: &[Arc<Record>]) -> Vec<u64> {
-    records.iter().map(|record| record.offset).collect()
-}
-
 /// A spool of these requests, each a group commit, whose process was killed.
 fn killed_after(machine: &Machine, requests: &[Vec<Event>]) {
     let mut life = Life::begin(machine, &config(), &["analytics"]).unwrap();
