@@ -1,11 +1,13 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
+mod arriving;
 mod beginning;
 mod places;
 pub mod proxy_protocol;
 mod socket;
 mod tls;
 
+pub use arriving::Arriving;
 pub use beginning::Beginning;
 pub use proxy_protocol::ProxyProtocol;
 pub use tls::Tls;
@@ -105,7 +107,7 @@ pub async fn serve<A, F>(
     mut stop: watch::Receiver<bool>,
     answer: A,
 ) where
-    A: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
+    A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let answer = Arc::new(answer);
@@ -193,6 +195,7 @@ pub async fn serve<A, F>(
                     }
                     crowded.inc_by(u64::from(peer.crowded));
                 }
+                let request = request.map(|body| Arriving::new(body, watcher.clone()));
                 // Mapped and not awaited, as this future would then have room for that one twice.
                 answer(request, peer).map(move |mut answer| {
                     let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();

@@ -18,7 +18,7 @@ pub use unpack::TAKEN as PACKINGS;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
-use crate::http::{Answer, Limits, Peer, proxy_protocol};
+use crate::http::{Answer, Arriving, Limits, Peer, proxy_protocol};
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
 use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
@@ -28,7 +28,6 @@ use bytesize::ByteSize;
 use decode::Content;
 use delivery::Delivered;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -190,7 +189,7 @@ impl Ingress {
     }
 
     /// Answers one request. What is done at once is done before there is a future, which would have room for it until the end.
-    pub fn answer(self: &Arc<Self>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + use<> {
+    pub fn answer(self: &Arc<Self>, request: Request<Arriving>, peer: Peer) -> impl Future<Output = Answer> + use<> {
         self.metrics.in_flight.inc();
         let in_flight = InFlight(self.clone());
         let (parts, body) = request.into_parts();
@@ -212,7 +211,7 @@ impl Ingress {
         }
     }
 
-    async fn accept(&self, parts: &Parts, body: Incoming, peer: Peer) -> Result<Placed, Refusal> {
+    async fn accept(&self, parts: &Parts, body: Arriving, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         if peer.crowded {
             return Err(unread(unavailable(1, "too many requests are on their way")));

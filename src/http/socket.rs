@@ -40,9 +40,10 @@ pub struct Socket {
 #[derive(Debug)]
 pub struct Watcher {
     begun: Instant,
-    /// How many requests have begun, and how many of them have no answer yet.
+    /// How many requests have begun, how many of them have no answer yet, and of how many of these more of the body is waited for.
     requests: AtomicUsize,
     open: AtomicUsize,
+    incomplete: AtomicUsize,
     http2: AtomicBool,
     /// Bytes came that no answer has accounted for.
     unanswered: AtomicBool,
@@ -71,6 +72,7 @@ impl Watcher {
             begun: Instant::now(),
             requests: AtomicUsize::default(),
             open: AtomicUsize::default(),
+            incomplete: AtomicUsize::default(),
             http2: AtomicBool::default(),
             unanswered: AtomicBool::default(),
             waiting: AtomicBool::default(),
@@ -89,6 +91,15 @@ impl Watcher {
         (Open(self.clone()), others)
     }
 
+    /// Whether more of a request's body is waited for has changed.
+    pub fn body_is_awaited(&self, awaited: bool) {
+        if awaited {
+            self.incomplete.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.incomplete.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// A request, or a handshake, has its answer; `unread` if the client may still be sending a body, or has sent a request since.
     pub fn answered(&self, unread: bool) {
         self.unanswered.store(unread, Ordering::Relaxed);
@@ -100,9 +111,11 @@ impl Watcher {
     }
 
     /// For how long a header or a body has been waited for, or that an answer is read; `None` if it is we who are to do something. Over
-    /// HTTP/2, where there is always something that may come, that is while there is a request. One that is to end already is no help either.
+    /// HTTP/2, where there is always something that may come, that is while there is a request with all of its body. One that is to end
+    /// already is no help either.
     pub fn keeps_waiting(&self) -> Option<Duration> {
-        let ours = self.http2.load(Ordering::Relaxed) && self.open.load(Ordering::Relaxed) > 0;
+        let complete = self.open.load(Ordering::Relaxed) > self.incomplete.load(Ordering::Relaxed);
+        let ours = self.http2.load(Ordering::Relaxed) && complete;
         let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
         let evicted = self.evicted.load(Ordering::Relaxed);
         (self.waiting.load(Ordering::Relaxed) && !ours && !evicted).then(|| self.begun.elapsed().saturating_sub(since))

@@ -3,11 +3,12 @@
 use super::Config;
 use super::refusal::{Reason, Refusal, refusal, unavailable};
 use super::unpack::{Packing, UnpackError};
+use crate::http::Arriving;
 use crate::metrics::LimitMetrics;
 use crate::spool::AppendError;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -54,7 +55,7 @@ impl Bodies {
     }
 
     /// Reads the body within the bounds of size, time and memory.
-    pub async fn read(&self, mut body: Incoming) -> Result<Held, Refusal> {
+    pub async fn read(&self, mut body: Arriving) -> Result<Held, Refusal> {
         if body.is_end_stream() {
             return Ok((Bytes::new(), None));
         }

@@ -135,6 +135,72 @@ async fn requests_that_are_stored_and_wait_for_the_sinks_are_no_longer_on_their_
     assert_eq!(limited(&bridge, "requests").await, 0.0);
 }
 
+/// As on HTTP/1.1, whatever is begun on them meanwhile: a body that never comes, one that comes byte by byte, and an answer for which
+/// the client leaves no room.
+#[tokio::test]
+async fn clients_whose_requests_do_not_come_to_an_end_make_room_for_others() {
+    const PLACES: usize = 4;
+    let for_ever = "header_timeout = '1h'\nbody_timeout = '1h'\nmin_body_rate = '0B'\n";
+    let bridge = bridge(&format!("max_connections = {PLACES}\n{for_ever}")).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE
+    let no_room = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let half = [post(1), frame(DATA, 0, 1, b"{")].concat();
+    let unread = [no_room, post(1), frame(DATA, END_STREAM, 1, b"{\"unread\":1}")].concat();
+    // What is begun, and whether it goes on.
+    let cases = [(post(1), false), ([post(1), post(3), post(5)].concat(), false), (half, true), (unread, false)];
+    let (mut clients, mut evicted) = (Vec::new(), 0.0);
+    for (beginning, goes_on) in &cases {
+        let begun = clients.len();
+        for _ in 0..PLACES {
+            let mut client = connect(&bridge).await;
+            client.send(beginning).await;
+            clients.push(client);
+        }
+        let drip = async {
+            loop {
+                for client in clients.iter_mut().skip(begun).filter(|_| *goes_on) {
+                    client.try_send(frame(DATA, 0, 1, b" ")).await;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let others = async {
+            for n in 0..10 {
+                let event = format!("{{\"n\":{n},\"evicted\":{evicted}}}");
+                assert_eq!(Raw::connect(&bridge).await.exchange(&event).await, Ok(200));
+            }
+        };
+        tokio::select! {
+            in_time = tokio::time::timeout(PATIENCE, others) => in_time.unwrap(),
+            () = drip => unreachable!(),
+        }
+        let now = limited(&bridge, "connections").await;
+        assert!(now > evicted, "somebody had to go");
+        evicted = now;
+    }
+}
+
+/// As long as one request is complete, it is the bridge that is waited for.
+#[tokio::test]
+async fn a_connection_with_a_complete_request_keeps_its_place() {
+    let dead = format!("[sinks.k]\ntype = 'kafka'\ntopic = 't'\nbrokers = '127.0.0.1:{}'\n", free_port());
+    let settings =
+        "ack = 'delivered'\ndelivery_timeout = '1h'\nmax_connections = 2\nbody_timeout = '1h'\nmin_body_rate = '0B'\n";
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}{dead}")).await;
+    let stored = async || bridge.metric("cdrelay_spool_records").await;
+    let mut waiting = connect(&bridge).await;
+    waiting.send([post(1), post(3), frame(DATA, END_STREAM, 1, b"{\"first\":1}")].concat()).await;
+    eventually(PATIENCE, "it is stored", async || stored().await == Some(1.0)).await;
+    let mut other = connect(&bridge).await;
+    other.send([post(1), frame(DATA, 0, 1, b"{")].concat()).await;
+    let mut last = Raw::connect(&bridge).await;
+    last.send(Raw::post("{\"last\":1}")).await;
+    eventually(PATIENCE, "the last one got a place and is stored", async || stored().await == Some(2.0)).await;
+    assert!(!other.receives(b"an answer", PATIENCE).await, "the one with half a body had to go");
+    waiting.send(frame(PING, 0, 0, b"are you?")).await;
+    assert!(waiting.receives(b"are you?", PATIENCE).await, "it is still there");
+}
+
 #[tokio::test]
 async fn what_any_client_can_do_fills_no_log() {
     let bridge = bridge("").await;

@@ -108,6 +108,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         self.unread.is_empty() && timeout(within, self.fill()).await == Ok(None)
     }
 
+    /// Whether these bytes come before the other side ends the connection; panics when neither happens in time.
+    pub async fn receives(&mut self, bytes: &[u8], within: Duration) -> bool {
+        let coming = async {
+            while !self.unread.windows(bytes.len()).any(|window| window == bytes) {
+                self.fill().await?;
+            }
+            Some(())
+        };
+        timeout(within, coming).await.expect("the bytes, or the end").is_some()
+    }
+
     async fn fill(&mut self) -> Option<()> {
         let mut bytes = [0; 4096];
         let read = self.stream.read(&mut bytes).await.map_err(|error| self.broken = Some(error));
