@@ -8,7 +8,7 @@ use crate::dead_letter::undecodable::Undecodable;
 use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Beginning, Limits, ProxyProtocol, Tls};
 use crate::ingress::auth;
-use crate::ingress::routes::Routes;
+use crate::ingress::routes::{self, Routes};
 use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
@@ -186,6 +186,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
             ingress = route,
             "whoever reaches the address can send webhooks by this route: it has no `auth`"
         );
+    }
+    for setting in config.ingress.exposed_secrets() {
+        tracing::warn!(setting, "{}", routes::EXPOSED);
     }
     background.spawn(auth::watch(routes.watched()));
     let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());

@@ -4,7 +4,7 @@ use super::CommandError;
 use super::output::{Output, note};
 use crate::bridge::{self, RunError};
 use crate::config::Config;
-use crate::ingress::routes::Routes;
+use crate::ingress::routes::{self, Routes};
 use crate::ingress::tls;
 use crate::metrics::Metrics;
 
@@ -20,6 +20,9 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
         note(format_args!(
             "warning: whoever reaches {listen} can send webhooks by the route `{route}`: it has no `auth`"
         ));
+    }
+    for setting in config.ingress.exposed_secrets() {
+        note(format_args!("warning: `{setting}`: {}", routes::EXPOSED));
     }
     if let Some(config) = &config.ingress.tls {
         let certificate = tls::check(config).map_err(RunError::from)?;

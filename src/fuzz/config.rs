@@ -11,6 +11,7 @@ pub fn config(data: &[u8]) {
                 assert!(!config.sinks.is_empty());
                 assert!(!format!("{config:?}").is_empty());
                 config.ingress.open_doors();
+                config.ingress.exposed_secrets();
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }

@@ -1,5 +1,7 @@
 //! The routes of the ingress: which path is answered, by which methods, for whom, and what is said of its events.
 
+mod token;
+
 use super::auth::{self, Auth, Denied, Type};
 use super::tls;
 use crate::event::{DEFAULT_INGRESS, Event, Events};
@@ -17,6 +19,9 @@ use std::sync::Arc;
 pub const DEFAULT_PATH: &str = "/webhook/cdr";
 /// What stands in a path in place of a secret.
 const SECRET: &str = "{secret}";
+/// What is said of a path that holds the secret itself.
+pub const EXPOSED: &str = "a segment of it looks like a secret, and /openapi.json shows paths to whoever reaches the admin port; write {secret} in its \
+                           place, and the secret into an `auth` of the type \"path\"";
 
 /// `[ingress.routes.NAME]`, and the same keys of `[ingress]` for the route `default`.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,6 +107,16 @@ impl super::Config {
         let reachable = !self.listen.ip().to_canonical().is_loopback() && !self.tls.as_ref().is_some_and(asks);
         let routes = self.all_routes().into_iter();
         routes.filter(|(_, route)| reachable && route.auth.is_empty()).map(|(name, _)| name).collect()
+    }
+
+    /// The settings of paths with a segment that looks like a secret, which is none where it stands: a path is told to whoever
+    /// reads the description of the API.
+    pub fn exposed_secrets(&self) -> Vec<String> {
+        let routes = self.all_routes().into_iter();
+        routes
+            .filter(|(_, route)| route.path.split('/').any(token::looks_random))
+            .map(|(name, _)| format!("{}.path", place(&name)))
+            .collect()
     }
 
     /// What is wrong with the routes: settings and problems. Files are not looked at.
@@ -314,7 +329,7 @@ impl Routes {
     /// The only path there is, if it may be told.
     pub fn only_path(&self) -> Option<&str> {
         match self.routes.as_slice() {
-            [Route { path: Path::Exact(path), .. }] => Some(path),
+            [Route { path: Path::Exact(path), .. }] if !path.split('/').any(token::looks_random) => Some(path),
             _ => None,
         }
     }

@@ -70,6 +70,23 @@ fn doors_that_stand_open_are_named() {
 }
 
 #[test]
+fn a_secret_in_a_path_is_pointed_out_and_not_told() {
+    let token = "9f2b6c0412de77a85bc3d1e0f4a69b21";
+    let alone = format!("[ingress]\npath = '/webhook/{token}/cdr'\n");
+    assert_eq!(config(&alone).exposed_secrets(), ["ingress.path"]);
+    assert_eq!(routes(&alone).only_path(), None, "whoever asks for another path is not told");
+    let more = format!(
+        "{alone}[ingress.routes.b]\npath = '/{token}'\n[ingress.routes.c]\npath = '/{{secret}}'\n{SECRET_AUTH}\n"
+    );
+    assert_eq!(
+        config(&more).exposed_secrets(),
+        ["ingress.routes.b.path", "ingress.path"],
+        "by the names of the routes"
+    );
+    assert!(config("").exposed_secrets().is_empty());
+}
+
+#[test]
 fn mistakes_name_the_setting_what_was_found_and_what_is_allowed() {
     for (toml, expected) in [
         ("[ingress]\npath = 'cdr'", &["`ingress.path`: found \"cdr\"", "begins with `/`"][..]),
