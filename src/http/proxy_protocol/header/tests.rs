@@ -229,6 +229,50 @@ fn a_header_is_whole_at_its_end_and_not_before() {
     }
 }
 
+/// What reading decides on, and how much of the stream it has taken by then, when the stream comes in pieces of this size.
+fn read(stream: &[u8], piece: usize) -> (Result<Option<Option<SocketAddr>>, Fault>, usize) {
+    let (mut taken, mut come) = (0, 0);
+    loop {
+        match decode(&stream[..taken]) {
+            Ok(None) if come < stream.len() => {}
+            decided => return (decided, taken),
+        }
+        come = (come + piece).min(stream.len());
+        taken = extent(&stream[..come]);
+    }
+}
+
+#[test]
+fn the_longest_headers_are_read_and_longer_ones_are_not_however_they_come() {
+    let line = |length: usize| format!("PROXY UNKNOWN {}\r\n", "x".repeat(length - 16)).into_bytes();
+    let four = addresses("203.0.113.7:56324".parse().unwrap()).1;
+    let block = |length: usize| [&four[..], &field(4, &vec![0; length - FIXED - 12 - 3])].concat();
+    let too_long = |what| Err(Fault::Invalid(what));
+    let cases = [
+        (line(LINE), NOBODY, LINE),
+        (line(LINE + 1), too_long("the line is too long"), LINE),
+        ([&b"PROXY TCP4 "[..], &[b'1'; 10_000]].concat(), too_long("the line is too long"), LINE),
+        (version2(0x21, 0x11, &block(MOST)), told("203.0.113.7:56324"), MOST),
+        // Known by its length, before there is any need to wait for the rest.
+        (version2(0x21, 0x11, &block(MOST + 1)), too_long("the header is too long"), FIXED),
+        // A length that ends within a field leaves half of it, and what is behind is no longer looked at.
+        (raw(0x21, 0x11, 14, &block(100)), too_long("a further field is not complete"), FIXED + 14),
+    ];
+    for (header, decided, taken) in cases {
+        for piece in [1, 7, 256, header.len() + 40] {
+            let stream = [&header[..], b"POST /webhook/cdr HTTP/1.1\r\n\r\n{}"].concat();
+            let (found, read) = read(&stream, piece);
+            assert_eq!(found, decided, "{} bytes in pieces of {piece}", header.len());
+            // Of what is refused, no more than a piece beyond what tells it.
+            let refused = decided.is_err();
+            assert!(
+                read == taken || refused && (taken..taken + piece).contains(&read),
+                "{read} bytes taken, {taken} needed"
+            );
+        }
+    }
+}
+
 #[test]
 fn nothing_that_comes_is_too_strange() {
     let seed = fastrand::u64(..);
