@@ -1,63 +1,63 @@
 //! What cannot be saved: reading a request, a shared sync, a produce, each without everything else.
+//!
+//! Floors that need a processor of their own run as processes of their own: this program starts itself once more.
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
-use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+mod commit;
+mod server;
 
-/// Serves for ever on a loopback port, which it prints: reads each body and answers.
-pub fn bare_hyper() -> ! {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        println!("{}", listener.local_addr().unwrap());
-        std::io::stdout().flush().unwrap();
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
-        }
-    })
+pub use commit::raw_commits;
+
+use crate::process::Cores;
+use crate::support::process::Process;
+use crate::support::{PATIENCE, until};
+use serde::{Deserialize, Serialize};
+use std::env;
+use std::fs::{read_to_string, remove_file};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The argument that asks this program to be a floor; the next one says which.
+const FLOOR: &str = "--floor";
+
+/// What this program can be in place of a bench.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Floor {
+    /// A bare hyper server, which reads each body and answers: at once, or when the body is in the file at `commits`.
+    Server { commits: Option<PathBuf> },
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    Ok(Response::new(Full::from(if body.is_empty() { "empty" } else { "ok" })))
-}
-
-/// A loop of group commits: `waiting` records of `bytes` in one write and one `fdatasync`, into a preallocated file. Returns
-/// records per second, and how long each commit took in microseconds, ascending.
-pub fn commits(directory: &Path, waiting: usize, bytes: usize, measure: Duration) -> (f64, Vec<u32>) {
-    const SIZE: u64 = 16 << 20;
-    let path = directory.join("commits");
-    let file = File::create(&path).unwrap();
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, SIZE).unwrap();
-    file.sync_all().unwrap();
-    let batch = vec![b'x'; waiting * bytes];
-    let begun = Instant::now();
-    let (mut position, mut records, mut latencies) = (0, 0, Vec::new());
-    while begun.elapsed() < measure {
-        let commit = Instant::now();
-        if position + batch.len() as u64 > SIZE {
-            position = 0;
-        }
-        file.write_all_at(&batch, position).unwrap();
-        file.sync_data().unwrap();
-        position += batch.len() as u64;
-        records += waiting;
-        latencies.push(commit.elapsed().as_micros() as u32);
+impl Floor {
+    /// The one that this process was started as, if any.
+    pub fn asked_for() -> Option<Self> {
+        let which = env::args().skip_while(|argument| argument != FLOOR).nth(1)?;
+        Some(serde_json::from_str(&which).unwrap())
     }
-    latencies.sort_unstable();
-    std::fs::remove_file(path).unwrap();
-    (records as f64 / begun.elapsed().as_secs_f64(), latencies)
+
+    /// Never ends by itself if it is a server.
+    pub fn be(self) {
+        match self {
+            Self::Server { commits } => server::serve(commits.as_deref()),
+        }
+    }
+
+    /// Starts a process that is this server, and returns it with its address.
+    pub async fn listening(&self, cores: Cores, directory: &Path) -> (Process, String) {
+        let (mut server, out) = self.start(cores, directory);
+        let address = until(PATIENCE, "the bare server listens", async || {
+            server.assert_running();
+            read_to_string(&out).ok().filter(|text| text.ends_with('\n'))
+        })
+        .await;
+        (server, address.trim().to_owned())
+    }
+
+    /// Starts a process that is this one, and returns it with the file of what it prints.
+    fn start(&self, cores: Cores, directory: &Path) -> (Process, PathBuf) {
+        let (out, err) = (directory.join("floor.out"), directory.join("floor.err"));
+        // Of the one before it.
+        let _ = remove_file(&out);
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args([FLOOR, &serde_json::to_string(self).unwrap()]);
+        (cores.spawn(&mut command, &out, &err), out)
+    }
 }

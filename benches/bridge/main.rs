@@ -8,13 +8,16 @@
 //! The server has one processor and the load another. Every round measures every case once, next to its floor; what is printed are
 //! medians over the rounds. `cpu` is what the kernel accounts to the server for an event, `x hyper` how many times that of a bare
 //! hyper server which only reads the body and answers, with the same requests over as many connections, in the same round.
+//! Where the spool is on disk there is one more floor, `hyper + commit`: a bare hyper server that answers when the body is on disk.
 
 mod case;
+mod destination;
 mod figure;
 mod floor;
 mod load;
 mod process;
 mod report;
+mod running;
 #[expect(dead_code, unused_imports, reason = "the tests need more of their support than the bench")]
 #[path = "../../tests"]
 mod tests {
@@ -26,9 +29,6 @@ use process::Cores;
 use std::path::PathBuf;
 use std::time::Duration;
 use tests::support;
-
-/// Asks this program to be the bare hyper server.
-const SERVE: &str = "--serve-bare-hyper";
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -52,8 +52,8 @@ struct Arguments {
 }
 
 fn main() {
-    if std::env::args().any(|argument| argument == SERVE) {
-        floor::bare_hyper();
+    if let Some(floor) = floor::Floor::asked_for() {
+        return floor.be();
     }
     let Arguments { names, rounds, seconds, json, figure, .. } = Arguments::parse();
     let cores = Cores::take();
