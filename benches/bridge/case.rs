@@ -4,7 +4,7 @@ mod backlog;
 
 use crate::destination::Destination::{self, Kafka, Nats, Stdout};
 use crate::floor::{Floor, raw_commits};
-use crate::load::{Load, Measured, SECRET, Shape};
+use crate::load::{Load, Measured, SECRET, Shape, percentile};
 use crate::process::{Cores, Usage, memory};
 use crate::running::{BINARY, Running};
 use crate::support::tls::{Authority, Client};
@@ -109,10 +109,9 @@ impl Case {
     fn raw_commits(&self, directory: &Path, measure: Duration) -> Figures {
         let Shape { connections, bytes, events, .. } = self.shape;
         let (records, latencies) = raw_commits(&directory.join("commits"), connections, bytes * events, measure);
-        let p99 = latencies.get((latencies.len() - 1) * 99 / 100).copied().unwrap_or_default();
         Figures::from([
             ("raw commits, events/s", records * events as f64),
-            ("raw commit p99, ms", f64::from(p99) / 1000.0),
+            ("raw commit p99, ms", percentile(&latencies, 0.99)),
         ])
     }
 
@@ -183,12 +182,17 @@ impl Case {
 fn figures(measured: &Measured, before: Usage, after: Usage) -> Figures {
     let (user, system) = (after.user - before.user, after.system - before.system);
     let events = measured.events as f64;
-    Figures::from([
+    let mut figures = Figures::from([
         ("events/s", measured.rate()),
         ("p50, ms", measured.percentile(0.5)),
         ("p99, ms", measured.percentile(0.99)),
         ("p99.9, ms", measured.percentile(0.999)),
         ("cpu µs", (user + system) / events),
         ("cpu user µs", user / events),
-    ])
+    ]);
+    if !measured.late.is_empty() {
+        figures.insert("load late p50, ms", percentile(&measured.late, 0.5));
+        figures.insert("load late p99, ms", percentile(&measured.late, 0.99));
+    }
+    figures
 }

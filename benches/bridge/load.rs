@@ -1,42 +1,26 @@
 //! The load: webhooks over keep-alive connections, as many as are answered (closed loop) or at a fixed rate (open loop).
 
+mod body;
+mod pace;
+
+pub use body::{SECRET, Shape};
+
 use crate::support::tls::Client;
+use body::Bodies;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use pace::Due;
 use ring::hmac;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
-
-/// What is sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub connections: usize,
-    /// About how many bytes an event has.
-    pub bytes: usize,
-    /// Events in one request; more than one are sent as an array.
-    pub events: usize,
-    /// All in one conversation, or each in its own.
-    pub one_conversation: bool,
-    /// With a signature over the body, as GitHub makes it.
-    pub signed: bool,
-}
-
-/// What signs.
-pub const SECRET: &str = "a secret of the usual length, in 32+";
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self { connections: 64, bytes: 480, events: 1, one_conversation: false, signed: false }
-    }
-}
 
 /// What came of it while it was measured.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +29,8 @@ pub struct Measured {
     pub seconds: f64,
     /// How long answers took, in microseconds, ascending. In an open loop they count from when the request was due.
     pub latencies: Vec<u32>,
+    /// By how much requests came late to the connections in an open loop, in microseconds, ascending.
+    pub late: Vec<u32>,
 }
 
 impl Measured {
@@ -54,41 +40,14 @@ impl Measured {
 
     /// The latency that this share of the answers did not exceed, in milliseconds.
     pub fn percentile(&self, share: f64) -> f64 {
-        let last = self.latencies.len().saturating_sub(1);
-        self.latencies.get((last as f64 * share) as usize).map_or(f64::NAN, |micros| f64::from(*micros) / 1000.0)
+        percentile(&self.latencies, share)
     }
 }
 
-/// Bodies that were never sent before, in this run or an earlier one.
-struct Bodies {
-    shape: Shape,
-    run: u64,
-    next: Cell<u64>,
-}
-
-impl Bodies {
-    fn next(&self) -> Bytes {
-        let Shape { events, .. } = self.shape;
-        let event = || self.event(self.next.replace(self.next.get() + 1));
-        if events == 1 {
-            return event().into();
-        }
-        format!("[{}]", (0..events).map(|_| event()).collect::<Vec<_>>().join(",")).into()
-    }
-
-    /// A call detail record as TeleCMI documents it.
-    fn event(&self, number: u64) -> String {
-        let call = format!("{:016x}-{number:08x}", self.run);
-        let conversation = if self.shape.one_conversation { "one" } else { &call };
-        let mut text = format!(
-            "{{\"virtual_number\":440000000001,\"appid\":2222223,\"type\":\"cdr\",\"direction\":\"inbound\",\"cmiuuid\":\"{call}\",\
-             \"status\":\"missed\",\"from\":440000000000,\"time\":1634721099442,\"waitedsec\":127,\"hangup_reason\":\"recv_bye\",\
-             \"voicemail\":true,\"voicename\":\"1634721220656289350027_2222223.mp3\",\"conversation_uuid\":\"{conversation}\",\
-             \"team\":\"Sales_2222223\",\"ivr_name\":\"salesivr\",\"custom\":\""
-        );
-        text.extend(std::iter::repeat_n('x', self.shape.bytes.saturating_sub(text.len() + 2)));
-        text + "\"}"
-    }
+/// What this share of the times, ascending in microseconds, does not exceed: in milliseconds.
+pub fn percentile(micros: &[u32], share: f64) -> f64 {
+    let last = micros.len().saturating_sub(1);
+    micros.get((last as f64 * share) as usize).map_or(f64::NAN, |micros| f64::from(*micros) / 1000.0)
 }
 
 /// Connections that send.
@@ -113,7 +72,7 @@ impl Load {
                 Some(client) => sender(client.shake_hands(stream).await.unwrap(), &local).await,
             });
         }
-        let bodies = Rc::new(Bodies { shape, run: fastrand::u64(..), next: Cell::new(0) });
+        let bodies = Rc::new(Bodies::new(shape));
         Self { shape, bodies, senders, host: address.to_owned(), local }
     }
 
@@ -122,7 +81,8 @@ impl Load {
     pub async fn closed<T>(self, warm_up: Duration, measure: Duration, mark: impl Fn() -> T) -> (Measured, T, T) {
         let begin = Instant::now() + warm_up;
         let end = begin + measure;
-        self.run(begin, end, mark, |mut sending| {
+        let counts = move |_, answered| answered >= begin && answered < end;
+        self.run(begin, end, mark, counts, |mut sending| {
             Box::pin(async move {
                 while Instant::now() < end {
                     sending.send(Instant::now()).await;
@@ -142,22 +102,25 @@ impl Load {
     ) -> (Measured, T, T) {
         let start = Instant::now();
         let (begin, end) = (start + warm_up, start + warm_up + measure);
-        let next = Rc::new(Cell::new(0_u64));
-        self.run(begin, end, mark, move |mut sending| {
-            let next = next.clone();
-            Box::pin(async move {
-                loop {
-                    let number = next.replace(next.get() + 1);
-                    let due = start + Duration::from_secs_f64(number as f64 / rate);
-                    if due >= end {
-                        break;
+        let due = Rc::new(Due::new());
+        let pace = self.local.spawn_local({
+            let due = due.clone();
+            async move { due.bring(rate, start, end).await }
+        });
+        // By when they were due: what is answered late must not be left out for that.
+        let counts = move |since, _| since >= begin && since < end;
+        let (mut measured, first, last) = self
+            .run(begin, end, mark, counts, move |mut sending| {
+                let due = due.clone();
+                Box::pin(async move {
+                    while let Some(since) = due.next().await {
+                        sending.send(since).await;
                     }
-                    sleep_until(due).await;
-                    sending.send(due).await;
-                }
+                })
             })
-        })
-        .await
+            .await;
+        measured.late = pace.await.unwrap();
+        (measured, first, last)
     }
 
     async fn run<T>(
@@ -165,10 +128,12 @@ impl Load {
         begin: Instant,
         end: Instant,
         mark: impl Fn() -> T,
+        counts: impl Fn(Instant, Instant) -> bool + 'static,
         connection: impl Fn(Sending) -> std::pin::Pin<Box<dyn Future<Output = ()>>>,
     ) -> (Measured, T, T) {
-        let latencies = Rc::new(std::cell::RefCell::new(Vec::with_capacity(1 << 20)));
+        let latencies = Rc::new(RefCell::new(Vec::with_capacity(1 << 20)));
         let Self { shape, bodies, senders, host, local } = self;
+        let counts: Rc<dyn Fn(Instant, Instant) -> bool> = Rc::new(counts);
         let mut tasks = JoinSet::new();
         for sender in senders {
             let sending = Sending {
@@ -177,8 +142,7 @@ impl Load {
                 bodies: bodies.clone(),
                 host: host.clone(),
                 latencies: latencies.clone(),
-                begin,
-                end,
+                counts: counts.clone(),
             };
             tasks.spawn_local_on(connection(sending), &local);
         }
@@ -197,7 +161,8 @@ impl Load {
         let mut latencies = latencies.take();
         latencies.sort_unstable();
         let events = (latencies.len() * shape.events) as u64;
-        let measured = Measured { events, seconds: (end - begin).as_secs_f64(), latencies };
+        let seconds = (end - begin).as_secs_f64();
+        let measured = Measured { events, seconds, latencies, late: Vec::new() };
         (measured, marks.0, marks.1)
     }
 }
@@ -214,9 +179,9 @@ struct Sending {
     sender: SendRequest<Full<Bytes>>,
     bodies: Rc<Bodies>,
     host: String,
-    latencies: Rc<std::cell::RefCell<Vec<u32>>>,
-    begin: Instant,
-    end: Instant,
+    latencies: Rc<RefCell<Vec<u32>>>,
+    /// Whether a request counts that began, or was due, and was answered at these times.
+    counts: Rc<dyn Fn(Instant, Instant) -> bool>,
 }
 
 impl Sending {
@@ -235,7 +200,7 @@ impl Sending {
         assert_eq!(answer.status(), 200);
         answer.into_body().collect().await.unwrap();
         let now = Instant::now();
-        if now >= self.begin && now < self.end {
+        if (self.counts)(since, now) {
             self.latencies.borrow_mut().push((now - since).as_micros() as u32);
         }
     }

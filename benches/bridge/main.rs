@@ -8,6 +8,7 @@
 //! The server has one processor and the load another. Every round measures every case once, next to its floor; what is printed are
 //! medians over the rounds. `cpu` is what the kernel accounts to the server for an event, `x hyper` how many times that of a bare
 //! hyper server which only reads the body and answers, with the same requests over as many connections, in the same round.
+//! Latencies at a fixed rate count from when a request was due; `load late` says how much of them is the load's own.
 //! Where the spool is on disk there is one more floor, `hyper + commit`: a bare hyper server that answers when the body is on disk.
 
 mod case;

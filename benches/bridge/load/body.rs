@@ -1,0 +1,63 @@
+//! What is sent.
+
+use bytes::Bytes;
+use std::cell::Cell;
+
+/// What requests are like, and over how many connections they go.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub connections: usize,
+    /// About how many bytes an event has.
+    pub bytes: usize,
+    /// Events in one request; more than one are sent as an array.
+    pub events: usize,
+    /// All in one conversation, or each in its own.
+    pub one_conversation: bool,
+    /// With a signature over the body, as GitHub makes it.
+    pub signed: bool,
+}
+
+/// What signs.
+pub const SECRET: &str = "a secret of the usual length, in 32+";
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { connections: 64, bytes: 480, events: 1, one_conversation: false, signed: false }
+    }
+}
+
+/// Bodies that were never sent before, in this run or an earlier one.
+pub struct Bodies {
+    shape: Shape,
+    run: u64,
+    next: Cell<u64>,
+}
+
+impl Bodies {
+    pub fn new(shape: Shape) -> Self {
+        Self { shape, run: fastrand::u64(..), next: Cell::new(0) }
+    }
+
+    pub fn next(&self) -> Bytes {
+        let Shape { events, .. } = self.shape;
+        let event = || self.event(self.next.replace(self.next.get() + 1));
+        if events == 1 {
+            return event().into();
+        }
+        format!("[{}]", (0..events).map(|_| event()).collect::<Vec<_>>().join(",")).into()
+    }
+
+    /// A call detail record as TeleCMI documents it.
+    fn event(&self, number: u64) -> String {
+        let call = format!("{:016x}-{number:08x}", self.run);
+        let conversation = if self.shape.one_conversation { "one" } else { &call };
+        let mut text = format!(
+            "{{\"virtual_number\":440000000001,\"appid\":2222223,\"type\":\"cdr\",\"direction\":\"inbound\",\"cmiuuid\":\"{call}\",\
+             \"status\":\"missed\",\"from\":440000000000,\"time\":1634721099442,\"waitedsec\":127,\"hangup_reason\":\"recv_bye\",\
+             \"voicemail\":true,\"voicename\":\"1634721220656289350027_2222223.mp3\",\"conversation_uuid\":\"{conversation}\",\
+             \"team\":\"Sales_2222223\",\"ivr_name\":\"salesivr\",\"custom\":\""
+        );
+        text.extend(std::iter::repeat_n('x', self.shape.bytes.saturating_sub(text.len() + 2)));
+        text + "\"}"
+    }
+}
