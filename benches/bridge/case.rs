@@ -18,7 +18,7 @@ use tempfile::TempDir;
 pub type Figures = BTreeMap<&'static str, f64>;
 
 /// How long a load runs before it is measured.
-const WARM_UP: Duration = Duration::from_secs(1);
+pub const WARM_UP: Duration = Duration::from_secs(1);
 
 /// One line of the report.
 #[derive(Clone, Debug)]
@@ -69,6 +69,15 @@ pub fn all() -> Vec<Case> {
     here
 }
 
+/// What the producers of all sinks come to.
+struct Producers {
+    figures: Figures,
+    /// For an event to each of them, in microseconds.
+    cpu: f64,
+    /// Of the slowest.
+    rate: f64,
+}
+
 impl Case {
     /// The case and its floors, once.
     pub async fn measure(&self, cores: Cores, measure: Duration) -> Figures {
@@ -90,8 +99,13 @@ impl Case {
             true => Some(self.floor(commits.clone(), None, cores, directory, measure).await),
             false => None,
         };
+        let producers = self.producers(cores, directory, measure / 2).await;
         let (bridge, rate) = self.bridge(cores, directory, measure).await;
         figures.insert("x hyper", bridge["cpu µs"] / hyper["cpu µs"]);
+        if let Some(producers) = producers {
+            figures.insert("x hyper + producers", bridge["cpu µs"] / (hyper["cpu µs"] + producers.cpu));
+            figures.extend(producers.figures);
+        }
         if let Some(floor) = closed {
             figures.insert("hyper + commit, events/s", floor["events/s"]);
             figures.insert("of hyper + commit", bridge["events/s"] / floor["events/s"]);
@@ -132,6 +146,21 @@ impl Case {
             None => load.closed(WARM_UP, measure, mark).await,
         };
         figures(&measured, before, after)
+    }
+
+    /// A producer for each sink that has one, alone.
+    async fn producers(&self, cores: Cores, directory: &Path, measure: Duration) -> Option<Producers> {
+        let mut all = None;
+        for sink in self.sinks {
+            if let Some((floor, [rate, cpu])) = sink.producer(self.shape.bytes, measure).await {
+                let produced = floor.produced(cores, directory).await;
+                let all = all.get_or_insert(Producers { figures: Figures::new(), cpu: 0.0, rate: f64::INFINITY });
+                all.figures.extend([(rate, produced.rate), (cpu, produced.cpu)]);
+                all.cpu += produced.cpu;
+                all.rate = all.rate.min(produced.rate);
+            }
+        }
+        all
     }
 
     /// The bridge, and at what rate requests came in an open loop.

@@ -1,7 +1,9 @@
 //! Where a bridge's sinks publish to.
 
+use crate::floor::Floor;
 use crate::support::{kafka, nats};
 use std::env;
+use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
@@ -43,16 +45,46 @@ impl Destination {
         match self {
             Stdout => "[sinks.stdout]\ntype = 'stdout'\n".to_owned(),
             Kafka => {
-                let (brokers, topic) = (kafka::shared(), kafka::unique_topic("bench"));
-                kafka::create_topic(&brokers, &topic, 6).await;
+                let (brokers, topic) = topic().await;
                 format!("[sinks.kafka]\ntype = 'kafka'\nbrokers = '{brokers}'\ntopic = '{topic}'\n")
             }
             Nats => {
-                let (servers, stream) = (nats::shared(), nats::unique_name("bench"));
-                nats::create_stream(&servers, &stream, &[&format!("{stream}.>")]).await;
+                let (servers, stream) = stream().await;
                 let subject = "{team}.{conversation_uuid}";
                 format!("[sinks.nats]\ntype = 'nats'\nservers = '{servers}'\nsubject = '{stream}.{subject}'\n")
             }
         }
     }
+
+    /// A producer for this, of events of so many bytes, and what its figures are called.
+    pub async fn producer(self, bytes: usize, measure: Duration) -> Option<(Floor, [&'static str; 2])> {
+        let seconds = measure.as_secs_f64();
+        match self {
+            Stdout => None,
+            Kafka => {
+                let (brokers, topic) = topic().await;
+                let names = ["rdkafka, events/s", "rdkafka, cpu µs"];
+                Some((Floor::Kafka { brokers, topic, bytes, seconds }, names))
+            }
+            Nats => {
+                let (servers, stream) = stream().await;
+                let names = ["async-nats, events/s", "async-nats, cpu µs"];
+                Some((Floor::Nats { servers, stream, bytes, seconds }, names))
+            }
+        }
+    }
+}
+
+/// A new topic, and its brokers.
+async fn topic() -> (String, String) {
+    let (brokers, topic) = (kafka::shared(), kafka::unique_topic("bench"));
+    kafka::create_topic(&brokers, &topic, 6).await;
+    (brokers, topic)
+}
+
+/// A new stream, and its servers.
+async fn stream() -> (String, String) {
+    let (servers, stream) = (nats::shared(), nats::unique_name("bench"));
+    nats::create_stream(&servers, &stream, &[&format!("{stream}.>")]).await;
+    (servers, stream)
 }

@@ -3,9 +3,11 @@
 //! Floors that need a processor of their own run as processes of their own: this program starts itself once more.
 
 mod commit;
+mod producer;
 mod server;
 
 pub use commit::raw_commits;
+pub use producer::Produced;
 
 use crate::process::Cores;
 use crate::support::process::Process;
@@ -15,6 +17,7 @@ use std::env;
 use std::fs::{read_to_string, remove_file};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// The argument that asks this program to be a floor; the next one says which.
 const FLOOR: &str = "--floor";
@@ -24,6 +27,10 @@ const FLOOR: &str = "--floor";
 pub enum Floor {
     /// A bare hyper server, which reads each body and answers: at once, or when the body is in the file at `commits`.
     Server { commits: Option<PathBuf> },
+    /// A librdkafka producer of events of so many bytes, for so many seconds.
+    Kafka { brokers: String, topic: String, bytes: usize, seconds: f64 },
+    /// The same with async-nats, to subjects of a stream of that name.
+    Nats { servers: String, stream: String, bytes: usize, seconds: f64 },
 }
 
 impl Floor {
@@ -37,7 +44,22 @@ impl Floor {
     pub fn be(self) {
         match self {
             Self::Server { commits } => server::serve(commits.as_deref()),
+            Self::Kafka { brokers, topic, bytes, seconds } => {
+                producer::to_kafka(&brokers, &topic, bytes, Duration::from_secs_f64(seconds)).print();
+            }
+            Self::Nats { servers, stream, bytes, seconds } => {
+                producer::to_nats(&servers, &stream, bytes, Duration::from_secs_f64(seconds)).print();
+            }
         }
+    }
+
+    /// Starts a process that is this producer, and returns what it says in the end.
+    pub async fn produced(&self, cores: Cores, directory: &Path) -> Produced {
+        let (mut producer, out) = self.start(cores, directory);
+        let status = producer.wait(PATIENCE).await;
+        let err = read_to_string(directory.join("floor.err")).unwrap();
+        assert!(status.success(), "the producer failed: {err}");
+        serde_json::from_str(&read_to_string(&out).unwrap()).unwrap()
     }
 
     /// Starts a process that is this server, and returns it with its address.

@@ -3,10 +3,9 @@
 mod body;
 mod pace;
 
-pub use body::{SECRET, Shape};
+pub use body::{Bodies, SECRET, Shape};
 
 use crate::support::tls::Client;
-use body::Bodies;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;

@@ -10,6 +10,7 @@
 //! hyper server which only reads the body and answers, with the same requests over as many connections, in the same round.
 //! Latencies at a fixed rate count from when a request was due; `load late` says how much of them is the load's own.
 //! Where the spool is on disk there is one more floor, `hyper + commit`: a bare hyper server that answers when the body is on disk.
+//! Where there is a sink to Kafka or JetStream, `rdkafka` and `async-nats` are producers of the same messages, made beforehand.
 
 mod case;
 mod destination;

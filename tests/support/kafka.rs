@@ -15,6 +15,7 @@
 mod broker;
 mod cluster;
 mod java;
+mod plain;
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ use tokio::task::spawn_blocking;
 pub use broker::{Broker, PASSWORD, USER};
 pub use cluster::Cluster;
 pub use java::{allow_writing, java_consume};
+pub use plain::PlainProducer;
 
 use super::{PATIENCE, eventually};
 

@@ -31,6 +31,7 @@ impl Case {
         }
         drop(filling);
 
+        let producers = self.producers(cores, directory, measure).await;
         let bridge = Running::start(cores, directory, &Destination::settings(self.sinks).await).await;
         let trickle = async || Load::connect(&bridge.address, self.shape, None).await;
         let usage = || Usage::of(bridge.process.pid());
@@ -45,7 +46,7 @@ impl Case {
         }
         let events = before - behind + beside.events as f64;
         let (alone, ..) = trickle().await.open(TRICKLE, WARM_UP, measure, || ()).await;
-        Figures::from([
+        let mut figures = Figures::from([
             ("events/s", events / seconds),
             ("cpu µs", (last.user + last.system - first.user - first.system) / events),
             ("backlog, events", before),
@@ -54,6 +55,11 @@ impl Case {
             ("p99, ms", beside.percentile(0.99)),
             ("p99 without a backlog, ms", alone.percentile(0.99)),
             ("RSS peak, MiB", memory(bridge.process.pid(), "VmHWM")),
-        ])
+        ]);
+        if let Some(producers) = producers {
+            figures.insert("of the slowest producer", events / seconds / producers.rate);
+            figures.extend(producers.figures);
+        }
+        figures
     }
 }

@@ -48,7 +48,7 @@ impl Bodies {
     }
 
     /// A call detail record as TeleCMI documents it.
-    fn event(&self, number: u64) -> String {
+    pub fn event(&self, number: u64) -> String {
         let call = format!("{:016x}-{number:08x}", self.run);
         let conversation = if self.shape.one_conversation { "one" } else { &call };
         let mut text = format!(
