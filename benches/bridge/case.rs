@@ -4,7 +4,7 @@ mod backlog;
 
 use crate::destination::Destination::{self, Kafka, Nats, Stdout};
 use crate::floor::{Floor, raw_commits};
-use crate::load::{Load, Measured, SECRET, Shape, percentile};
+use crate::load::{Load, Measured, Over, SECRET, Shape, percentile};
 use crate::process::{Cores, Usage, memory};
 use crate::running::{BINARY, Running};
 use crate::support::tls::{Authority, Client};
@@ -39,7 +39,8 @@ pub struct Case {
 /// All that can be measured here: those with Kafka or NATS only where one is named.
 pub fn all() -> Vec<Case> {
     let shape = Shape::default();
-    let with = |connections| Shape { connections, ..shape };
+    let with = |clients| Shape { clients, ..shape };
+    let over = |over| Shape { over, ..shape };
     let case = |name, sinks, shape| Case { name, sinks, shape, on_disk: false, open: false, tls: false, backlog: 0 };
     let cases = [
         case("stdout, 1 connection", &[Stdout][..], with(1)),
@@ -48,6 +49,8 @@ pub fn all() -> Vec<Case> {
         Case { tls: true, ..case("stdout, 64 connections, TLS", &[Stdout], shape) },
         case("stdout, 1,000 connections", &[Stdout], with(1000)),
         case("stdout, 10,000 connections", &[Stdout], with(10_000)),
+        case("stdout, a connection per request", &[Stdout], over(Over::New)),
+        case("stdout, HTTP/2, 64 streams", &[Stdout], over(Over::Shared(4))),
         case("stdout, one conversation", &[Stdout], Shape { one_conversation: true, ..shape }),
         case("stdout, arrays of 100", &[Stdout], Shape { events: 100, ..shape }),
         case("stdout, 4 KB", &[Stdout], Shape { bytes: 4 << 10, ..shape }),
@@ -119,10 +122,10 @@ impl Case {
         figures
     }
 
-    /// A loop of commits as large as if every connection waited for each.
+    /// A loop of commits as large as if every client waited for each.
     fn raw_commits(&self, directory: &Path, measure: Duration) -> Figures {
-        let Shape { connections, bytes, events, .. } = self.shape;
-        let (records, latencies) = raw_commits(&directory.join("commits"), connections, bytes * events, measure);
+        let Shape { clients, bytes, events, .. } = self.shape;
+        let (records, latencies) = raw_commits(&directory.join("commits"), clients, bytes * events, measure);
         Figures::from([
             ("raw commits, events/s", records * events as f64),
             ("raw commit p99, ms", percentile(&latencies, 0.99)),
@@ -138,7 +141,8 @@ impl Case {
         directory: &Path,
         measure: Duration,
     ) -> Figures {
-        let (server, address) = Floor::Server { commits }.listening(cores, directory).await;
+        let http2 = matches!(self.shape.over, Over::Shared(_));
+        let (server, address) = Floor::Server { http2, commits }.listening(cores, directory).await;
         let load = Load::connect(&address, self.shape, None).await;
         let mark = || Usage::of(server.pid());
         let (measured, before, after) = match rate {

@@ -25,8 +25,9 @@ const FLOOR: &str = "--floor";
 /// What this program can be in place of a bench.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Floor {
-    /// A bare hyper server, which reads each body and answers: at once, or when the body is in the file at `commits`.
-    Server { commits: Option<PathBuf> },
+    /// A bare hyper server, which reads each body and answers: at once, or when the body is in the file at `commits`. It speaks
+    /// either HTTP/2 or HTTP/1.
+    Server { http2: bool, commits: Option<PathBuf> },
     /// A librdkafka producer of events of so many bytes, for so many seconds.
     Kafka { brokers: String, topic: String, bytes: usize, seconds: f64 },
     /// The same with async-nats, to subjects of a stream of that name.
@@ -43,7 +44,7 @@ impl Floor {
     /// Never ends by itself if it is a server.
     pub fn be(self) {
         match self {
-            Self::Server { commits } => server::serve(commits.as_deref()),
+            Self::Server { http2, commits } => server::serve(http2, commits.as_deref()),
             Self::Kafka { brokers, topic, bytes, seconds } => {
                 producer::to_kafka(&brokers, &topic, bytes, Duration::from_secs_f64(seconds)).print();
             }

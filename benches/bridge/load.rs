@@ -1,23 +1,20 @@
-//! The load: webhooks over keep-alive connections, as many as are answered (closed loop) or at a fixed rate (open loop).
+//! The load: webhooks, as many as are answered (closed loop) or at a fixed rate (open loop).
 
 mod body;
+mod client;
 mod pace;
 
 pub use body::{Bodies, SECRET, Shape};
+pub use client::Over;
 
-use crate::support::tls::Client;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use crate::support::tls;
+use client::Client;
+use http_body_util::BodyExt;
 use pace::Due;
 use ring::hmac;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -49,33 +46,23 @@ pub fn percentile(micros: &[u32], share: f64) -> f64 {
     micros.get((last as f64 * share) as usize).map_or(f64::NAN, |micros| f64::from(*micros) / 1000.0)
 }
 
-/// Connections that send.
+/// Clients that send.
 pub struct Load {
     shape: Shape,
     bodies: Rc<Bodies>,
-    senders: Vec<SendRequest<Full<Bytes>>>,
-    host: String,
+    clients: Vec<Client>,
     local: LocalSet,
 }
 
 impl Load {
-    /// Connects as often as `shape` says, by TLS if there is a client for it.
-    pub async fn connect(address: &str, shape: Shape, tls: Option<&Client>) -> Self {
+    /// Connects the clients, by TLS if there is somebody who speaks it.
+    pub async fn connect(address: &str, shape: Shape, tls: Option<&tls::Client>) -> Self {
         let local = LocalSet::new();
-        let mut senders = Vec::new();
-        for _ in 0..shape.connections {
-            let stream = TcpStream::connect(address).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            senders.push(match tls {
-                None => sender(stream, &local).await,
-                Some(client) => sender(client.shake_hands(stream).await.unwrap(), &local).await,
-            });
-        }
-        let bodies = Rc::new(Bodies::new(shape));
-        Self { shape, bodies, senders, host: address.to_owned(), local }
+        let clients = Client::connect(address, shape.clients, shape.over, tls, &local).await;
+        Self { shape, bodies: Rc::new(Bodies::new(shape)), clients, local }
     }
 
-    /// Each connection sends its next request as soon as the last one was answered. What `begin` returns after `warm_up` and
+    /// Each client sends its next request as soon as the last one was answered. What `begin` returns after `warm_up` and
     /// `end` after `measure` is returned along with what was measured in between.
     pub async fn closed<T>(self, warm_up: Duration, measure: Duration, mark: impl Fn() -> T) -> (Measured, T, T) {
         let begin = Instant::now() + warm_up;
@@ -91,7 +78,7 @@ impl Load {
         .await
     }
 
-    /// All connections together send `rate` requests in a second, whether or not earlier ones were answered in time.
+    /// All clients together send `rate` requests in a second, whether or not earlier ones were answered in time.
     pub async fn open<T>(
         self,
         rate: f64,
@@ -128,22 +115,21 @@ impl Load {
         end: Instant,
         mark: impl Fn() -> T,
         counts: impl Fn(Instant, Instant) -> bool + 'static,
-        connection: impl Fn(Sending) -> std::pin::Pin<Box<dyn Future<Output = ()>>>,
+        sends: impl Fn(Sending) -> std::pin::Pin<Box<dyn Future<Output = ()>>>,
     ) -> (Measured, T, T) {
         let latencies = Rc::new(RefCell::new(Vec::with_capacity(1 << 20)));
-        let Self { shape, bodies, senders, host, local } = self;
+        let Self { shape, bodies, clients, local } = self;
         let counts: Rc<dyn Fn(Instant, Instant) -> bool> = Rc::new(counts);
         let mut tasks = JoinSet::new();
-        for sender in senders {
+        for client in clients {
             let sending = Sending {
                 key: shape.signed.then(|| hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes())),
-                sender,
+                client,
                 bodies: bodies.clone(),
-                host: host.clone(),
                 latencies: latencies.clone(),
                 counts: counts.clone(),
             };
-            tasks.spawn_local_on(connection(sending), &local);
+            tasks.spawn_local_on(sends(sending), &local);
         }
         let marks = local
             .run_until(async {
@@ -166,18 +152,11 @@ impl Load {
     }
 }
 
-async fn sender(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, local: &LocalSet) -> SendRequest<Full<Bytes>> {
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
-    local.spawn_local(connection);
-    sender
-}
-
-/// One connection.
+/// One client at work.
 struct Sending {
     key: Option<hmac::Key>,
-    sender: SendRequest<Full<Bytes>>,
+    client: Client,
     bodies: Rc<Bodies>,
-    host: String,
     latencies: Rc<RefCell<Vec<u32>>>,
     /// Whether a request counts that began, or was due, and was answered at these times.
     counts: Rc<dyn Fn(Instant, Instant) -> bool>,
@@ -186,16 +165,12 @@ struct Sending {
 impl Sending {
     async fn send(&mut self, since: Instant) {
         let body = self.bodies.next();
-        let mut request =
-            Request::post("/webhook/cdr").header("host", &self.host).header("content-type", "application/json");
-        if let Some(key) = &self.key {
+        let signature = self.key.as_ref().map(|key| {
             let tag = hmac::sign(key, &body);
             let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-            request = request.header("x-hub-signature-256", format!("sha256={digits}"));
-        }
-        let request = request.body(Full::new(body)).unwrap();
-        self.sender.ready().await.unwrap();
-        let answer = self.sender.send_request(request).await.unwrap();
+            format!("sha256={digits}")
+        });
+        let answer = self.client.post(body, signature).await;
         assert_eq!(answer.status(), 200);
         answer.into_body().collect().await.unwrap();
         let now = Instant::now();

@@ -4,17 +4,17 @@ use super::commit::GroupCommit;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::io::Write;
 use std::path::Path;
 use tokio::net::TcpListener;
 
 /// Serves for ever on a loopback port, which it prints.
-pub fn serve(commits: Option<&Path>) -> ! {
+pub fn serve(http2: bool, commits: Option<&Path>) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let commits = commits.map(GroupCommit::start);
@@ -26,7 +26,11 @@ pub fn serve(commits: Option<&Path>) -> ! {
             stream.set_nodelay(true).unwrap();
             let commits = commits.clone();
             let service = service_fn(move |request| answer(request, commits.clone()));
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            let stream = TokioIo::new(stream);
+            match http2 {
+                true => drop(tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service))),
+                false => drop(tokio::spawn(http1::Builder::new().serve_connection(stream, service))),
+            }
         }
     })
 }

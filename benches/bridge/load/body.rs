@@ -1,12 +1,15 @@
 //! What is sent.
 
+use super::client::Over;
 use bytes::Bytes;
 use std::cell::Cell;
 
-/// What requests are like, and over how many connections they go.
+/// What requests are like, who sends them, and over which connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    pub connections: usize,
+    /// How many send at the same time, each its next request when the last one was answered.
+    pub clients: usize,
+    pub over: Over,
     /// About how many bytes an event has.
     pub bytes: usize,
     /// Events in one request; more than one are sent as an array.
@@ -22,7 +25,7 @@ pub const SECRET: &str = "a secret of the usual length, in 32+";
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { connections: 64, bytes: 480, events: 1, one_conversation: false, signed: false }
+        Self { clients: 64, over: Over::Own, bytes: 480, events: 1, one_conversation: false, signed: false }
     }
 }
 
