@@ -6,7 +6,7 @@
 
 mod backoff;
 mod health;
-mod in_flight;
+pub mod in_flight;
 mod watch;
 
 pub use health::Health;

@@ -2,6 +2,7 @@
 
 mod body;
 mod client;
+mod event;
 mod pace;
 
 pub use body::{Bodies, SECRET, Shape};

@@ -1,6 +1,7 @@
 //! What is sent.
 
 use super::client::Over;
+use super::event;
 use bytes::Bytes;
 use std::cell::Cell;
 
@@ -50,17 +51,9 @@ impl Bodies {
         format!("[{}]", (0..events).map(|_| event()).collect::<Vec<_>>().join(",")).into()
     }
 
-    /// A call detail record as TeleCMI documents it.
+    /// The event of this number, which is a call of its own.
     pub fn event(&self, number: u64) -> String {
         let call = format!("{:016x}-{number:08x}", self.run);
-        let conversation = if self.shape.one_conversation { "one" } else { &call };
-        let mut text = format!(
-            "{{\"virtual_number\":440000000001,\"appid\":2222223,\"type\":\"cdr\",\"direction\":\"inbound\",\"cmiuuid\":\"{call}\",\
-             \"status\":\"missed\",\"from\":440000000000,\"time\":1634721099442,\"waitedsec\":127,\"hangup_reason\":\"recv_bye\",\
-             \"voicemail\":true,\"voicename\":\"1634721220656289350027_2222223.mp3\",\"conversation_uuid\":\"{conversation}\",\
-             \"team\":\"Sales_2222223\",\"ivr_name\":\"salesivr\",\"custom\":\""
-        );
-        text.extend(std::iter::repeat_n('x', self.shape.bytes.saturating_sub(text.len() + 2)));
-        text + "\"}"
+        event::text(&call, if self.shape.one_conversation { "one" } else { &call }, self.shape.bytes)
     }
 }
