@@ -38,7 +38,6 @@ mod tests {
             "9f2b6c0412de77a85bc3d1e0f4a69b21",
             "4d1f9521-50e5-447d-bf5f-c3292995a727",
             "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLjSw",
-            "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
             "XXdq3TmVvAa7bK9f",
             "sk-live.b7Rk2mQz8Wp4tYxJ",
         ] {
