@@ -25,7 +25,7 @@ impl Active {
     pub fn begin(disk: &dyn Disk, base: u64, size: u64, spare: Option<Spare>) -> io::Result<Self> {
         let name = segment::name(base);
         let file = match spare {
-            Some(spare) => spare.begin(disk, base),
+            Some(spare) => spare.begin(disk, base).inspect_err(|_| drop(spare::remove(disk))),
             None => make(disk, &name, size).and_then(|file| {
                 file.write_at(&segment::header(base), 0)?;
                 file.sync()?;
@@ -36,7 +36,6 @@ impl Active {
             Ok(file) => Ok(Self { base, file, size, position: segment::HEADER as u64, asked: false }),
             Err(error) => {
                 let _ = disk.remove(&name);
-                let _ = spare::remove(disk);
                 Err(error)
             }
         }

@@ -297,8 +297,11 @@ impl Run {
             } else {
                 for refused in &group {
                     match refused {
-                        Err(AppendError::Failed { .. }) => {
-                            assert!(self.faulty || self.full || self.machine.is_dark());
+                        Err(AppendError::Failed { cause }) => {
+                            assert!(
+                                self.faulty || self.full || self.machine.is_dark(),
+                                "the disk has to work: {cause}"
+                            );
                         }
                         Err(AppendError::Full { .. }) => {
                             let room = self.config.max_size.as_u64().saturating_sub(life.shared.log().bytes());
