@@ -114,6 +114,8 @@ pub struct Spool {
 struct Shared {
     disk: Box<dyn Disk>,
     log: Mutex<Log>,
+    /// Held while full segments are cut off.
+    sealing: Mutex<()>,
     /// The offset after the last durable record.
     end: watch::Sender<u64>,
     queue: Queue,
@@ -135,7 +137,8 @@ struct Log {
     segments: BTreeMap<u64, Segment>,
     /// The base of the segment that is being written to.
     active: Option<u64>,
-    /// Segments that are full and not cut off behind their last record yet, and the offset behind it.
+    /// Segments that are full and not cut off behind their last record yet, and the offset behind it. All of them have records: of those
+    /// without, the file's name is soon another's, so they are not left to another thread.
     full: Vec<(Active, u64)>,
     next: Next,
     /// The latest records, without gaps up to the end.
@@ -169,9 +172,14 @@ impl Next {
 }
 
 impl Log {
+    fn segment_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    /// All that counts as the spool's size.
     fn bytes(&self) -> u64 {
         let spare = if let Next::Made(spare) = &self.next { spare.size } else { 0 };
-        self.segments.values().map(|segment| segment.bytes).sum::<u64>() + spare
+        self.segment_bytes() + spare
     }
 }
 
@@ -322,18 +330,20 @@ impl Shared {
         Some(base..limit)
     }
 
-    /// Whether there is room for a segment of `size` bytes. If it is the last one, more is looked for.
+    /// Sees to it that there is room for a segment of `size` bytes, and if it can be, for another.
     fn room_for(&self, size: u64) -> Result<(), AppendError> {
         let wanted = || {
             let log = self.log();
             log.bytes() + if log.next.is_of(size) { 0 } else { size }
         };
         if wanted() + size > self.max_size {
-            self.relieve(wanted() + size - self.max_size);
-        }
-        if wanted() > self.max_size {
-            // Those that wait for that may be a bit too large.
             self.seal_full();
+            if !self.log().next.is_of(size) {
+                self.discard_spare();
+            }
+        }
+        if wanted() + size > self.max_size {
+            self.relieve(wanted() + size - self.max_size);
         }
         if wanted() > self.max_size {
             return Err(AppendError::Full { retry_after: self.until_free(size) });
@@ -342,7 +352,7 @@ impl Shared {
     }
 
     /// Has the file of the next segment made.
-    fn ask_for_next(&self) {
+    fn ask_for_spare(&self) {
         let mut log = self.log();
         if matches!(log.next, Next::Unasked) {
             log.next = Next::Asked;
@@ -351,15 +361,52 @@ impl Shared {
         self.janitor.wake();
     }
 
+    /// Whether the file of the next segment has been asked for, and there is room for it.
+    fn wants_spare(&self) -> bool {
+        let log = self.log();
+        matches!(log.next, Next::Asked) && log.bytes() + self.segment_size <= self.max_size
+    }
+
+    /// Keeps the file for the next segment, if there is still room.
+    fn offer(&self, spare: Spare) {
+        let mut log = self.log();
+        log.next = Next::Made(spare);
+        let fits = log.bytes() <= self.max_size;
+        drop(log);
+        if !fits {
+            self.discard_spare();
+        }
+    }
+
+    /// Removes what there is of a file for the next segment that has not been offered.
+    fn withdraw(&self) {
+        self.log().next = Next::Unasked;
+        self.remove_spare();
+    }
+
     /// The file for a segment of `size` bytes, if it has been made.
     fn take_spare(&self, size: u64) -> Option<Spare> {
         let mut log = self.log();
         let next = std::mem::take(&mut log.next);
         if next.is_of(size) {
-            next.made()
-        } else {
+            return next.made();
+        }
+        if matches!(next, Next::Made(_)) {
             log.next = next;
-            None
+        }
+        None
+    }
+
+    /// Removes the file for the next segment, if it has been made and nobody has taken it.
+    fn discard_spare(&self) {
+        if std::mem::take(&mut self.log().next).made().is_some() {
+            self.remove_spare();
+        }
+    }
+
+    fn remove_spare(&self) {
+        if let Err(error) = spare::remove(&*self.disk) {
+            tracing::debug!(%error, "the file for the next segment of the spool stays");
         }
     }
 
@@ -405,23 +452,27 @@ impl Shared {
         }
     }
 
-    /// Cuts full segments off. If that fails nothing is lost but disk space: readers stop at the base of the next segment.
+    /// Cuts full segments off, or waits until another thread has done so.
     fn seal_full(&self) {
+        let _sealing = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
         let full = std::mem::take(&mut self.log().full);
         for (segment, next) in full {
-            let sealed = segment.seal(&*self.disk, next);
-            let mut log = self.log();
-            match sealed {
-                Ok(_) if segment.is_empty() => drop(log.segments.remove(&segment.base)),
-                Ok(bytes) => {
-                    if let Some(sealed) = log.segments.get_mut(&segment.base) {
-                        sealed.bytes = bytes;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, segment = segment.base, "a segment of the spool could not be trimmed")
+            self.seal(&segment, next);
+        }
+    }
+
+    /// Ends a segment. If that fails nothing is lost but disk space: readers stop at the base of the next segment.
+    fn seal(&self, segment: &Active, next: u64) {
+        let sealed = segment.seal(&*self.disk, next);
+        let mut log = self.log();
+        match sealed {
+            Ok(_) if segment.is_empty() => drop(log.segments.remove(&segment.base)),
+            Ok(bytes) => {
+                if let Some(sealed) = log.segments.get_mut(&segment.base) {
+                    sealed.bytes = bytes;
                 }
             }
+            Err(error) => tracing::warn!(%error, segment = segment.base, "a segment of the spool could not be trimmed"),
         }
     }
 

@@ -1,10 +1,11 @@
-//! The thread that writes cursors down and removes what every sink has passed. It sleeps while nothing changes.
+//! The thread that writes cursors down, removes what every sink has passed, cuts full segments off, and makes the file of the next
+//! one. It sleeps while nothing changes.
 
 use super::cursor::Written;
 use super::known::Known;
 use super::queue::AbandonOnPanic;
-use super::spare::{self, Spare};
-use super::{Log, Next, Shared, segment};
+use super::spare::{Filling, Spare};
+use super::{Log, Shared, segment};
 use crate::event::Arrival;
 use std::io;
 use std::ops::Range;
@@ -37,7 +38,7 @@ struct State {
 }
 
 impl Janitor {
-    /// A cursor moved or a segment was sealed.
+    /// A cursor moved, a segment is full, or the file of the next one is wanted.
     pub fn wake(&self) {
         let mut state = self.state();
         if !state.dirty {
@@ -57,6 +58,14 @@ impl Janitor {
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    fn take_hurry(&self) -> bool {
+        std::mem::take(&mut self.state().hurry)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,26 +119,34 @@ impl Keeper {
             // A disk that fails is not asked more often than once a second, nor is the log filled with it.
             let gather = if self.failing { SYNC } else { NOTE };
             let last = self.shared.janitor.wait(gather, !self.failing);
-            let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC);
-            let removable = self.removable(self.shared.slowest()).is_some();
-            self.round(last || due || removable);
+            self.tend(last);
             if last {
-                self.discard_spare();
+                self.shared.discard_spare();
                 return;
             }
+            self.make_spare();
             if self.failing || self.behind() {
                 self.shared.janitor.wake();
             }
         }
     }
 
-    /// Writes the cursors; with `sync` makes them durable and removes what all of them have passed.
+    /// Does all there is to do; with `sync` makes the cursors durable and removes what all of them have passed.
     pub(super) fn round(&mut self, sync: bool) {
         self.shared.seal_full();
         self.keep(sync);
         self.make_spare();
     }
 
+    /// Does what is due, and all of it if it is the `last` time.
+    fn tend(&mut self, last: bool) {
+        self.shared.seal_full();
+        let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC);
+        let removable = self.removable(self.shared.slowest()).is_some();
+        self.keep(last || due || removable);
+    }
+
+    /// Writes the cursors; with `sync` makes them durable and removes what all of them have passed.
     fn keep(&mut self, sync: bool) {
         match self.write_down(sync) {
             Ok(()) if self.failing => {
@@ -148,29 +165,37 @@ impl Keeper {
     }
 
     /// Makes the file of the next segment, if that has been asked for and fits.
-    fn make_spare(&self) {
-        let size = self.shared.segment_size;
-        let log = self.shared.log();
-        if !matches!(log.next, Next::Asked) || log.bytes() + size > self.shared.max_size {
+    fn make_spare(&mut self) {
+        if self.failing || !self.shared.wants_spare() {
             return;
         }
-        drop(log);
-        let next = match Spare::make(&*self.shared.disk, size) {
-            Ok(spare) => Next::Made(spare),
-            Err(error) => {
-                tracing::debug!(%error, "the next segment of the spool cannot be made ahead of time");
-                Next::Unasked
-            }
-        };
-        self.shared.log().next = next;
+        let made = self.fill_spare();
+        if let Err(error) = &made {
+            tracing::warn!(%error, "the next segment of the spool cannot be made ahead of time; webhooks will wait for it longer");
+        }
+        match made {
+            Ok(Some(spare)) => self.shared.offer(spare),
+            _ => self.shared.withdraw(),
+        }
     }
 
-    fn discard_spare(&self) {
-        let next = std::mem::take(&mut self.shared.log().next);
-        if next.made().is_some()
-            && let Err(error) = spare::remove(&*self.shared.disk)
-        {
-            tracing::debug!(%error, "the file for the next segment of the spool stays");
+    /// Fills it, and does meanwhile what is due; `None` if there is no more need.
+    fn fill_spare(&mut self) -> io::Result<Option<Spare>> {
+        let shared = self.shared.clone();
+        let mut filling = Filling::begin(&*shared.disk, shared.segment_size)?;
+        let mut tended = Instant::now();
+        loop {
+            filling = match filling.step()? {
+                Ok(spare) => return Ok(Some(spare)),
+                Err(filling) => filling,
+            };
+            if shared.janitor.take_hurry() || tended.elapsed() >= NOTE {
+                self.tend(false);
+                tended = Instant::now();
+            }
+            if self.failing || shared.janitor.is_closed() {
+                return Ok(None);
+            }
         }
     }
 
@@ -209,7 +234,7 @@ impl Keeper {
         let end = *self.shared.end.borrow();
         let log = self.shared.log();
         let held = log.segments.first_key_value().map_or(0, |(base, _)| end - base).max(1);
-        let record = log.bytes() as f64 / held as f64;
+        let record = log.segment_bytes() as f64 / held as f64;
         drop(log);
         self.shared.janitor.state().drained = Some(((slowest - from) as f64 * record / seconds, Instant::now()));
     }
@@ -227,7 +252,7 @@ impl Keeper {
     /// Whether the first segment is still wanted although every sink has it.
     fn is_retained(&self, log: &Log) -> bool {
         let Some(retain) = self.shared.retain else { return false };
-        let bytes = log.bytes();
+        let bytes = log.segment_bytes();
         let pressed = bytes + 2 * self.shared.segment_size > self.shared.max_size;
         let too_large = retain.size.is_some_and(|size| bytes > size.as_u64());
         // No record of a segment is younger than the first one of the next.

@@ -66,6 +66,7 @@ pub(super) fn assemble(
     let shared = Arc::new(Shared {
         disk,
         log: Mutex::new(Log { segments, ..Log::default() }),
+        sealing: Mutex::default(),
         end: watch::Sender::new(end),
         queue: Queue::default(),
         releases: OnceLock::new(),

@@ -83,7 +83,8 @@ impl Reader {
         };
         self.take(ahead.await.map_err(io::Error::other)?)?;
         let records = self.hand_out(bytes);
-        if self.disk.as_ref().is_some_and(|disk| !self.is_in_memory(disk.next)) {
+        let end = *self.end.borrow();
+        if self.disk.as_ref().is_some_and(|disk| disk.next < end && !self.is_in_memory(disk.next)) {
             self.ahead = self.disk.take().map(|disk| disk.read_aside(AHEAD));
         }
         Ok(records)

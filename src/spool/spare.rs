@@ -2,7 +2,7 @@
 //!
 //! Space that is only reserved costs with every sync: the file system first has to write down, in its journal, that there is
 //! something in it now, and waits there for whatever else is in the journal. In space that was written before, a sync is a write
-//! and no more. So the file is filled with zeros, by the thread that has time for it.
+//! and no more. So the file is filled with zeros, step by step, by the thread that has time for it.
 
 use super::disk::{Disk, DiskFile};
 use super::segment;
@@ -21,20 +21,35 @@ pub struct Spare {
     pub size: u64,
 }
 
-impl Spare {
-    /// Makes the file. Nothing is left of it if that fails.
-    pub fn make(disk: &dyn Disk, size: u64) -> io::Result<Self> {
+/// The file while it is filled.
+#[derive(Debug)]
+pub struct Filling {
+    spare: Spare,
+    /// Up to where it is written.
+    at: u64,
+    zeros: Vec<u8>,
+}
+
+impl Filling {
+    /// Makes the file, with its space reserved.
+    pub fn begin(disk: &dyn Disk, size: u64) -> io::Result<Self> {
         remove(disk)?;
-        let file = disk.create(NAME, size)?;
-        match fill(&*file, size) {
-            Ok(()) => Ok(Self { file, size }),
-            Err(error) => {
-                let _ = remove(disk);
-                Err(error)
-            }
-        }
+        let spare = Spare { file: disk.create(NAME, size)?, size };
+        Ok(Self { spare, at: 0, zeros: vec![0; STEP.min(size as usize)] })
     }
 
+    /// Goes on a step; gives the file back once that was the last one.
+    pub fn step(mut self) -> io::Result<Result<Spare, Self>> {
+        let left = self.spare.size - self.at;
+        let step = self.zeros.get(..left.min(STEP as u64) as usize).unwrap_or_default();
+        self.spare.file.write_at(step, self.at)?;
+        self.spare.file.sync()?;
+        self.at += step.len() as u64;
+        Ok(if self.at < self.spare.size { Err(self) } else { Ok(self.spare) })
+    }
+}
+
+impl Spare {
     /// Makes it the segment at `base`, in place of what an earlier attempt may have left there. Durable after [`Disk::sync`]; the
     /// name never is before the header.
     pub fn begin(self, disk: &dyn Disk, base: u64) -> io::Result<Box<dyn DiskFile>> {
@@ -51,16 +66,4 @@ pub fn remove(disk: &dyn Disk) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn fill(file: &dyn DiskFile, size: u64) -> io::Result<()> {
-    let zeros = vec![0; STEP];
-    let mut at = 0;
-    while at < size {
-        let step = zeros.get(..(size - at).min(STEP as u64) as usize).unwrap_or_default();
-        file.write_at(step, at)?;
-        file.sync()?;
-        at += step.len() as u64;
-    }
-    Ok(())
 }

@@ -198,7 +198,7 @@ impl Writer {
         active.position += self.buffer.len() as u64;
         if !active.asked && 2 * active.position > active.size {
             active.asked = true;
-            self.shared.ask_for_next();
+            self.shared.ask_for_spare();
         }
         self.shared.metrics.syncs.inc();
         self.shared.metrics.written_bytes.inc_by(self.buffer.len() as u64);
@@ -301,13 +301,14 @@ impl Writer {
     /// Writes no more to the active segment. What is left to do there has time.
     fn retire(&mut self) {
         let Some(active) = self.active.take() else { return };
-        let at_once = active.is_empty();
         let mut log = self.shared.log();
         log.active = None;
-        log.full.push((active, self.next));
-        drop(log);
-        if at_once {
-            self.shared.seal_full();
+        if active.is_empty() {
+            drop(log);
+            self.shared.seal(&active, self.next);
+        } else {
+            log.full.push((active, self.next));
+            drop(log);
         }
         self.shared.janitor.wake();
     }

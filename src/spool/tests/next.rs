@@ -115,6 +115,22 @@ fn a_request_that_needs_a_larger_segment_leaves_it_for_the_next() {
     assert_eq!(life.events_from(4), events(4..6, 900));
 }
 
+#[test]
+fn one_that_is_of_no_use_makes_room() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    // Of 64 KiB, 11 segments and half of another, and then one more has been made: 12 KiB are left.
+    for number in 0..11 * 4 + 3 {
+        life.store(vec![event(number, 900)]).unwrap();
+        life.keeper.round(false);
+    }
+    assert!(machine.files().contains_key("spare"));
+    let stored = life.store(vec![event(100, 14_000)]);
+    assert_eq!(stored, Ok(Appended { stored: 1, duplicates: 0 }));
+    assert!(!machine.files().contains_key("spare"));
+    assert!(life.shared.log().bytes() <= config().max_size.as_u64());
+}
+
 #[tokio::test]
 async fn an_orderly_end_leaves_none() {
     let directory = tempfile::tempdir().unwrap();
