@@ -32,8 +32,7 @@ pub fn svg(bars: &[Bar]) -> String {
     for (row, bar) in (1..).zip(bars) {
         let length = |micros: f64| (micros / most * BARS as f64) as usize;
         text(NAMES - 10, row, "end", bar.name);
-        let figures = format!("{:.1} µs, {:.2} ×", bar.bridge, bar.bridge / bar.floor);
-        text(NAMES + length(bar.bridge) + 8, row, "start", &figures);
+        text(NAMES + length(bar.bridge) + 8, row, "start", &format!("{:.1} µs", bar.bridge));
     }
     for (row, bar) in (1..).zip(bars) {
         let length = |micros: f64| (micros / most * BARS as f64) as usize;
