@@ -122,6 +122,12 @@ impl Reader {
         records
     }
 
+    /// Whether more is read already than was asked for.
+    #[cfg(test)]
+    pub(super) fn reads_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     fn is_in_memory(&self, offset: u64) -> bool {
         self.shared.log().tail.front().is_some_and(|first| first.offset <= offset)
     }

@@ -2,6 +2,13 @@
 
 use super::*;
 use crate::spool::disk::simulated::Operation;
+use crate::spool::spare::Filling;
+
+fn begin(config: &Config) -> (Machine, Life) {
+    let machine = Machine::new(0);
+    let life = Life::begin(&machine, config, &["analytics"]).unwrap();
+    (machine, life)
+}
 
 /// As many bytes as the spool says it holds.
 fn bytes_on_disk(machine: &Machine) -> u64 {
@@ -11,8 +18,7 @@ fn bytes_on_disk(machine: &Machine) -> u64 {
 
 #[test]
 fn a_roll_takes_the_file_that_is_there_and_leaves_the_last_one_for_later() {
-    let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let (machine, mut life) = begin(&config());
     life.store(events(0..2, 900)).unwrap();
     life.keeper.round(false);
     assert!(!machine.files().contains_key("spare"), "it is not asked for before half is used");
@@ -61,8 +67,7 @@ fn whenever_the_power_goes_nothing_is_lost_and_nothing_is_taken_for_damage() {
 #[test]
 fn what_is_made_ahead_counts_and_takes_no_room_from_records() {
     let fill = |ahead: bool| {
-        let machine = Machine::new(0);
-        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let (machine, mut life) = begin(&config());
         let mut stored = 0;
         while life.store(vec![event(stored, 900)]).is_ok() {
             stored += 1;
@@ -81,8 +86,7 @@ fn what_is_made_ahead_counts_and_takes_no_room_from_records() {
 #[test]
 fn one_that_cannot_be_made_or_used_is_done_without() {
     for operation in [Operation::Create, Operation::Write, Operation::Sync, Operation::Rename] {
-        let machine = Machine::new(0);
-        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let (machine, mut life) = begin(&config());
         let mut stored = 0;
         for number in 0..20 {
             stored += u64::from(life.store(vec![event(number, 900)]).is_ok());
@@ -103,8 +107,7 @@ fn one_that_cannot_be_made_or_used_is_done_without() {
 
 #[test]
 fn a_request_that_needs_a_larger_segment_leaves_it_for_the_next() {
-    let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let (machine, mut life) = begin(&config());
     life.store(events(0..3, 900)).unwrap();
     life.keeper.round(false);
     life.store(vec![event(3, 9000)]).unwrap();
@@ -117,8 +120,7 @@ fn a_request_that_needs_a_larger_segment_leaves_it_for_the_next() {
 
 #[test]
 fn one_that_is_of_no_use_makes_room() {
-    let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    let (machine, mut life) = begin(&config());
     // Of 64 KiB, 11 segments and half of another, and then one more has been made: 12 KiB are left.
     for number in 0..11 * 4 + 3 {
         life.store(vec![event(number, 900)]).unwrap();
@@ -129,6 +131,58 @@ fn one_that_is_of_no_use_makes_room() {
     assert_eq!(stored, Ok(Appended { stored: 1, duplicates: 0 }));
     assert!(!machine.files().contains_key("spare"));
     assert!(life.shared.log().bytes() <= config().max_size.as_u64());
+}
+
+/// One that takes several steps to fill.
+fn large() -> Config {
+    Config { max_size: ByteSize::mib(8), segment_size: Some(ByteSize::mib(1)), ..config() }
+}
+
+#[test]
+fn what_is_urgent_is_done_while_one_is_filled() {
+    for urgent in [false, true] {
+        let (machine, mut life) = begin(&large());
+        life.store(vec![event(0, 900_000)]).unwrap();
+        life.keeper.round(true);
+        life.store(vec![event(1, 900_000)]).unwrap();
+        life.shared.cursors[0].set(1);
+        if urgent {
+            life.shared.janitor.hurry();
+        }
+        // This alone removes nothing.
+        life.keeper.round(false);
+        assert!(machine.files().contains_key("spare"));
+        assert_eq!(life.start(), u64::from(urgent));
+    }
+}
+
+#[test]
+fn who_stops_does_not_wait_for_one() {
+    let (machine, mut life) = begin(&large());
+    life.store(vec![event(0, 900_000)]).unwrap();
+    life.shared.janitor.close();
+    let before = machine.count(Operation::Write);
+    life.keeper.round(true);
+    assert!(machine.count(Operation::Write) - before < 4, "it is not filled");
+    assert!(!machine.files().contains_key("spare"));
+    life.store(vec![event(1, 900_000)]).unwrap();
+    assert_eq!(life.events_from(0).len(), 2);
+}
+
+#[test]
+fn the_last_room_is_the_writers() {
+    let (machine, mut life) = begin(&config());
+    let filling = Filling::begin(&*machine.mount(), config().segment_size()).unwrap();
+    let Ok(spare) = filling.step().unwrap() else { panic!("it takes one step") };
+    let mut stored = 0;
+    while life.store(vec![event(stored, 900)]).is_ok() {
+        stored += 1;
+    }
+    life.shared.offer(spare);
+    assert!(!machine.files().contains_key("spare"));
+    assert!(life.shared.log().bytes() <= config().max_size.as_u64());
+    life.settle(stored);
+    life.store(vec![event(stored, 900)]).unwrap();
 }
 
 #[tokio::test]
