@@ -1,6 +1,6 @@
 //! Long outages: the backlog grows on the disk and not in memory, and when the broker is back it is caught up with in order, while
-//! webhooks go on being acknowledged. Twice: a broker that has just been started is slow for as long as its machine code is not
-//! compiled, so it is the second catching up, with a broker that only did not answer, that is compared with a plain producer.
+//! webhooks go on being acknowledged. Twice: a broker that has just been started may be slow for as long as its machine code is
+//! not compiled, so it is the second catching up, with a broker that only did not answer, that is compared with a plain producer.
 //!
 //! 100,000 events each by default. With a million, and against a release build, which the figures are about:
 //!

@@ -262,3 +262,22 @@ async fn requests_that_wait_together_share_a_sync() {
     assert_eq!(records, 3200.0);
     assert!(syncs / records < SHARE, "{syncs} syncs for {records} events");
 }
+
+#[tokio::test]
+async fn the_thread_that_tidies_up_gives_way_to_those_that_answer() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
+    let priorities = || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", bridge.pid())).unwrap();
+        threads.map(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            let (name, fields) = stat.rsplit_once(')').unwrap();
+            let nice: i32 = fields.split_whitespace().nth(16).unwrap().parse().unwrap();
+            (name.ends_with("(spool-janitor"), nice)
+        })
+    };
+    let of = |janitor: bool| priorities().filter(|(is, _)| *is == janitor).map(|(_, nice)| nice).max();
+    eventually(PATIENCE, "its priority is lower by ten", async || {
+        of(true) == of(false).map(|others| (others + 10).min(19))
+    })
+    .await;
+}
