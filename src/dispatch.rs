@@ -109,6 +109,9 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
 /// and while the disk is waited for, nothing else moves.
 const READ: usize = 64 << 10;
+/// What a record under way takes besides its own memory: its task and the rendered message, headers included. One that waits behind a
+/// busy conversation has neither, and the more of those are at hand, the more conversations are under way.
+const UNDER_WAY: usize = 2048;
 
 impl<S: Sink> Dispatcher<S> {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
@@ -144,7 +147,7 @@ impl<S: Sink> Dispatcher<S> {
         let mut not_before = None;
         loop {
             consume_budget().await;
-            let room = look_ahead.saturating_sub(window.bytes());
+            let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
             reader.advance(cursor.position());
             tokio::select! {
                 biased;

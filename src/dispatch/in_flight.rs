@@ -58,7 +58,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// How many bytes of records are not settled.
+    /// How many bytes the records that are not settled take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -94,12 +94,11 @@ impl Window {
     }
 }
 
-/// The task and the rendered message, headers included, of a record under way.
-const UNDER_WAY: usize = 2048;
+/// The record's places in the window and in its conversation's queue.
+const PLACES: usize = 128;
 
-/// A record counts with its memory and what is held for it on its way.
 fn size(record: &Record) -> usize {
-    record.event.memory() + UNDER_WAY
+    record.event.memory() + PLACES
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// How many headers there usually are.
 const HEADERS: usize = 7;
 /// How long all texts together usually are.
-const TEXT: usize = 256;
+const TEXT: usize = 384;
 
 /// A record rendered for one sink. Its texts lie behind each other in one piece of memory: there are many, and they are short.
 #[derive(Debug, Clone, PartialEq)]

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 /// How many bytes of records are read from disk at once, and held before they are asked for: as many again are read and decoded by
 /// another thread while these are delivered.
-const AHEAD: usize = 64 << 10;
+const AHEAD: usize = 128 << 10;
 
 /// Reads records in the order of their offsets.
 #[derive(Debug)]

@@ -164,7 +164,7 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
 }
 
 fn default_linger() -> Duration {
-    Duration::from_millis(5)
+    Duration::from_millis(1)
 }
 
 fn default_client_id() -> String {

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
-/// librdkafka as the sink sets it up, and nothing else.
+/// librdkafka as the sink sets it up, and nothing else; with the longer `linger` that suits whoever never runs out of messages.
 pub struct PlainProducer {
     producer: ThreadedProducer<Count>,
     acknowledged: Arc<AtomicU64>,
