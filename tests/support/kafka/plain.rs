@@ -1,40 +1,43 @@
 //! A producer without a bridge, to compare one with.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 
-/// librdkafka as the sink sets it up, and nothing else; with the longer `linger` that suits whoever never runs out of messages.
+/// librdkafka as the sink sets it up, and nothing else.
 pub struct PlainProducer {
-    producer: ThreadedProducer<Count>,
-    acknowledged: Arc<AtomicU64>,
+    producer: ThreadedProducer<Acknowledged>,
+    /// The numbers of the messages that were acknowledged.
+    acknowledged: mpsc::Receiver<Result<usize, KafkaError>>,
 }
 
 impl PlainProducer {
-    pub fn new(address: &str) -> Self {
+    /// With a longer `linger`, the more the fewer and larger the batches: good for whoever never runs out of messages.
+    pub fn new(address: &str, linger: Duration) -> Self {
+        let linger = linger.as_millis().to_string();
         let mut config = ClientConfig::new();
         for (property, value) in [
             ("bootstrap.servers", address),
             ("enable.idempotence", "true"),
             ("acks", "all"),
-            ("linger.ms", "5"),
+            ("linger.ms", &linger),
             ("compression.type", "none"),
         ] {
             config.set(property, value);
         }
-        let acknowledged = Arc::<AtomicU64>::default();
-        Self { producer: config.create_with_context(Count(acknowledged.clone())).unwrap(), acknowledged }
+        let (tell, acknowledged) = mpsc::channel();
+        Self { producer: config.create_with_context(Acknowledged(tell)).unwrap(), acknowledged }
     }
 
     /// Hands a message over, as soon as there is room for it.
     pub fn send<'a, 'b>(
         &self,
+        number: usize,
         topic: &str,
         key: &str,
         headers: impl Iterator<Item = (&'a str, &'b str)>,
@@ -42,7 +45,7 @@ impl PlainProducer {
     ) {
         let headers = headers
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let mut record = BaseRecord::to(topic).key(key).payload(payload).headers(headers);
+        let mut record = BaseRecord::with_opaque_to(topic, Box::new(number)).key(key).payload(payload).headers(headers);
         while let Err((error, back)) = self.producer.send(record) {
             assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
             std::thread::sleep(Duration::from_millis(1));
@@ -50,25 +53,22 @@ impl PlainProducer {
         }
     }
 
-    /// How many messages the broker has acknowledged so far.
-    pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
-    }
-
-    /// Waits until every message was answered for.
-    pub fn flush(&self, within: Duration) {
-        self.producer.flush(within).unwrap();
+    /// The number of the next message that the broker acknowledges.
+    pub fn acknowledged(&self, within: Duration) -> usize {
+        self.acknowledged.recv_timeout(within).expect("an answer").expect("an acknowledgement")
     }
 }
 
-struct Count(Arc<AtomicU64>);
+struct Acknowledged(mpsc::Sender<Result<usize, KafkaError>>);
 
-impl ClientContext for Count {}
+impl ClientContext for Acknowledged {}
 
-impl ProducerContext for Count {
-    type DeliveryOpaque = ();
+impl ProducerContext for Acknowledged {
+    type DeliveryOpaque = Box<usize>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        self.0.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+    fn delivery(&self, result: &DeliveryResult<'_>, number: Box<usize>) {
+        let result = result.as_ref().map(|_| *number).map_err(|(error, _)| error.clone());
+        // Nobody may be waiting any more.
+        let _ = self.0.send(result);
     }
 }
