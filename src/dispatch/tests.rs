@@ -175,6 +175,22 @@ async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
 }
 
 #[tokio::test]
+async fn what_waits_behind_its_conversation_leaves_room_for_others() {
+    const WAITING: u64 = 1000;
+    let event = |(conversation, number)| {
+        let text = format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
+        Event::parse(&text, 9, Arrival::now()).unwrap()
+    };
+    let sink = Arc::new(Silent::default());
+    let config = Config { look_ahead: ByteSize::mib(1), ..Default::default() };
+    let events = (0..WAITING).map(|number| ("busy", number)).chain([("other", WAITING)]).map(event).collect();
+    let bench = Bench::new(sink.clone(), config, events).await;
+    let running = tokio::spawn(bench.dispatcher.run());
+    until("the other one is under way too", || sink.taken.load(Ordering::Relaxed) == 2).await;
+    running.abort();
+}
+
+#[tokio::test]
 async fn thousands_under_way_are_asked_only_when_they_are_answered() {
     const EVENTS: usize = 2000;
     let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
