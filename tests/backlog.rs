@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
@@ -135,17 +136,47 @@ impl CatchingUp {
 }
 
 /// A producer without a bridge, which sends messages like the bridge's.
-struct Plain {
-    producer: kafka::PlainProducer,
+struct Plain<F: Fn(usize) + Send + Sync + 'static> {
+    producer: kafka::PlainProducer<F>,
     topic: &'static str,
-    patience: Duration,
 }
 
-impl Plain {
-    fn new(address: &str, topic: &'static str, linger: Duration, events: usize) -> Self {
-        Self { producer: kafka::PlainProducer::new(address, linger), topic, patience: patience(events) }
+/// How many events a second a plain producer sends as fast as librdkafka takes them, in batches as large as can be.
+fn rate(address: &str, events: usize) -> f64 {
+    let (tell, acknowledged) = mpsc::channel();
+    let linger = Duration::from_millis(5);
+    let producer = kafka::PlainProducer::new(address, linger, move |number| tell.send(number).unwrap_or_default());
+    let plain = Plain { producer, topic: "plain" };
+    let begun = Instant::now();
+    (0..events).for_each(|event| plain.send(event / CALL, event % CALL));
+    for _ in 0..events {
+        acknowledged.recv_timeout(patience(events)).unwrap();
     }
+    events as f64 / begun.elapsed().as_secs_f64()
+}
 
+/// The same in the bridge's order: as many conversations at a time as the backlog has, and an event of each only when the one before it
+/// was acknowledged. Nobody who keeps that order can do more.
+fn rate_in_order(address: &str, events: usize) -> f64 {
+    let (tell, acknowledged) = mpsc::channel();
+    let linger = Duration::from_millis(1);
+    let producer = kafka::PlainProducer::new(address, linger, move |number| tell.send(number).unwrap_or_default());
+    let plain = Plain { producer, topic: "ordered" };
+    let begun = Instant::now();
+    let mut conversations = 0..events / CALL;
+    let mut begin_next = || conversations.next().into_iter().for_each(|conversation| plain.send(conversation, 0));
+    (0..SENDERS * ARRAY).for_each(|_| begin_next());
+    for _ in 0..events {
+        let event = acknowledged.recv_timeout(patience(events)).unwrap();
+        match event % CALL + 1 {
+            CALL => begin_next(),
+            next => plain.send(event / CALL, next),
+        }
+    }
+    events as f64 / begun.elapsed().as_secs_f64()
+}
+
+impl<F: Fn(usize) + Send + Sync + 'static> Plain<F> {
     /// Sends one event of a conversation.
     fn send(&self, conversation_number: usize, number: usize) {
         let payload = event(conversation_number, number);
@@ -162,35 +193,6 @@ impl Plain {
         ];
         let event = conversation_number * CALL + number;
         self.producer.send(event, self.topic, &key, headers.into_iter(), payload.as_bytes());
-    }
-
-    /// As fast as librdkafka takes them, in batches as large as can be; how many a second that are.
-    fn rate(address: &str, events: usize) -> f64 {
-        let plain = Self::new(address, "plain", Duration::from_millis(5), events);
-        let begun = Instant::now();
-        (0..events).for_each(|event| plain.send(event / CALL, event % CALL));
-        for _ in 0..events {
-            plain.producer.acknowledged(plain.patience);
-        }
-        events as f64 / begun.elapsed().as_secs_f64()
-    }
-
-    /// In the bridge's order: as many conversations at a time as the backlog has, and an event of each only when the one before it was
-    /// acknowledged. Nobody who keeps that order can do more than this.
-    fn rate_in_order(address: &str, events: usize) -> f64 {
-        let plain = Self::new(address, "ordered", Duration::from_millis(1), events);
-        let begun = Instant::now();
-        let mut conversations = 0..events / CALL;
-        let mut begin_next = || conversations.next().into_iter().for_each(|conversation| plain.send(conversation, 0));
-        (0..SENDERS * ARRAY).for_each(|_| begin_next());
-        for _ in 0..events {
-            let event = plain.producer.acknowledged(plain.patience);
-            match event % CALL + 1 {
-                CALL => begin_next(),
-                next => plain.send(event / CALL, next),
-            }
-        }
-        events as f64 / begun.elapsed().as_secs_f64()
     }
 }
 
@@ -247,7 +249,7 @@ async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
     let peak = bridge.peak_rss_bytes() as f64 / MIB;
 
     let address = broker.address();
-    let producing = move || (Plain::rate_in_order(&address, events), Plain::rate(&address, events));
+    let producing = move || (rate_in_order(&address, events), rate(&address, events));
     let (in_order, freely) = tokio::task::spawn_blocking(producing).await.unwrap();
     println!(
         "a plain producer sends {in_order:.0} a second to the same broker in the same order, {freely:.0} in any: {:.0} % and {:.0} %; \

@@ -1,6 +1,5 @@
 //! A producer without a bridge, to compare one with.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -10,15 +9,12 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 
 /// librdkafka as the sink sets it up, and nothing else.
-pub struct PlainProducer {
-    producer: ThreadedProducer<Acknowledged>,
-    /// The numbers of the messages that were acknowledged.
-    acknowledged: mpsc::Receiver<Result<usize, KafkaError>>,
-}
+pub struct PlainProducer<F: Fn(usize) + Send + Sync + 'static>(ThreadedProducer<Acknowledged<F>>);
 
-impl PlainProducer {
-    /// With a longer `linger`, the more the fewer and larger the batches: good for whoever never runs out of messages.
-    pub fn new(address: &str, linger: Duration) -> Self {
+impl<F: Fn(usize) + Send + Sync + 'static> PlainProducer<F> {
+    /// With a longer `linger`, the more the fewer and larger the batches: good for whoever never runs out of messages. `acknowledged` is
+    /// called with the number of each message that the broker has acknowledged.
+    pub fn new(address: &str, linger: Duration, acknowledged: F) -> Self {
         let linger = linger.as_millis().to_string();
         let mut config = ClientConfig::new();
         for (property, value) in [
@@ -30,8 +26,7 @@ impl PlainProducer {
         ] {
             config.set(property, value);
         }
-        let (tell, acknowledged) = mpsc::channel();
-        Self { producer: config.create_with_context(Acknowledged(tell)).unwrap(), acknowledged }
+        Self(config.create_with_context(Acknowledged(acknowledged)).unwrap())
     }
 
     /// Hands a message over, as soon as there is room for it.
@@ -45,30 +40,26 @@ impl PlainProducer {
     ) {
         let headers = headers
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let mut record = BaseRecord::with_opaque_to(topic, Box::new(number)).key(key).payload(payload).headers(headers);
-        while let Err((error, back)) = self.producer.send(record) {
+        let mut record = BaseRecord::with_opaque_to(topic, number).key(key).payload(payload).headers(headers);
+        while let Err((error, back)) = self.0.send(record) {
             assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
             std::thread::sleep(Duration::from_millis(1));
             record = back;
         }
     }
-
-    /// The number of the next message that the broker acknowledges.
-    pub fn acknowledged(&self, within: Duration) -> usize {
-        self.acknowledged.recv_timeout(within).expect("an answer").expect("an acknowledgement")
-    }
 }
 
-struct Acknowledged(mpsc::Sender<Result<usize, KafkaError>>);
+struct Acknowledged<F>(F);
 
-impl ClientContext for Acknowledged {}
+impl<F: Send + Sync> ClientContext for Acknowledged<F> {}
 
-impl ProducerContext for Acknowledged {
-    type DeliveryOpaque = Box<usize>;
+impl<F: Fn(usize) + Send + Sync> ProducerContext for Acknowledged<F> {
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, number: Box<usize>) {
-        let result = result.as_ref().map(|_| *number).map_err(|(error, _)| error.clone());
-        // Nobody may be waiting any more.
-        let _ = self.0.send(result);
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        match result {
+            Ok(_) => (self.0)(number),
+            Err((error, _)) => eprintln!("a plain producer failed: {error}"),
+        }
     }
 }
