@@ -136,47 +136,52 @@ impl CatchingUp {
 }
 
 /// A producer without a bridge, which sends messages like the bridge's.
-struct Plain<F: Fn(usize) + Send + Sync + 'static> {
-    producer: kafka::PlainProducer<F>,
+struct Plain {
+    producer: kafka::PlainProducer<Box<dyn Fn(usize) + Send + Sync>>,
     topic: &'static str,
+    acknowledged: mpsc::Receiver<usize>,
 }
 
 /// How many events a second a plain producer sends as fast as librdkafka takes them, in batches as large as can be.
 fn rate(address: &str, events: usize) -> f64 {
-    let (tell, acknowledged) = mpsc::channel();
-    let linger = Duration::from_millis(5);
-    let producer = kafka::PlainProducer::new(address, linger, move |number| tell.send(number).unwrap_or_default());
-    let plain = Plain { producer, topic: "plain" };
+    let plain = Plain::new(address, "plain", Duration::from_millis(5));
     let begun = Instant::now();
     (0..events).for_each(|event| plain.send(event / CALL, event % CALL));
-    for _ in 0..events {
-        acknowledged.recv_timeout(patience(events)).unwrap();
-    }
+    plain.acknowledged(events, |_| {});
     events as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// The same in the bridge's order: as many conversations at a time as the backlog has, and an event of each only when the one before it
-/// was acknowledged. Nobody who keeps that order can do more.
+/// The same as the bridge does it: as many conversations at a time as the backlog has, and an event of each only when the one before it
+/// was acknowledged.
 fn rate_in_order(address: &str, events: usize) -> f64 {
-    let (tell, acknowledged) = mpsc::channel();
-    let linger = Duration::from_millis(1);
-    let producer = kafka::PlainProducer::new(address, linger, move |number| tell.send(number).unwrap_or_default());
-    let plain = Plain { producer, topic: "ordered" };
+    let plain = Plain::new(address, "ordered", Duration::from_millis(1));
     let begun = Instant::now();
     let mut conversations = 0..events / CALL;
     let mut begin_next = || conversations.next().into_iter().for_each(|conversation| plain.send(conversation, 0));
     (0..SENDERS * ARRAY).for_each(|_| begin_next());
-    for _ in 0..events {
-        let event = acknowledged.recv_timeout(patience(events)).unwrap();
-        match event % CALL + 1 {
-            CALL => begin_next(),
-            next => plain.send(event / CALL, next),
-        }
-    }
+    plain.acknowledged(events, |event| match event % CALL + 1 {
+        CALL => begin_next(),
+        next => plain.send(event / CALL, next),
+    });
     events as f64 / begun.elapsed().as_secs_f64()
 }
 
-impl<F: Fn(usize) + Send + Sync + 'static> Plain<F> {
+impl Plain {
+    fn new(address: &str, topic: &'static str, linger: Duration) -> Self {
+        let (tell, acknowledged) = mpsc::channel();
+        let tell = Box::new(move |number| tell.send(number).unwrap_or_default());
+        Self { producer: kafka::PlainProducer::new(address, linger, tell), topic, acknowledged }
+    }
+
+    /// Waits until so many events are acknowledged, and shows each.
+    fn acknowledged(&self, events: usize, mut show: impl FnMut(usize)) {
+        let deadline = Instant::now() + patience(events);
+        for _ in 0..events {
+            let left = deadline.saturating_duration_since(Instant::now());
+            show(self.acknowledged.recv_timeout(left).expect("an acknowledgement"));
+        }
+    }
+
     /// Sends one event of a conversation.
     fn send(&self, conversation_number: usize, number: usize) {
         let payload = event(conversation_number, number);
