@@ -2,6 +2,7 @@
 
 mod arriving;
 mod beginning;
+mod connection;
 mod places;
 pub mod proxy_protocol;
 mod socket;
@@ -15,15 +16,12 @@ pub use tls::Tls;
 use crate::metrics::LimitMetrics;
 use beginning::Spoken;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use connection::{Connection, Server};
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::server::conn::http1;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use places::Places;
 use socket::Socket;
 use std::convert::Infallible;
@@ -32,7 +30,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// How large the header of a request may be, how much of its body a connection holds, and what a client may send for a handshake.
 const BUFFER: usize = 32 << 10;
@@ -83,17 +81,40 @@ pub struct Limits {
 
 /// How what is spoken is served.
 struct Builders {
-    http1: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
     http2: auto::Builder<TokioExecutor>,
     either: auto::Builder<TokioExecutor>,
 }
 
 impl Builders {
+    fn new(limits: &Limits) -> Self {
+        let mut http1 = http1::Builder::new();
+        // A client may close its sending side behind its last request and still wants the answer.
+        http1.half_close(true);
+        // The socket sees to it that a header comes in time.
+        http1.header_read_timeout(None).max_buf_size(BUFFER);
+        // Answers are short: to copy one behind its header costs less than a call with two pieces.
+        http1.writev(false);
+        let mut either = auto::Builder::new(TokioExecutor::new());
+        either.http1().half_close(true).header_read_timeout(None).max_buf_size(BUFFER).writev(false);
+        either
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(HEADER_LIST)
+            .max_pending_accept_reset_streams(RESETS)
+            .max_local_error_reset_streams(OWN_RESETS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
+            .keep_alive_interval(limits.header_timeout);
+        Self { http1, http2: either.clone().http2_only(), either }
+    }
+
+    /// What is sure to be HTTP/1 is served by `http1` where it is not encrypted.
     fn of(&self, spoken: Spoken) -> &auto::Builder<TokioExecutor> {
         match spoken {
-            Spoken::Http1 => &self.http1,
             Spoken::Http2 => &self.http2,
-            Spoken::Either => &self.either,
+            Spoken::Http1 | Spoken::Either => &self.either,
         }
     }
 }
@@ -110,33 +131,12 @@ pub async fn serve<A, F>(
     A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let answer = Arc::new(answer);
     let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
     let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // A client may close its sending side behind its last request and still wants the answer.
-    builder.http1().half_close(true);
-    // The socket sees to it that a header comes in time.
-    builder.http1().header_read_timeout(None).max_buf_size(BUFFER);
-    // Answers are short: to copy one behind its header costs less than a call with two pieces.
-    builder.http1().writev(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(HEADER_LIST)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(OWN_RESETS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW)
-        .keep_alive_interval(limits.header_timeout);
-    let builders = Arc::new(Builders {
-        http1: builder.clone().http1_only(),
-        http2: builder.clone().http2_only(),
-        either: builder,
-    });
-    let (beginning, limits) = (Arc::new(beginning), Arc::new(limits));
-    let graceful = GracefulShutdown::new();
+    let server = Arc::new(Server { answer, builders: Builders::new(&limits), beginning, limits, requests });
+    let Server { beginning, limits, .. } = &*server;
+    // Connections hold a sender each: when all are gone, they have ended.
+    let (serving, mut served) = mpsc::channel::<Infallible>(1);
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -178,61 +178,15 @@ pub async fn serve<A, F>(
             _ = stop.wait_for(|stop| *stop) => break,
             place = places.take(owner, &watcher, evicted) => place,
         };
-        let answer = answer.clone();
-        let (requests, crowded) = (requests.clone(), limits.metrics.requests.clone());
-        let answering = watcher.clone();
-        let service = move |peer: Peer| {
-            service_fn(move |mut request: Request<Incoming>| {
-                let watcher = answering.clone();
-                let (version, has_body) = (request.version(), !request.body().is_end_stream());
-                let (open, others) = watcher.request_begins(version == Version::HTTP_2);
-                let mut peer = peer;
-                if others > 0 {
-                    match requests.clone().try_acquire_owned() {
-                        // Given back with the request, when its events are stored.
-                        Ok(permit) => drop(request.extensions_mut().insert(Arc::new(permit))),
-                        Err(_) => peer.crowded = true,
-                    }
-                    crowded.inc_by(u64::from(peer.crowded));
-                }
-                let request = request.map(|body| Arriving::new(body, watcher.clone()));
-                // Mapped and not awaited, as this future would then have room for that one twice.
-                answer(request, peer).map(move |mut answer| {
-                    let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
-                    if unread && version != Version::HTTP_2 {
-                        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    watcher.answered(unread);
-                    drop(open);
-                    Ok::<_, Infallible>(answer)
-                })
-            })
-        };
-        let (builders, finishing) = (builders.clone(), graceful.watcher());
-        let (beginning, limits, mut stop, mut peer) = (beginning.clone(), limits.clone(), stop.clone(), peer);
+        let (server, serving) = (server.clone(), serving.clone());
+        let connection = Connection { socket, watcher, peer, place, stop: stop.clone() };
         tokio::spawn(async move {
-            let begun = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => Err(io::ErrorKind::ConnectionAborted.into()),
-                // Boxed, so that the connection has no room for it afterwards.
-                begun = Box::pin(beginning.pass(socket, &watcher, &mut peer, &place, &limits)) => begun,
-            };
-            let error = match begun {
-                Ok((stream, spoken)) => {
-                    // The connection has no name, as this future would then have room for it twice.
-                    let served = finishing
-                        .watch(builders.of(spoken).serve_connection(TokioIo::new(stream), service(peer)).into_owned());
-                    served.await.err().map(|error| error.to_string())
-                }
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(error) = error {
-                tracing::debug!(error, peer = %peer.address, "a connection broke off");
-            }
-            drop(place);
+            server.serve(connection).await;
+            drop(serving);
         });
     }
-    drop(listener);
-    graceful.shutdown().await;
+    drop((listener, serving));
+    served.recv().await;
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Peer)> {

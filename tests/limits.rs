@@ -3,6 +3,7 @@
 mod connections;
 mod crowd;
 mod requests;
+mod rest;
 mod slow;
 mod streams;
 mod unpacking;
@@ -10,11 +11,18 @@ mod unpacking;
 use crate::bounds::assert_small;
 use crate::support::raw::Raw;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::time::Duration;
 use tokio::time::sleep;
 
 async fn bridge(settings: &str) -> Bridge {
     Bridge::start(&format!("{ANY_PORTS}{settings}{STDOUT}")).await
+}
+
+/// Lets this process have as many files as the system does, and so the bridge, which inherits that.
+fn open_many_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
 async fn limited(bridge: &Bridge, limit: &str) -> f64 {

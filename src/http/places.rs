@@ -6,6 +6,7 @@
 use super::socket::Watcher;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -16,12 +17,17 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How often somebody is looked for who has passed it.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// With so many connections taken it matters what each of them holds.
+const CROWD: usize = 1024;
+
 /// The places of a listener.
 #[derive(Debug)]
 pub struct Places {
     max: usize,
     max_per_peer: Option<usize>,
     taken: Mutex<Taken>,
+    /// How many those are.
+    count: AtomicUsize,
     freed: Notify,
 }
 
@@ -42,7 +48,7 @@ pub struct Place {
 impl Places {
     /// So many in all, and for one address.
     pub fn new(max: usize, max_per_peer: Option<usize>) -> Arc<Self> {
-        Arc::new(Self { max, max_per_peer, taken: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self { max, max_per_peer, taken: Mutex::default(), count: AtomicUsize::new(0), freed: Notify::new() })
     }
 
     /// Whether this address has all that it may have.
@@ -60,6 +66,7 @@ impl Places {
                     taken.next += 1;
                     let number = taken.next;
                     taken.connections.insert(number, (peer, watcher.clone()));
+                    self.count.store(taken.connections.len(), Ordering::Relaxed);
                     return Place { number, places: self.clone() };
                 }
                 taken.idlest()
@@ -80,6 +87,11 @@ impl Places {
 }
 
 impl Place {
+    /// Whether very many others have one.
+    pub fn is_in_a_crowd(&self) -> bool {
+        self.places.count.load(Ordering::Relaxed) > CROWD
+    }
+
     /// Whose it is turns out to be this address. Says whether that may have it.
     pub fn is_of(&self, peer: IpAddr) -> bool {
         let mut taken = self.places.taken();
@@ -106,7 +118,10 @@ impl Taken {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken().connections.remove(&self.number);
+        let mut taken = self.places.taken();
+        taken.connections.remove(&self.number);
+        self.places.count.store(taken.connections.len(), Ordering::Relaxed);
+        drop(taken);
         self.places.freed.notify_one();
     }
 }

@@ -1,5 +1,6 @@
 //! A client's socket, closed so that the client can read the last answer, and not waited on for ever.
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use std::future::poll_fn;
 use std::io;
@@ -34,6 +35,8 @@ pub struct Socket {
     discarded: usize,
     /// How many bytes may still be read, about.
     allowance: usize,
+    /// What was read and given back, which is to be read again.
+    returned: Bytes,
 }
 
 /// What the service, the socket and the places tell each other.
@@ -47,6 +50,10 @@ pub struct Watcher {
     http2: AtomicBool,
     /// Bytes came that no answer has accounted for.
     unanswered: AtomicBool,
+    /// The client has not read all of an answer.
+    unread: AtomicBool,
+    /// The socket outlives what is spoken on it.
+    kept: AtomicBool,
     /// Whether it is the client's turn, to send or to read, and since when it was: since its last request began or was answered, in
     /// milliseconds after `begun`. A byte now and then does not begin it anew.
     waiting: AtomicBool,
@@ -75,6 +82,8 @@ impl Watcher {
             incomplete: AtomicUsize::default(),
             http2: AtomicBool::default(),
             unanswered: AtomicBool::default(),
+            unread: AtomicBool::default(),
+            kept: AtomicBool::default(),
             waiting: AtomicBool::default(),
             since: AtomicU64::default(),
             evicted: AtomicBool::default(),
@@ -108,6 +117,19 @@ impl Watcher {
     /// Whether the client has had an answer to any request.
     pub fn was_answered(&self) -> bool {
         self.requests.load(Ordering::Relaxed) > self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether all requests have their answers, which are with the client's system, and nothing has come since.
+    pub fn rests(&self) -> bool {
+        self.was_answered()
+            && self.open.load(Ordering::Relaxed) == 0
+            && !self.unanswered.load(Ordering::Relaxed)
+            && !self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether the socket is to stay open when it is told to shut down.
+    pub fn keep(&self, keep: bool) {
+        self.kept.store(keep, Ordering::Relaxed);
     }
 
     /// For how long a header or a body has been waited for, or that an answer is read; `None` if it is we who are to do something. Over
@@ -162,6 +184,7 @@ impl Socket {
                 closing: None,
                 discarded: 0,
                 allowance: usize::MAX,
+                returned: Bytes::new(),
             },
             kept,
         )
@@ -170,6 +193,26 @@ impl Socket {
     /// From now on reading fails when the client has sent about as many bytes as this.
     pub fn allow(&mut self, bytes: usize) {
         self.allowance = bytes;
+    }
+
+    /// Has these bytes read again, which were read last. Copied, as they lie in a buffer that is larger.
+    pub fn give_back(&mut self, bytes: &[u8]) {
+        self.returned = Bytes::copy_from_slice(bytes);
+    }
+
+    /// Waits until there is something to read, or the client has ended its side.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        if !self.returned.is_empty() {
+            return Ok(());
+        }
+        poll_fn(|cx| match self.stream.poll_read_ready(cx) {
+            Poll::Ready(ready) => {
+                self.watcher.waiting.store(false, Ordering::Relaxed);
+                Poll::Ready(ready)
+            }
+            Poll::Pending => self.poll_waiting(cx).map(Err),
+        })
+        .await
     }
 
     /// Waits until something comes, which stays to be read, and says how much of it is now in `room`; nothing if the client has
@@ -217,7 +260,11 @@ impl Socket {
 
     /// What writing came to, or that it takes too long.
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+        let unread = written.is_pending();
+        if unread || self.writable.is_some() {
+            self.watcher.unread.store(unread, Ordering::Relaxed);
+        }
+        if !unread {
             self.writable = None;
             return written;
         }
@@ -233,7 +280,14 @@ impl AsyncRead for Socket {
             return Poll::Ready(Err(io::Error::other("the client sends too much")));
         }
         let before = buffer.filled().len();
-        if let Poll::Ready(result) = pin!(&mut self.stream).poll_read(cx, buffer) {
+        let read = if self.returned.is_empty() {
+            pin!(&mut self.stream).poll_read(cx, buffer)
+        } else {
+            let count = self.returned.len().min(buffer.remaining());
+            buffer.put_slice(&self.returned.split_to(count));
+            Poll::Ready(Ok(()))
+        };
+        if let Poll::Ready(result) = read {
             self.allowance = self.allowance.saturating_sub(buffer.filled().len() - before);
             if buffer.filled().len() > before {
                 self.watcher.unanswered.store(true, Ordering::Relaxed);
@@ -269,6 +323,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watcher.kept.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         if self.closing.is_none() {
             ready!(pin!(&mut self.stream).poll_shutdown(cx))?;
             self.closing = Some(Box::pin(sleep(LINGER)));

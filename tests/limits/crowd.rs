@@ -3,7 +3,6 @@
 use super::*;
 use crate::support::eventually;
 use futures_util::future::join_all;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::time::Instant;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -60,9 +59,7 @@ async fn p99(bridge: &Bridge, what: &str) -> Duration {
 
 #[tokio::test]
 async fn a_thousand_slow_clients_do_not_slow_another() {
-    // Ours as well as the bridge's, which inherits it.
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    open_many_files();
     // None of them is ended: it is the bridge that bears them.
     let patience = "header_timeout = '1h'\nbody_timeout = '1h'\nmin_body_rate = '0B'\n";
     let bridge = bridge(&format!("max_connections = {}\n{patience}", CLIENTS + 10)).await;

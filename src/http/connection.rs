@@ -1,0 +1,178 @@
+//! One connection, from what comes before HTTP to its end.
+//!
+//! For each connection over HTTP/1 hyper holds 16 KiB of buffers and the room for an answer's future, also while the connection
+//! waits for the next request. One in a crowd is taken out of hyper whenever it does, and nothing is left of it but the socket.
+
+use super::beginning::Spoken;
+use super::places::Place;
+use super::socket::{Socket, Watcher};
+use super::tls::Stream;
+use super::{Answer, Arriving, Beginning, BodyUnread, Builders, Limits, Peer};
+use futures_util::FutureExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1::Parts;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Version};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use tokio::sync::{Semaphore, watch};
+
+/// What all connections of a server have in common.
+pub(super) struct Server<A> {
+    pub answer: A,
+    pub builders: Builders,
+    pub beginning: Beginning,
+    pub limits: Limits,
+    /// For requests that share a connection.
+    pub requests: Arc<Semaphore>,
+}
+
+/// An accepted connection that has its place.
+pub(super) struct Connection {
+    pub socket: Socket,
+    pub watcher: Arc<Watcher>,
+    pub peer: Peer,
+    pub place: Place,
+    pub stop: watch::Receiver<bool>,
+}
+
+impl<A, F> Server<A>
+where
+    A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    /// Serves a connection until the client or an error ends it, or the server stops and the requests that have begun have their
+    /// answers.
+    pub async fn serve(self: Arc<Self>, connection: Connection) {
+        let Connection { socket, watcher, mut peer, place, mut stop } = connection;
+        let begun = tokio::select! {
+            () = told_to_stop(&mut stop) => Err(io::ErrorKind::ConnectionAborted.into()),
+            // Boxed, so that the connection has no room for it afterwards.
+            begun = Box::pin(self.beginning.pass(socket, &watcher, &mut peer, &place, &self.limits)) => begun,
+        };
+        let served = match begun {
+            Ok((Stream::Plain(socket), Spoken::Http1)) => self.serve_http1(socket, &watcher, peer, &place, stop).await,
+            Ok((stream, spoken)) => Box::pin(self.serve_any(stream, spoken, &watcher, peer, stop)).await,
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = served {
+            tracing::debug!(error, peer = %peer.address, "a connection broke off");
+        }
+    }
+
+    async fn serve_any(
+        self: &Arc<Self>,
+        stream: Stream,
+        spoken: Spoken,
+        watcher: &Arc<Watcher>,
+        peer: Peer,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let service = self.service(watcher.clone(), peer);
+        let mut connection = pin!(self.builders.of(spoken).serve_connection(TokioIo::new(stream), service));
+        let served = tokio::select! {
+            biased;
+            () = told_to_stop(&mut stop) => None,
+            served = connection.as_mut() => Some(served),
+        };
+        let served = match served {
+            Some(served) => served,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        served.map_err(|error| error.to_string())
+    }
+
+    async fn serve_http1(
+        self: &Arc<Self>,
+        mut socket: Socket,
+        watcher: &Arc<Watcher>,
+        peer: Peer,
+        place: &Place,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let mut stopped = pin!(told_to_stop(&mut stop));
+        let mut stopping = false;
+        loop {
+            let service = self.service(watcher.clone(), peer);
+            let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
+            let served = poll_fn(|cx| {
+                let mut connection = Pin::new(&mut *connection);
+                if !stopping && stopped.as_mut().poll(cx).is_ready() {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                if let Poll::Ready(served) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(Some(served));
+                }
+                if stopping || !place.is_in_a_crowd() || !watcher.rests() {
+                    return Poll::Pending;
+                }
+                // It ends now if hyper agrees that it rests; else behind its next answer, which tells the client so.
+                watcher.keep(true);
+                connection.as_mut().graceful_shutdown();
+                let ended = connection.poll(cx);
+                watcher.keep(false);
+                ended.map(|ended| ended.err().map(Err))
+            });
+            if let Some(served) = served.await {
+                return served.map_err(|error| error.to_string());
+            }
+            let Parts { io, read_buf, .. } = connection.into_parts();
+            socket = io.into_inner();
+            socket.give_back(&read_buf);
+            drop(read_buf);
+            tokio::select! {
+                biased;
+                () = stopped.as_mut() => return Ok(()),
+                readable = socket.readable() => readable.map_err(|error| error.to_string())?,
+            }
+        }
+    }
+
+    fn service(
+        self: &Arc<Self>,
+        watcher: Arc<Watcher>,
+        peer: Peer,
+    ) -> impl Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send> + Send + use<A, F> {
+        let server = self.clone();
+        service_fn(move |mut request: Request<Incoming>| {
+            let watcher = watcher.clone();
+            let (version, has_body) = (request.version(), !request.body().is_end_stream());
+            let (open, others) = watcher.request_begins(version == Version::HTTP_2);
+            let mut peer = peer;
+            if others > 0 {
+                match server.requests.clone().try_acquire_owned() {
+                    // Given back with the request, when its events are stored.
+                    Ok(permit) => drop(request.extensions_mut().insert(Arc::new(permit))),
+                    Err(_) => peer.crowded = true,
+                }
+                server.limits.metrics.requests.inc_by(u64::from(peer.crowded));
+            }
+            let request = request.map(|body| Arriving::new(body, watcher.clone()));
+            // Mapped and not awaited, as this future would then have room for that one twice.
+            (server.answer)(request, peer).map(move |mut answer| {
+                let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
+                if unread && version != Version::HTTP_2 {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                watcher.answered(unread);
+                drop(open);
+                Ok::<_, Infallible>(answer)
+            })
+        })
+    }
+}
+
+/// Resolves when the server is to stop.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
