@@ -16,7 +16,7 @@ pub use tls::Tls;
 use crate::metrics::LimitMetrics;
 use beginning::Spoken;
 use bytes::Bytes;
-use connection::{Connection, Server};
+use connection::{Connection, Server, TURNS};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
@@ -133,7 +133,14 @@ pub async fn serve<A, F>(
 {
     let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
     let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
-    let server = Arc::new(Server { answer, builders: Builders::new(&limits), beginning, limits, requests });
+    let server = Arc::new(Server {
+        answer,
+        builders: Builders::new(&limits),
+        beginning,
+        limits,
+        requests,
+        turns: Semaphore::new(TURNS),
+    });
     let Server { beginning, limits, .. } = &*server;
     // Connections hold a sender each: when all are gone, they have ended.
     let (serving, mut served) = mpsc::channel::<Infallible>(1);

@@ -1,7 +1,8 @@
 //! One connection, from what comes before HTTP to its end.
 //!
 //! For each connection over HTTP/1 hyper holds 16 KiB of buffers and the room for an answer's future, also while the connection
-//! waits for the next request. One in a crowd is taken out of hyper whenever it does, and nothing is left of it but the socket.
+//! waits for the next request. One in a crowd is taken out of hyper whenever it does, and nothing is left of it but the socket; and
+//! those whose requests have come take turns.
 
 use super::beginning::Spoken;
 use super::places::Place;
@@ -21,7 +22,14 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+/// How many connections of a crowd are served at a time, and how long the next waits for its turn at the most: should those before it
+/// wait for something themselves, it is not held up for long. A turn ends when it is the client's again.
+pub(super) const TURNS: usize = 512;
+const TURN: Duration = Duration::from_secs(1);
 
 /// What all connections of a server have in common.
 pub(super) struct Server<A> {
@@ -31,6 +39,8 @@ pub(super) struct Server<A> {
     pub limits: Limits,
     /// For requests that share a connection.
     pub requests: Arc<Semaphore>,
+    /// [`TURNS`].
+    pub turns: Semaphore,
 }
 
 /// An accepted connection that has its place.
@@ -102,6 +112,10 @@ where
         let mut stopped = pin!(told_to_stop(&mut stop));
         let mut stopping = false;
         loop {
+            let mut turn = None;
+            if place.is_in_a_crowd() {
+                turn = timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok);
+            }
             let service = self.service(watcher.clone(), peer);
             let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
             let served = poll_fn(|cx| {
@@ -112,6 +126,9 @@ where
                 }
                 if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                     return Poll::Ready(Some(served));
+                }
+                if watcher.is_waiting() {
+                    turn = None;
                 }
                 if stopping || !place.is_in_a_crowd() || !watcher.rests() {
                     return Poll::Pending;
@@ -129,7 +146,7 @@ where
             let Parts { io, read_buf, .. } = connection.into_parts();
             socket = io.into_inner();
             socket.give_back(&read_buf);
-            drop(read_buf);
+            drop((read_buf, turn));
             tokio::select! {
                 biased;
                 () = stopped.as_mut() => return Ok(()),

@@ -127,6 +127,11 @@ impl Watcher {
             && !self.unread.load(Ordering::Relaxed)
     }
 
+    /// Whether it is the client's turn.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether the socket is to stay open when it is told to shut down.
     pub fn keep(&self, keep: bool) {
         self.kept.store(keep, Ordering::Relaxed);

@@ -122,3 +122,30 @@ async fn a_connection_of_a_crowd_ends_for_others_or_when_it_has_been_idle_for_lo
         assert!(client.ends(PATIENCE).await);
     }
 }
+
+/// Those of a crowd whose requests have come take turns, and one whose answer waits for something itself does not keep the next from its own.
+#[tokio::test]
+async fn whoever_waits_for_a_dead_sink_holds_up_nobody_of_a_crowd() {
+    open_many_files();
+    let settings = format!("max_connections = {}\nack = 'delivered'\ndelivery_timeout = '5min'\n", 2 * CROWD);
+    let dead = "[sinks.dead]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\ntopic = 't'\n";
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}{dead}")).await;
+    let mut others = Vec::new();
+    for number in 0..CROWD {
+        let mut client = Raw::connect(&bridge).await;
+        client.send(Raw::head("GET", "")).await;
+        assert_eq!(client.answer().await.status, 405, "{number}");
+        others.push(client);
+    }
+    for (number, client) in others.iter_mut().enumerate() {
+        client.send(Raw::post(&event("waiting", number))).await;
+    }
+    eventually(PATIENCE, "all are stored, however many wait", async || {
+        bridge.metric("cdrelay_spool_appended_total").await == Some(CROWD as f64)
+    })
+    .await;
+    let mut client = Raw::connect(&bridge).await;
+    client.send(Raw::head("GET", "")).await;
+    assert_eq!(client.answer().await.status, 405);
+    assert!(others[0].try_answer(Duration::from_millis(10)).await.is_none(), "the sink is dead");
+}
