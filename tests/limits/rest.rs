@@ -130,22 +130,29 @@ async fn whoever_waits_for_a_dead_sink_holds_up_nobody_of_a_crowd() {
     let settings = format!("max_connections = {}\nack = 'delivered'\ndelivery_timeout = '5min'\n", 2 * CROWD);
     let dead = "[sinks.dead]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\ntopic = 't'\n";
     let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}{dead}")).await;
+    // Answered at once.
+    let nowhere = "GET /nowhere HTTP/1.1\r\nhost: test\r\n\r\n";
     let mut others = Vec::new();
     for number in 0..CROWD {
         let mut client = Raw::connect(&bridge).await;
-        client.send(Raw::head("GET", "")).await;
-        assert_eq!(client.answer().await.status, 405, "{number}");
+        client.send(nowhere).await;
+        assert_eq!(client.answer().await.status, 404, "{number}");
         others.push(client);
+    }
+    // Those that came before there was a crowd belong to it now.
+    for client in &mut others {
+        client.send(nowhere).await;
+        assert_eq!(client.answer().await.status, 404);
     }
     for (number, client) in others.iter_mut().enumerate() {
         client.send(Raw::post(&event("waiting", number))).await;
     }
     eventually(PATIENCE, "all are stored, however many wait", async || {
-        bridge.metric("cdrelay_spool_appended_total").await == Some(CROWD as f64)
+        bridge.metric("cdrelay_spool_appended_records_total").await == Some(CROWD as f64)
     })
     .await;
     let mut client = Raw::connect(&bridge).await;
-    client.send(Raw::head("GET", "")).await;
-    assert_eq!(client.answer().await.status, 405);
+    client.send(nowhere).await;
+    assert_eq!(client.answer().await.status, 404);
     assert!(others[0].try_answer(Duration::from_millis(10)).await.is_none(), "the sink is dead");
 }
