@@ -186,7 +186,7 @@ pub async fn serve<A, F>(
             place = places.take(owner, &watcher, evicted) => place,
         };
         let (server, serving) = (server.clone(), serving.clone());
-        let connection = Connection { socket, watcher, peer, place, stop: stop.clone() };
+        let connection = Connection { socket: Box::new(socket), watcher, peer, place, stop: stop.clone() };
         tokio::spawn(async move {
             server.serve(connection).await;
             drop(serving);

@@ -20,7 +20,7 @@ impl Beginning {
     /// Makes a connection of the socket, and says what is spoken on it, and whose it is; or ends it.
     pub(super) async fn pass(
         &self,
-        mut socket: Socket,
+        mut socket: Box<Socket>,
         watcher: &Watcher,
         peer: &mut Peer,
         place: &Place,
@@ -37,7 +37,8 @@ impl Beginning {
             let spoken = spoken(&mut socket).await?;
             return Ok((Stream::Plain(socket), spoken));
         };
-        let stream = tls.shake_hands(socket, watcher, limits.header_timeout).await?;
+        // Boxed, so that other connections have no room for it.
+        let stream = Box::pin(tls.shake_hands(*socket, watcher, limits.header_timeout)).await?;
         let spoken = if stream.speaks_http2() { Spoken::Http2 } else { Spoken::Either };
         Ok((stream, spoken))
     }

@@ -45,7 +45,8 @@ pub(super) struct Server<A> {
 
 /// An accepted connection that has its place.
 pub(super) struct Connection {
-    pub socket: Socket,
+    /// Boxed, as it is handed on several times.
+    pub socket: Box<Socket>,
     pub watcher: Arc<Watcher>,
     pub peer: Peer,
     pub place: Place,
@@ -103,7 +104,7 @@ where
 
     async fn serve_http1(
         self: &Arc<Self>,
-        mut socket: Socket,
+        mut socket: Box<Socket>,
         watcher: &Arc<Watcher>,
         peer: Peer,
         place: &Place,

@@ -75,8 +75,8 @@ impl Tls {
 /// What hyper reads from and writes to. The socket is below the encryption, so that its deadlines hold for both.
 pub enum Stream {
     /// Without encryption.
-    Plain(Socket),
-    /// Boxed, since it is large.
+    Plain(Box<Socket>),
+    /// With it.
     Tls(Box<TlsStream<Socket>>),
 }
 
@@ -90,7 +90,7 @@ impl Stream {
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Plain(socket) => Pin::new(&mut **socket).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
@@ -99,7 +99,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Plain(socket) => Pin::new(&mut **socket).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -110,7 +110,7 @@ impl AsyncWrite for Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Self::Plain(socket) => Pin::new(&mut **socket).poll_write_vectored(cx, slices),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
@@ -124,14 +124,14 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Plain(socket) => Pin::new(&mut **socket).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Plain(socket) => Pin::new(&mut **socket).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

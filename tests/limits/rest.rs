@@ -24,7 +24,7 @@ async fn crowd(bridge: &Bridge, name: &str, count: usize) -> Vec<Raw> {
 
 #[tokio::test]
 async fn a_connection_of_a_crowd_takes_very_little_memory() {
-    const EACH: u64 = 6 << 10;
+    const EACH: u64 = 4 << 10;
     open_many_files();
     let bridge = bridge(&format!("max_connections = {}\n", 2 * CROWD)).await;
     // Those that come before there is a crowd hold what they do until their next request.
