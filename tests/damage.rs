@@ -31,6 +31,11 @@ async fn backlog() -> (nats::Server, Bridge) {
         assert_eq!(send(&bridge, first..first + 50).await, (50, 0));
     }
     assert!(segments(&bridge).len() > 10);
+    eventually(PATIENCE, "all but the last have their final length", async || {
+        let lengths: Vec<_> = segments(&bridge).values().map(|file| fs::metadata(file).unwrap().len()).collect();
+        lengths.iter().rev().skip(1).all(|length| *length < 64 << 10)
+    })
+    .await;
     (server, bridge)
 }
 
