@@ -16,7 +16,7 @@ pub use tls::Tls;
 use crate::metrics::LimitMetrics;
 use beginning::Spoken;
 use bytes::Bytes;
-use connection::{Connection, Server, TURNS};
+use connection::{Connection, Server};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// How large the header of a request may be, how much of its body a connection holds, and what a client may send for a handshake.
 const BUFFER: usize = 32 << 10;
@@ -96,6 +96,7 @@ impl Builders {
         // Answers are short: to copy one behind its header costs less than a call with two pieces.
         http1.writev(false);
         let mut either = auto::Builder::new(TokioExecutor::new());
+        // As above.
         either.http1().half_close(true).header_read_timeout(None).max_buf_size(BUFFER).writev(false);
         either
             .http2()
@@ -132,15 +133,7 @@ pub async fn serve<A, F>(
     F: Future<Output = Answer> + Send + 'static,
 {
     let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
-    let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
-    let server = Arc::new(Server {
-        answer,
-        builders: Builders::new(&limits),
-        beginning,
-        limits,
-        requests,
-        turns: Semaphore::new(TURNS),
-    });
+    let server = Arc::new(Server::new(answer, beginning, limits));
     let Server { beginning, limits, .. } = &*server;
     // Connections hold a sender each: when all are gone, they have ended.
     let (serving, mut served) = mpsc::channel::<Infallible>(1);

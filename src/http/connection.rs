@@ -28,19 +28,19 @@ use tokio::time::timeout;
 
 /// How many connections of a crowd are served at a time, and how long the next waits for its turn at the most: should those before it
 /// wait for something themselves, it is not held up for long. A turn ends when it is the client's again.
-pub(super) const TURNS: usize = 512;
+const TURNS: usize = 512;
 const TURN: Duration = Duration::from_secs(1);
 
 /// What all connections of a server have in common.
 pub(super) struct Server<A> {
-    pub answer: A,
-    pub builders: Builders,
     pub beginning: Beginning,
     pub limits: Limits,
+    answer: A,
+    builders: Builders,
     /// For requests that share a connection.
-    pub requests: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
     /// [`TURNS`].
-    pub turns: Semaphore,
+    turns: Semaphore,
 }
 
 /// An accepted connection that has its place.
@@ -58,6 +58,12 @@ where
     A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
+    pub fn new(answer: A, beginning: Beginning, limits: Limits) -> Self {
+        let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
+        let builders = Builders::new(&limits);
+        Self { beginning, limits, answer, builders, requests, turns: Semaphore::new(TURNS) }
+    }
+
     /// Serves a connection until the client or an error ends it, or the server stops and the requests that have begun have their
     /// answers.
     pub async fn serve(self: Arc<Self>, connection: Connection) {
