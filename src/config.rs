@@ -7,8 +7,10 @@ mod environment;
 mod error;
 mod ingress;
 mod keys;
+mod log;
 
 pub use error::ConfigError;
+pub use log::{Log, LogFormat};
 
 use crate::dispatch;
 use crate::ingress as webhooks;
@@ -78,32 +80,6 @@ impl Default for Shutdown {
     fn default() -> Self {
         Self { delay: Duration::ZERO, grace: Duration::from_secs(10) }
     }
-}
-
-/// `[log]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// A level, or directives such as `info,cdrelay::spool=debug`.
-    pub level: String,
-    /// How lines look.
-    pub format: LogFormat,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
-    }
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// `[sinks.NAME]`

@@ -77,10 +77,10 @@ impl Config {
             format!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
         );
         check(
-            tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
+            self.log.targets().is_some(),
             "log.level",
             format!(
-                "found {:?}; allowed are error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`",
+                "found {:?}; allowed are off, error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`",
                 self.log.level
             ),
         );
