@@ -76,14 +76,6 @@ impl Config {
             "admin.listen",
             format!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
         );
-        check(
-            self.log.targets().is_some(),
-            "log.level",
-            format!(
-                "found {:?}; allowed are off, error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`",
-                self.log.level
-            ),
-        );
         for (key, none) in [
             ("max_connections", ingress.max_connections == 0),
             ("max_connections_per_peer", ingress.max_connections_per_peer == Some(0)),

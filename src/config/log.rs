@@ -1,21 +1,24 @@
 //! What is logged, and how it looks.
 
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+use std::fmt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// A level, or directives such as `info,cdrelay::spool=debug`.
-    pub level: String,
+    /// What is logged: a level, or directives such as `info,cdrelay::spool=debug`.
+    #[serde(deserialize_with = "levels")]
+    pub level: Targets,
     /// How lines look.
     pub format: LogFormat,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self { level: Targets::new().with_default(LevelFilter::INFO), format: LogFormat::Text }
     }
 }
 
@@ -29,19 +32,30 @@ pub enum LogFormat {
     Json,
 }
 
-impl Log {
-    /// What `level` lets through; `None` if it is neither a level nor directives. A name alone would be taken for a module whose every line is
-    /// wanted, and a level with a slip of the pen for such a name.
-    pub fn targets(&self) -> Option<Targets> {
-        let mut targets = Targets::new();
-        for directive in self.level.split(',').map(str::trim) {
-            targets = match directive.split_once('=') {
-                Some((target, level)) => targets.with_target(name(target)?, parse(level)?),
-                None => targets.with_default(parse(directive)?),
-            };
-        }
-        Some(targets)
+fn levels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
+    deserializer.deserialize_str(Levels)
+}
+
+struct Levels;
+
+impl Visitor<'_> for Levels {
+    type Value = Targets;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("off, error, warn, info, debug, trace, or directives such as `info,cdrelay::spool=debug`")
     }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Targets, E> {
+        parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+/// Stricter than [`Targets`] itself: it takes a name alone for a module whose every line is wanted, and so a level with a slip of the pen.
+fn parse(text: &str) -> Option<Targets> {
+    text.split(',').map(str::trim).try_fold(Targets::new(), |targets, directive| match directive.split_once('=') {
+        Some((module, text)) => Some(targets.with_target(name(module)?, level(text)?)),
+        None => Some(targets.with_default(level(directive)?)),
+    })
 }
 
 /// The path of a module, for all below it.
@@ -51,7 +65,7 @@ fn name(text: &str) -> Option<&str> {
 }
 
 /// A level by its name; `tracing` would take numbers and nothing at all for levels too.
-fn parse(text: &str) -> Option<LevelFilter> {
+fn level(text: &str) -> Option<LevelFilter> {
     let named = text.chars().all(|character| character.is_ascii_alphabetic());
     text.parse().ok().filter(|_| named && !text.is_empty())
 }
@@ -61,17 +75,13 @@ mod tests {
     use super::*;
     use tracing_subscriber::filter::LevelFilter as Level;
 
-    fn targets(level: &str) -> Option<Targets> {
-        Log { level: level.into(), ..Log::default() }.targets()
-    }
-
     #[test]
     fn levels_and_directives_are_told_from_slips_of_the_pen() {
-        assert_eq!(targets("info"), Some(Targets::new().with_default(Level::INFO)));
-        assert_eq!(targets("OFF"), Some(Targets::new().with_default(Level::OFF)));
+        assert_eq!(parse("info"), Some(Targets::new().with_default(Level::INFO)));
+        assert_eq!(parse("OFF"), Some(Targets::new().with_default(Level::OFF)));
         let expected = Targets::new().with_default(Level::WARN).with_target("cdrelay::spool", Level::DEBUG);
         for same in ["warn,cdrelay::spool=debug", "cdrelay::spool=debug, warn"] {
-            assert_eq!(targets(same), Some(expected.clone()), "{same}");
+            assert_eq!(parse(same), Some(expected.clone()), "{same}");
         }
         for wrong in [
             "",
@@ -86,7 +96,7 @@ mod tests {
             "a=b=info",
             "a[b]=info",
         ] {
-            assert_eq!(targets(wrong), None, "{wrong}");
+            assert_eq!(parse(wrong), None, "{wrong}");
         }
     }
 }

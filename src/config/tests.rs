@@ -75,6 +75,10 @@ fn errors_name_origin_key_finding_and_remedy() {
     assert!(size.contains("`spool.max_size`") && size.contains("1GiB"), "{size}");
     let address = problems(&format!("{STDOUT}[admin]\nlisten = 'here'"));
     assert!(address.contains("`admin.listen`") && address.contains("127.0.0.1:8080"), "{address}");
+    for found in ["a=b=c", "warning", ""] {
+        let level = problems(&format!("{STDOUT}[log]\nlevel = '{found}'"));
+        assert!(level.contains(&format!("`log.level`: found string {found:?}; allowed is off, error")), "{level}");
+    }
     let template = problems("[sinks.out]\ntype = 'stdout'\nkey = '{team'");
     assert!(template.contains("`sinks.out.key`") && template.contains("character 1"), "{template}");
     let subject = problems("[sinks.n]\ntype = 'nats'\nsubject = 'a..b'");
@@ -156,7 +160,6 @@ fn contradictions_are_found() {
         ("[ingress]\nlisten = '127.0.0.1:9090'", "admin.listen"),
         ("[ingress.decode]\nmax_depth = 1000", "ingress.decode.max_depth"),
         ("[spool]\nsegment_size = '1GiB'", "spool.segment_size"),
-        ("[log]\nlevel = 'a=b=c'", "log.level"),
         ("max_in_flight = 0", "sinks.out.max_in_flight"),
         ("look_ahead = '0'", "sinks.out.look_ahead"),
     ] {
