@@ -1,6 +1,7 @@
 //! Long outages: the backlog grows on the disk and not in memory, and when the broker is back it is caught up with in order, while
 //! webhooks go on being acknowledged. Twice: a broker that has just been started may be slow for as long as its machine code is
 //! not compiled, so it is the second catching up, with a broker that only did not answer, that is compared with plain producers.
+//! The same with three copies of each message, as in production, where the brokers have three times the work.
 //!
 //! 100,000 events each by default. With a million, and against a release build, which the figures are about:
 //!
@@ -17,7 +18,7 @@ use futures_util::future::{join, join_all};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use crate::support::{Bridge, PATIENCE, eventually, kafka};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, kafka};
 
 const MIB: f64 = 1_048_576.0;
 /// A build for debugging has a larger file to map, see `bounds.rs`.
@@ -207,21 +208,66 @@ struct Mark {
     number: usize,
 }
 
+/// How many events a backlog has.
+fn events() -> usize {
+    let wanted = std::env::var("CDRELAY_BACKLOG").map_or(100_000, |count| count.parse().expect("a number"));
+    wanted - wanted % (SENDERS * ARRAY * CALL)
+}
+
+const TOPICS: [&str; 3] = ["cdr", "plain", "ordered"];
+const PARTITIONS: i32 = 12;
+
+async fn bridge_to(brokers: &str) -> Bridge {
+    Bridge::start(&format!(
+        "{ANY_PORTS}[spool]\nmax_size = '2GiB'\n[sinks.kafka]\ntype = 'kafka'\nbrokers = '{brokers}'\ntopic = 'cdr'"
+    ))
+    .await
+}
+
+/// Tells how a bridge that has caught up at this rate compares with plain producers that send as many events to the same brokers.
+async fn compare(brokers: String, events: usize, caught_up: &CatchingUp) {
+    let producing = move || (rate_in_order(&brokers, events), rate(&brokers, events));
+    let (in_order, freely) = tokio::task::spawn_blocking(producing).await.unwrap();
+    println!(
+        "a plain producer sends {in_order:.0} a second to the same brokers in the same order, {freely:.0} in any: {:.0} % and {:.0} %",
+        100.0 * caught_up.rate / in_order,
+        100.0 * caught_up.rate / freely
+    );
+}
+
+/// Checks that the topic has every event of these backlogs, and of the new ones that came meanwhile, in order. The latter's
+/// conversation follows those of the backlog.
+async fn nothing_is_missing(brokers: &str, backlogs: &[(Range<usize>, CatchingUp)]) {
+    let conversations = backlogs.iter().map(|(backlog, _)| backlog.end + 1).max().unwrap();
+    let within = patience(conversations * CALL);
+    let next = kafka::fold_all(brokers, "cdr", within, vec![0; conversations], |next, payload| {
+        let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
+        let conversation: usize = conversation_uuid.rsplit_once('-').unwrap().1.parse().unwrap();
+        assert_eq!(number, next[conversation], "the next event of {conversation_uuid}");
+        next[conversation] += 1;
+    })
+    .await;
+    for (backlog, caught_up) in backlogs {
+        assert!(next[backlog.clone()].iter().all(|count| *count == CALL), "some are lost");
+        assert_eq!(next[backlog.end], caught_up.latencies.len());
+    }
+}
+
+fn peak(bridge: &Bridge) -> f64 {
+    let peak = bridge.peak_rss_bytes() as f64 / MIB;
+    println!("{peak:.1} MiB of memory at the most");
+    peak
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
-    let wanted = std::env::var("CDRELAY_BACKLOG").map_or(100_000, |count| count.parse().expect("a number"));
-    let events = wanted - wanted % (SENDERS * ARRAY * CALL);
+    let events = events();
     let mut broker = kafka::Broker::start(&[]).await;
-    for topic in ["cdr", "plain", "ordered"] {
-        kafka::create_topic(&broker.address(), topic, 12).await;
+    for topic in TOPICS {
+        kafka::create_topic(&broker.address(), topic, PARTITIONS).await;
     }
     broker.stop().await;
-    let bridge = Bridge::start(&format!(
-        "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n[spool]\nmax_size = '2GiB'
-        [sinks.kafka]\ntype = 'kafka'\nbrokers = '{}'\ntopic = 'cdr'",
-        broker.address()
-    ))
-    .await;
+    let bridge = bridge_to(&broker.address()).await;
     let metric = async |name: &str| bridge.metric(name).await.unwrap();
     // The conversations of the first backlog, that of the new events meanwhile, and the same once more.
     let calls = events / CALL;
@@ -251,29 +297,28 @@ async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
     broker.resume();
     let warm = catch_up(&bridge, events, second.end).await;
     warm.tell("a broker that did not answer");
-    let peak = bridge.peak_rss_bytes() as f64 / MIB;
-
-    let address = broker.address();
-    let producing = move || (rate_in_order(&address, events), rate(&address, events));
-    let (in_order, freely) = tokio::task::spawn_blocking(producing).await.unwrap();
-    println!(
-        "a plain producer sends {in_order:.0} a second to the same broker in the same order, {freely:.0} in any: {:.0} % and {:.0} %; \
-         {peak:.1} MiB of memory at the most",
-        100.0 * warm.rate / in_order,
-        100.0 * warm.rate / freely
-    );
+    let peak = peak(&bridge);
+    compare(broker.address(), events, &warm).await;
     assert!(peak < MEMORY, "{peak:.1} MiB");
+    nothing_is_missing(&broker.address(), &[(first, cold), (second, warm)]).await;
+}
 
-    let next =
-        kafka::fold_all(&broker.address(), "cdr", patience(2 * events), vec![0; second.end + 1], |next, payload| {
-            let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
-            let conversation: usize = conversation_uuid.rsplit_once('-').unwrap().1.parse().unwrap();
-            assert_eq!(number, next[conversation], "the next event of {conversation_uuid}");
-            next[conversation] += 1;
-        })
-        .await;
-    for (backlog, caught_up) in [(first, cold), (second, warm)] {
-        assert!(next[backlog.clone()].iter().all(|count| *count == CALL), "some are lost");
-        assert_eq!(next[backlog.end], caught_up.latencies.len());
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_for_three_brokers_is_caught_up_with_in_order() {
+    let events = events();
+    let cluster = kafka::Cluster::start().await;
+    for topic in TOPICS {
+        cluster.create_topic(topic, PARTITIONS).await;
     }
+    cluster.nodes().for_each(kafka::Broker::pause);
+    let bridge = bridge_to(&cluster.addresses()).await;
+    let backlog = 0..events / CALL;
+    fill(&bridge, backlog.clone()).await;
+    cluster.nodes().for_each(kafka::Broker::resume);
+    let caught_up = catch_up(&bridge, events, backlog.end).await;
+    caught_up.tell("three brokers that did not answer");
+    let peak = peak(&bridge);
+    compare(cluster.addresses(), events, &caught_up).await;
+    assert!(peak < MEMORY, "{peak:.1} MiB");
+    nothing_is_missing(&cluster.addresses(), &[(backlog, caught_up)]).await;
 }

@@ -45,6 +45,10 @@ impl Cluster {
         self.in_sync(name).await;
     }
 
+    pub fn nodes(&self) -> impl Iterator<Item = &Broker> {
+        self.nodes.iter()
+    }
+
     pub fn node(&mut self, id: i32) -> &mut Broker {
         &mut self.nodes[usize::try_from(id).unwrap() - 1]
     }
