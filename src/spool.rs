@@ -59,6 +59,7 @@ use disk::{Directory, Disk, LockError};
 use janitor::Janitor;
 use opening::assemble;
 use queue::{Queue, Release};
+use recent::Recent;
 use recovery::Segment;
 use room::Next;
 use std::collections::{BTreeMap, VecDeque};
@@ -115,6 +116,8 @@ pub struct Spool {
 struct Shared {
     disk: Box<dyn Disk>,
     log: Mutex<Log>,
+    /// What the writer recognises, and the janitor keeps of segments that go. Whoever holds it takes no other lock but that of the log.
+    recent: Mutex<Recent>,
     /// Held while full segments are cut off.
     sealing: Mutex<()>,
     /// The offset after the last durable record.
@@ -156,6 +159,10 @@ const GAPS: usize = 10_000;
 impl Log {
     fn segment_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    fn is_gone(&self, offset: u64) -> bool {
+        self.gone.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
     }
 
     /// All that counts as the spool's size.
@@ -302,6 +309,10 @@ impl Shared {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The base and the end of the segment that holds `offset`, or of the next one behind it.
     fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
         let end = *self.end.borrow();
@@ -322,7 +333,7 @@ impl Shared {
     }
 
     fn is_gone(&self, offset: u64) -> bool {
-        self.log().gone.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
+        self.log().is_gone(offset)
     }
 
     /// Takes note of acknowledged records that cannot be read, and tells of them once.

@@ -2,7 +2,7 @@
 //! one. It sleeps while nothing changes.
 
 use super::cursor::Written;
-use super::known::Known;
+use super::known::{Identities, Known};
 use super::queue::AbandonOnPanic;
 use super::spare::{Filling, Spare};
 use super::{Log, Shared, segment};
@@ -278,7 +278,8 @@ impl Keeper {
             let Some(offsets) = self.removable(durable) else { return Ok(()) };
             let base = offsets.start;
             let name = segment::name(base);
-            if let Err(error) = self.known.keep(&*self.shared.disk, offsets) {
+            let identities = self.shared.identities(offsets);
+            if let Err(error) = self.known.keep(&*self.shared.disk, base, &identities) {
                 tracing::warn!(%error, file = name, "its events would not be recognised if they were resent after a restart");
             }
             let damaged = self.shared.log().segments.get(&base).is_some_and(|segment| segment.damaged);
@@ -299,6 +300,15 @@ impl Keeper {
 }
 
 impl Shared {
+    /// The identities of what lies at these offsets and may be sent again; not of what could not be read, which is stored anew then.
+    fn identities(&self, offsets: Range<u64>) -> Identities {
+        let mut found: Vec<_> = self.recent().within(offsets).collect();
+        let log = self.log();
+        found.retain(|(.., offset)| !log.is_gone(*offset));
+        drop(log);
+        found.into_iter().map(|(id, arrival, _)| (id, arrival)).collect()
+    }
+
     /// The position of the sink that is furthest behind.
     fn slowest(&self) -> u64 {
         self.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()

@@ -1,6 +1,6 @@
 //! What is left of a removed segment for as long as its events may be resent: their identities.
 //!
-//! `known-<base>` holds for each record of `segment-<base>` the event id (16 bytes) and the arrival in milliseconds (u64), and at its
+//! `known-<base>` holds for each event in `segment-<base>` that was recognised until then the event id (16 bytes) and the arrival in milliseconds (u64), and at its
 //! end the CRC-32C of all that (u32). It is written before the segment is removed. Losing it costs no event: one that is
 //! resent after a restart is then published again.
 
@@ -61,22 +61,10 @@ impl Known {
         self.expire(disk)
     }
 
-    /// Keeps the identities in the segment with these offsets, which is about to be removed.
-    pub fn keep(&mut self, disk: &dyn Disk, offsets: Range<u64>) -> io::Result<()> {
-        if self.capacity == 0 {
-            return Ok(());
-        }
-        let base = offsets.start;
-        let mut latest = VecDeque::new();
-        identities(disk, offsets, |id, arrival, _| {
-            if latest.len() == self.capacity {
-                latest.pop_front();
-            }
-            latest.push_back((id, arrival));
-        })?;
-        let identities = Vec::from(latest);
-        let Some(newest) = newest(&identities) else { return Ok(()) };
-        let bytes = encode(&identities);
+    /// Keeps what is recognised of the segment with this base, which is about to be removed.
+    pub fn keep(&mut self, disk: &dyn Disk, base: u64, identities: &[(EventId, Arrival)]) -> io::Result<()> {
+        let Some(newest) = newest(identities) else { return Ok(()) };
+        let bytes = encode(identities);
         let file = match disk.create(&name(base), bytes.len() as u64) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open(&name(base))?,
             other => other?,
@@ -152,23 +140,14 @@ fn decode(bytes: &[u8]) -> Option<Identities> {
 mod tests {
     use super::super::disk::Directory;
     use super::*;
-    use crate::event::Event;
-    use crate::spool::Record;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Writes a segment of events that arrived at these times and has its identities kept.
+    /// Has the identities of a segment of events kept that arrived at these times.
     fn removed(known: &mut Known, disk: &dyn Disk, base: u64, arrivals: &[Arrival]) -> Identities {
-        let mut bytes = segment::header(base).to_vec();
-        let mut identities = Vec::new();
-        for (offset, arrival) in (base..).zip(arrivals) {
-            let event = Event::parse(&format!("{{\"n\":{offset}}}"), 9, *arrival).unwrap();
-            identities.push((event.id(), *arrival));
-            segment::write_record(&Record { offset, target: None, event }, base, 0, &mut bytes);
-        }
-        let file = disk.create(&segment::name(base), 0).unwrap();
-        file.write_at(&bytes, 0).unwrap();
-        known.keep(disk, base..base + arrivals.len() as u64).unwrap();
+        let identities: Identities =
+            (base as u8..).zip(arrivals).map(|(offset, arrival)| (EventId([offset; 16]), *arrival)).collect();
+        known.keep(disk, base, &identities).unwrap();
         identities
     }
 
@@ -191,6 +170,7 @@ mod tests {
         let second = removed(&mut known, &disk, 5, &[now; 3]);
         assert_eq!(load(&disk, 4).1, [first, second.clone()].concat());
         let third = removed(&mut known, &disk, 8, &[now; 1]);
+        removed(&mut known, &disk, 9, &[]);
         let (_, shown) = load(&disk, 4);
         assert_eq!(shown, [second, third].concat(), "the first is not needed any more");
         assert!(load(&disk, 0).1.len() == 4 && load(&disk, 4).1.is_empty(), "without a capacity nothing is kept");
@@ -206,7 +186,7 @@ mod tests {
         file.resize(40).unwrap();
         let (mut known, shown) = load(&disk, 4);
         assert!(shown.is_empty());
-        known.keep(&disk, 0..3).unwrap();
+        known.keep(&disk, 0, &identities).unwrap();
         assert_eq!(load(&disk, 4).1, identities);
     }
 }

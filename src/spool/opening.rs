@@ -66,6 +66,7 @@ pub(super) fn assemble(
     let shared = Arc::new(Shared {
         disk,
         log: Mutex::new(Log { segments, ..Log::default() }),
+        recent: Mutex::new(recent),
         sealing: Mutex::default(),
         end: watch::Sender::new(end),
         queue: Queue::default(),
@@ -79,7 +80,7 @@ pub(super) fn assemble(
         retain: config.retain,
         abandoned: watch::Sender::new(false),
     });
-    Ok((Writer::new(shared.clone(), recent), Keeper::new(shared, written, known)))
+    Ok((Writer::new(shared.clone()), Keeper::new(shared, written, known)))
 }
 
 /// Fills the window of recent events from what is on disk, going back no further than it reaches.

@@ -5,6 +5,7 @@ use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::time::Duration;
 
 /// A window bounded in time and in number. An entry takes about 40 bytes of memory.
@@ -58,6 +59,12 @@ impl Recent {
     /// removed since, the offset of some record in that segment.
     pub fn offset(&self, id: &EventId) -> Option<u64> {
         self.entries.get(self.find(id)?).map(|entry| entry.offset)
+    }
+
+    /// The events that lie at these offsets, with identity, arrival and offset.
+    pub fn within(&self, offsets: Range<u64>) -> impl Iterator<Item = (EventId, Arrival, u64)> {
+        let entries = self.entries.iter().map(|entry| (entry.id, entry.arrival, entry.offset));
+        entries.filter(move |(.., offset)| offsets.contains(offset))
     }
 
     /// Adds an event that was stored at `now`, and lets go of those that have become too old or too many. One that arrived

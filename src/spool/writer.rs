@@ -23,7 +23,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The one that writes.
 pub struct Writer {
     pub(super) shared: Arc<Shared>,
-    recent: Recent,
     active: Option<Active>,
     /// The offset of the next record.
     next: u64,
@@ -37,9 +36,9 @@ pub struct Writer {
 
 impl Writer {
     /// A writer that goes on behind the last record.
-    pub(super) fn new(shared: Arc<Shared>, recent: Recent) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         let next = *shared.end.borrow();
-        Self { shared, recent, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE }
+        Self { shared, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE }
     }
 
     /// Writes until the queue is closed and empty.
@@ -70,7 +69,7 @@ impl Writer {
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
-        self.recent.expire(Arrival::now());
+        self.shared.recent().expire(Arrival::now());
         let Some(first) = requests.front() else { return };
         let needed = if self.has_room(most(first)) { 0 } else { self.needed(first) };
         if let Err(error) = self.make_room(needed as u64) {
@@ -112,7 +111,8 @@ impl Writer {
     /// How many bytes a request takes, events left out that are stored already.
     fn needed(&self, request: &Append) -> usize {
         let target = request.target.as_deref();
-        let fresh = request.events.iter().filter(|event| target.is_some() || self.held(&event.id()).is_none());
+        let recent = self.shared.recent();
+        let fresh = request.events.iter().filter(|event| target.is_some() || self.held(&recent, &event.id()).is_none());
         fresh.map(|event| segment::size_of_record(event, target)).sum()
     }
 
@@ -131,8 +131,9 @@ impl Writer {
             let mut earlier = Vec::new();
             if target.is_none() {
                 let mut next = self.next;
+                let recent = self.shared.recent();
                 fresh.retain(|event| {
-                    let first = self.first_copy(event, next, &mut commit);
+                    let first = self.first_copy(&recent, event, next, &mut commit);
                     next += u64::from(first.is_none());
                     earlier.extend(first);
                     first.is_none()
@@ -161,28 +162,28 @@ impl Writer {
     /// Whether the event would count as a duplicate.
     #[cfg(test)]
     pub(super) fn recognises(&self, id: &EventId) -> bool {
-        self.recent.offset(id).is_some()
+        self.shared.recent().offset(id).is_some()
     }
 
     /// How many events would count as duplicates.
     #[cfg(test)]
     pub(super) fn recognised(&self) -> usize {
-        self.recent.len()
+        self.shared.recent().len()
     }
 
     /// Where the event is that was stored with this identity. One that has turned out to be unreadable since does not count:
     /// a sender that has it still can mend that.
-    fn held(&self, id: &EventId) -> Option<u64> {
-        self.recent.offset(id).filter(|offset| !self.shared.is_gone(*offset))
+    fn held(&self, recent: &Recent, id: &EventId) -> Option<u64> {
+        recent.offset(id).filter(|offset| !self.shared.is_gone(*offset))
     }
 
     /// Where the event is already. If it is nowhere it gets the offset `next`.
-    fn first_copy(&self, event: &Event, next: u64, commit: &mut Commit) -> Option<u64> {
-        if self.recent.capacity() == 0 {
+    fn first_copy(&self, recent: &Recent, event: &Event, next: u64, commit: &mut Commit) -> Option<u64> {
+        if recent.capacity() == 0 {
             return None;
         }
         let id = event.id();
-        self.held(&id).or_else(|| match commit.ids.entry(id) {
+        self.held(recent, &id).or_else(|| match commit.ids.entry(id) {
             Entry::Occupied(first) => Some(*first.get()),
             Entry::Vacant(place) => {
                 place.insert(next);
@@ -212,9 +213,11 @@ impl Writer {
     fn publish(&mut self, batch: u64, commit: Commit) {
         let now = Arrival::now();
         // What is published again came long ago, and what is like it may come again.
+        let mut recent = self.shared.recent();
         for record in commit.records.iter().filter(|record| record.target.is_none()) {
-            self.recent.insert(record.event.id(), record.event.arrival(), record.offset, now);
+            recent.insert(record.event.id(), record.event.arrival(), record.offset, now);
         }
+        drop(recent);
         if self.next > batch {
             self.shared.metrics.appended_records.inc_by(self.next - batch);
             let mut log = self.shared.log();
