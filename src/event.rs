@@ -11,6 +11,7 @@ use fields::Fields;
 use json::{Kind, Member, Reader, Span};
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,15 +29,25 @@ const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(pub [u8; 16]);
 
+impl EventId {
+    /// Adds it to a text.
+    pub fn write(self, out: &mut String) {
+        out.push_str(std::str::from_utf8(&self.digits()).unwrap_or_default());
+    }
+
+    fn digits(self) -> [u8; 32] {
+        let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' - 10 + half };
+        let mut digits = [0; 32];
+        for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *pair = [digit(byte >> 4), digit(byte & 0xF)];
+        }
+        digits
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |half: u8| DIGITS.get(usize::from(half)).copied().unwrap_or_default();
-        let mut text = [0; 32];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xF)]);
-        }
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        f.write_str(std::str::from_utf8(&self.digits()).unwrap_or_default())
     }
 }
 
@@ -55,6 +66,19 @@ impl Arrival {
     pub fn now() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self(since.as_millis() as u64)
+    }
+
+    /// Adds it to a text, in RFC 3339. Many events come within a millisecond.
+    pub fn write(self, out: &mut String) {
+        thread_local! {
+            static LAST: RefCell<(Arrival, String)> = const { RefCell::new((Arrival(0), String::new())) };
+        }
+        LAST.with_borrow_mut(|(last, text)| {
+            if *last != self || text.is_empty() {
+                (*last, *text) = (self, self.to_string());
+            }
+            out.push_str(text);
+        });
     }
 }
 

@@ -13,7 +13,6 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// What the routes of the ingress say of their events, by name. A record holds but the name: whatever is set when it is
@@ -241,14 +240,14 @@ impl Route {
 
     /// Writes a CloudEvents 1.0 context attribute.
     fn write(&self, attribute: Attribute, event: &Event, out: &mut String) {
-        let _ = match attribute {
-            Attribute::SpecVersion => return out.push_str("1.0"),
-            Attribute::Id => write!(out, "{}", event.id()),
-            Attribute::Source => return self.source_of(event).render(event, uri_segment, out),
-            Attribute::Type => return write_type(event, out),
-            Attribute::Subject => return out.push_str(event.conversation()),
-            Attribute::Time => write!(out, "{}", event.arrival()),
-        };
+        match attribute {
+            Attribute::SpecVersion => out.push_str("1.0"),
+            Attribute::Id => event.id().write(out),
+            Attribute::Source => self.source_of(event).render(event, uri_segment, out),
+            Attribute::Type => write_type(event, out),
+            Attribute::Subject => out.push_str(event.conversation()),
+            Attribute::Time => event.arrival().write(out),
+        }
     }
 
     /// The event as the data of a JSON object with its attributes.
@@ -312,10 +311,12 @@ fn write_type(event: &Event, out: &mut String) {
     out.push_str("com.telecmi");
     for part in ["type", "direction", "status"].iter().filter_map(|name| event.text(name)) {
         out.push('.');
-        out.extend(part.chars().take(64).map(|character| match character {
-            'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => character,
-            _ => '_',
-        }));
+        let legal = |character| matches!(character, 'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-');
+        if part.len() <= 64 && part.bytes().all(|byte| legal(char::from(byte))) {
+            out.push_str(&part);
+        } else {
+            out.extend(part.chars().take(64).map(|character| if legal(character) { character } else { '_' }));
+        }
     }
 }
 

@@ -4,9 +4,6 @@ use super::MAX_DEPTH;
 use super::json::{Kind, Member, Reader, Value};
 use std::borrow::Cow;
 
-/// Fields that say the same under different names, the current name first.
-const ALIASES: [[&str; 2]; 2] = [["appid", "app_id"], ["cmiuuid", "cmiuid"]];
-
 /// How many names have a place.
 const PLACES: usize = 11;
 
@@ -26,6 +23,15 @@ fn place(name: &[u8]) -> Option<usize> {
         b"type" => 10,
         _ => return None,
     })
+}
+
+/// The places of the names that say the same as the name at this one, the current name first.
+fn alike(place: &usize) -> &[usize] {
+    match place {
+        0 | 1 => &[0, 1],
+        2 | 3 => &[3, 2],
+        _ => std::slice::from_ref(place),
+    }
 }
 
 /// Where the members of an object lie in its text, which every question brings along.
@@ -74,21 +80,19 @@ impl Fields {
 
     /// The first of the field's names under which there is a value that is not null, not empty, and passes.
     fn find(&self, text: &[u8], name: &str, passes: impl Fn(&Value) -> bool) -> Option<Value> {
-        let find = |name: &str| self.exact(text, name).filter(&passes);
-        match ALIASES.iter().find(|names| names.contains(&name)) {
-            Some(names) => names.iter().find_map(|name| find(name)),
-            None => find(name),
+        let says = |member: &Member| {
+            let value = member.value;
+            (value.kind != Kind::Null && !value.span.range().is_empty() && passes(&value)).then_some(value)
+        };
+        // Of members with the same name the last one counts, as for most JSON readers.
+        match place(name.as_bytes()) {
+            Some(place) => alike(&place).iter().find_map(|place| says(self.at(*place)?)),
+            None => says(self.members.iter().rev().find(|member| member.is_named(name, text))?),
         }
     }
 
-    /// Of members with the same name the last one counts, as for most JSON readers.
-    fn exact(&self, text: &[u8], name: &str) -> Option<Value> {
-        let member = match place(name.as_bytes()) {
-            Some(place) => self.members.get(self.places.get(place)?.checked_sub(1)? as usize)?,
-            None => self.members.iter().rev().find(|member| member.is_named(name, text))?,
-        };
-        let empty = member.value.span.range().is_empty();
-        (member.value.kind != Kind::Null && !empty).then_some(member.value)
+    fn at(&self, place: usize) -> Option<&Member> {
+        self.members.get(self.places.get(place)?.checked_sub(1)? as usize)
     }
 }
 

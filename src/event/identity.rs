@@ -53,14 +53,9 @@ pub fn of(text: &[u8], fields: &Fields) -> EventId {
 fn by_name<'a>(text: &[u8], members: &'a [Member]) -> impl Iterator<Item = &'a Member> {
     let name = |member: &Member| member.name.bytes(text);
     // The first bytes tell most names apart.
-    let first = |member: &Member| {
-        let name = name(member);
-        let mut bytes = [0; 8];
-        match name.first_chunk() {
-            Some(first) => bytes = *first,
-            None => bytes.iter_mut().zip(&*name).for_each(|(slot, byte)| *slot = *byte),
-        }
-        u64::from_be_bytes(bytes)
+    let first = |member: &Member| match (member.name.kind, text.get(member.name.span.range().start..)) {
+        (Kind::String, Some(rest)) => beginning(rest, member.name.span.range().len()),
+        _ => beginning(&name(member), usize::MAX),
     };
     let mut sorted: SmallVec<[(u64, &Member); 32]> = members.iter().map(|member| (first(member), member)).collect();
     sorted.sort_by_key(|(first, _)| *first);
@@ -68,6 +63,16 @@ fn by_name<'a>(text: &[u8], members: &'a [Member]) -> impl Iterator<Item = &'a M
         alike.sort_by(|left, right| name(left.1).cmp(&name(right.1)));
     }
     sorted.into_iter().map(|(_, member)| member)
+}
+
+/// The first eight of `bytes`, of which `length` count, as a number that sorts as they do. What is missing counts as NUL.
+fn beginning(bytes: &[u8], length: usize) -> u64 {
+    let first = match bytes.first_chunk() {
+        Some(first) => *first,
+        None => std::array::from_fn(|index| bytes.get(index).copied().unwrap_or_default()),
+    };
+    let beyond = 8_usize.saturating_sub(length) as u32;
+    u64::MAX.checked_shl(8 * beyond).map_or(0, |mask| u64::from_be_bytes(first) & mask)
 }
 
 fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {

@@ -77,14 +77,19 @@ impl Value {
     }
 
     /// The bytes of that text, in which lone surrogates, which no text can hold, stay apart from each other.
-    #[inline]
+    #[inline(always)]
     pub fn bytes(self, text: &[u8]) -> Cow<'_, [u8]> {
         let raw = self.span.of(text);
         match self.kind {
-            Kind::Escaped => Cow::Owned(unescape(std::str::from_utf8(raw).unwrap_or_default())),
+            Kind::Escaped => Cow::Owned(unescaped(raw)),
             _ => Cow::Borrowed(raw),
         }
     }
+}
+
+#[cold]
+fn unescaped(raw: &[u8]) -> Vec<u8> {
+    unescape(std::str::from_utf8(raw).unwrap_or_default())
 }
 
 /// One member of an object.

@@ -51,7 +51,10 @@ impl Written for Vec<u8> {
     }
 
     fn push(&mut self, character: char) {
-        self.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        match u8::try_from(character).ok().filter(u8::is_ascii) {
+            Some(byte) => self.push(byte),
+            None => self.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
     }
 
     /// As UTF-8 would have it if it allowed that, which makes it different from any text.
