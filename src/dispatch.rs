@@ -159,7 +159,7 @@ impl<S: Sink> Dispatcher<S> {
                         finish(record, outcome, &mut window, &mut watches);
                         next = next_done(&mut under_way).now_or_never().flatten();
                     }
-                    under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
+                    gate.released(&mut window).into_iter().for_each(|record| under_way.push(attempt(&lane, record)));
                 }
                 Some((asked, watches)) = asked(&mut watches), if watches.is_some() => watches.take(asked, |offset| {
                     let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
@@ -172,7 +172,9 @@ impl<S: Sink> Dispatcher<S> {
                         }
                         for record in records {
                             window.push(&record);
-                            under_way.extend(gate.enter(record).map(|record| attempt(&lane, record)));
+                            if let Some(record) = gate.enter(record) {
+                                under_way.push(attempt(&lane, record));
+                            }
                         }
                     }
                     Err(error) => {
@@ -189,7 +191,7 @@ impl<S: Sink> Dispatcher<S> {
         }
         while let Some((record, outcome)) = next_done(&mut under_way).await {
             finish(record, outcome, &mut window, &mut watches);
-            under_way.extend(gate.released(&mut window).into_iter().map(|record| attempt(&lane, record)));
+            gate.released(&mut window).into_iter().for_each(|record| under_way.push(attempt(&lane, record)));
             settle(&spool, &cursor, &reader, &lane, &window);
         }
     }
@@ -274,7 +276,11 @@ impl<S: Sink> Lane<S> {
         let mut backoff = Backoff::default();
         let mut retry = None;
         loop {
-            let Ok(place) = self.places.acquire().await else { return Outcome::Kept };
+            let place = match self.places.try_acquire() {
+                Ok(place) => Ok(place),
+                Err(_) => Box::pin(self.places.acquire()).await,
+            };
+            let Ok(place) = place else { return Outcome::Kept };
             if *self.stop.borrow() && record.offset >= self.handed_over.load(Ordering::Relaxed) {
                 return Outcome::Kept;
             }

@@ -116,7 +116,10 @@ where
         place: &Place,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), String> {
+        let told = stop.clone();
         let mut stopped = pin!(told_to_stop(&mut stop));
+        // Asked for once, which has this task woken, and again when there is news: not with every piece of every request.
+        let mut awaits_stop = false;
         let mut stopping = false;
         loop {
             let mut turn = None;
@@ -127,9 +130,12 @@ where
             let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
             let served = poll_fn(|cx| {
                 let mut connection = Pin::new(&mut *connection);
-                if !stopping && stopped.as_mut().poll(cx).is_ready() {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
+                if !stopping && (!awaits_stop || told.has_changed().unwrap_or(true)) {
+                    awaits_stop = true;
+                    if stopped.as_mut().poll(cx).is_ready() {
+                        stopping = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
                 }
                 if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                     return Poll::Ready(Some(served));
@@ -154,6 +160,7 @@ where
             socket = io.into_inner();
             socket.give_back(&read_buf);
             drop((read_buf, turn));
+            awaits_stop = false;
             tokio::select! {
                 biased;
                 () = stopped.as_mut() => return Ok(()),

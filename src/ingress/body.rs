@@ -7,6 +7,7 @@ use crate::http::Arriving;
 use crate::metrics::LimitMetrics;
 use crate::spool::AppendError;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::sync::Arc;
@@ -68,12 +69,20 @@ impl Bodies {
         if declared.is_some_and(|size| size > SMALL_BODY) {
             held = Some(self.reserve(&self.received, declared.unwrap_or(most)).await?);
         }
-        let mut begun = Instant::now();
+        // Since when it is waited for.
+        let mut begun = None;
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         loop {
-            let allowed = self.allowed(first.len() + all.len(), held.is_some());
-            let frame = timeout_at(begun + allowed, body.frame()).await.map_err(|_| self.too_slow(allowed))?;
+            // Most are there already, and need no timer.
+            let frame = match body.frame().now_or_never() {
+                Some(frame) => frame,
+                None => {
+                    let allowed = self.allowed(first.len() + all.len(), held.is_some());
+                    let begun = *begun.get_or_insert_with(Instant::now);
+                    timeout_at(begun + allowed, body.frame()).await.map_err(|_| self.too_slow(allowed))?
+                }
+            };
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|_| refusal(Reason::Malformed, "the body broke off or is not framed well"))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -84,7 +93,7 @@ impl Bodies {
             if size > SMALL_BODY && held.is_none() {
                 // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
                 held = Some(self.reserve(&self.received, most).await?);
-                begun = Instant::now();
+                begun = None;
             }
             // Most bodies come in one piece, which needs no copy.
             if size == data.len() {
@@ -182,6 +191,10 @@ impl Bodies {
 
 /// Waits for memory.
 pub async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let permit = memory.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    if let Ok(permit) = memory.clone().try_acquire_many_owned(bytes) {
+        return Ok(permit);
+    }
+    let permit = memory.clone().acquire_many_owned(bytes).await;
     permit.map_err(|_| AppendError::Closed.into())
 }

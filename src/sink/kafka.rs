@@ -90,7 +90,11 @@ impl KafkaSink {
         let headers: usize = message.headers().map(|(key, value)| key.len() + value.len()).sum();
         let bytes = message.payload().len() + message.key().len() + headers + OVERHEAD;
         let permits = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| Failure::unavailable("the sink is closed"))
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(permits) {
+            return Ok(room);
+        }
+        let room = Box::pin(Arc::clone(&self.room).acquire_many_owned(permits)).await;
+        room.map_err(|_| Failure::unavailable("the sink is closed"))
     }
 
     async fn alone(&self) -> Result<&Producer, Failure> {
