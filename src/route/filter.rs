@@ -1,9 +1,11 @@
 //! `when`: a CEL expression on `event`, and on the route it came by, that decides whether a sink wants a record.
 
 use crate::event::Event;
-use cel::common::ast::{EntryExpr, Expr, IdedExpr, MapExpr, StructExpr};
+use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, StructExpr};
+use cel::extractors::This;
 use cel::objects::Key;
 use cel::{Context, ExecutionError, Program, Value};
+use regex_lite::Regex;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,8 +14,13 @@ use std::sync::Arc;
 /// A compiled expression.
 pub struct Filter {
     program: Program,
+    /// All functions there are. To make this takes many times as long as to evaluate an expression.
+    functions: Context<'static, 'static>,
     source: String,
 }
+
+/// The patterns of `matches` that stand in an expression, compiled.
+type Patterns = HashMap<String, Regex>;
 
 /// Why an expression could not be compiled or evaluated. Never holds values of the event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +45,14 @@ impl Filter {
         if let Some(unknown) = unknown(program.expression(), &mut vec!["event", "ingress"]) {
             return Err(FilterError(format!("`{unknown}` is unknown; fields are written event.{unknown}")));
         }
-        Ok(Self { program, source: source.to_owned() })
+        let mut patterns = Patterns::new();
+        compile_patterns(program.expression(), &mut patterns)?;
+        let mut functions = Context::default();
+        let added = functions.add_function("matches", move |This(text): This<Arc<String>>, pattern: Arc<String>| {
+            matches(&patterns, &text, &pattern)
+        });
+        added.map_err(|error| FilterError(error.to_string()))?;
+        Ok(Self { program, functions, source: source.to_owned() })
     }
 
     /// Whether the expression holds for `event`.
@@ -47,7 +61,7 @@ impl Filter {
             serde_json::from_slice(event.payload()).map_err(|error| FilterError(error.to_string()))?;
         // A panic in the library must not stop a sink.
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut context = Context::default();
+            let mut context = self.functions.new_inner_scope();
             context.add_variable_from_value("event", convert(parsed));
             context.add_variable_from_value("ingress", event.ingress());
             self.program.execute(&context)
@@ -65,19 +79,57 @@ impl Filter {
     }
 }
 
+/// Compiles what is sure to be asked for, and finds what no such pattern can be.
+fn compile_patterns(expression: &IdedExpr, patterns: &mut Patterns) -> Result<(), FilterError> {
+    if let Expr::Call(CallExpr { func_name, args, .. }) = &expression.expr
+        && func_name == "matches"
+        && let Some(Expr::Literal(LiteralValue::String(pattern))) = args.last().map(|last| &last.expr)
+    {
+        let compiled = compile_pattern(pattern.inner()).map_err(|problem| FilterError(problem.to_string()))?;
+        patterns.insert(pattern.inner().to_owned(), compiled);
+    }
+    parts(expression).into_iter().try_for_each(|part| compile_patterns(part, patterns))
+}
+
+fn compile_pattern(pattern: &str) -> Result<Regex, String> {
+    Regex::new(pattern).map_err(|error| format!("{pattern:?} is not a regular expression: {error}"))
+}
+
+/// The function `matches` of CEL.
+fn matches(patterns: &Patterns, text: &str, pattern: &str) -> Result<bool, ExecutionError> {
+    if let Some(compiled) = patterns.get(pattern) {
+        return Ok(compiled.is_match(text));
+    }
+    let compiled = compile_pattern(pattern);
+    compiled
+        .map(|compiled| compiled.is_match(text))
+        .map_err(|problem| ExecutionError::function_error("matches", problem))
+}
+
+/// What an expression is made of.
+fn parts(expression: &IdedExpr) -> Vec<&IdedExpr> {
+    match &expression.expr {
+        Expr::Select(select) => vec![&select.operand],
+        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
+        Expr::List(list) => list.elements.iter().collect(),
+        Expr::Map(MapExpr { entries }) | Expr::Struct(StructExpr { entries, .. }) => entries
+            .iter()
+            .flat_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+                EntryExpr::StructField(field) => vec![&field.value],
+            })
+            .collect(),
+        Expr::Comprehension(inner) => {
+            vec![&inner.iter_range, &inner.accu_init, &inner.loop_cond, &inner.loop_step, &inner.result]
+        }
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => Vec::new(),
+    }
+}
+
 /// A name that nothing in scope has: neither `event`, `ingress` nor a variable of the macro (`all`, `exists`, `map`, …) around it.
 fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a str> {
     match &expression.expr {
         Expr::Ident(name) => (!scope.contains(&name.as_str())).then_some(name),
-        Expr::Select(select) => unknown(&select.operand, scope),
-        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).find_map(|part| unknown(part, scope)),
-        Expr::List(list) => list.elements.iter().find_map(|element| unknown(element, scope)),
-        Expr::Map(MapExpr { entries }) | Expr::Struct(StructExpr { entries, .. }) => {
-            entries.iter().find_map(|entry| match &entry.expr {
-                EntryExpr::MapEntry(entry) => unknown(&entry.key, scope).or_else(|| unknown(&entry.value, scope)),
-                EntryExpr::StructField(field) => unknown(&field.value, scope),
-            })
-        }
         Expr::Comprehension(inner) => {
             let found = unknown(&inner.iter_range, scope).or_else(|| unknown(&inner.accu_init, scope));
             let outside = scope.len();
@@ -88,7 +140,7 @@ fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a
             scope.truncate(outside);
             found
         }
-        Expr::Literal(_) | Expr::Unspecified => None,
+        _ => parts(expression).into_iter().find_map(|part| unknown(part, scope)),
     }
 }
 
@@ -133,6 +185,10 @@ mod tests {
             "has(event.team) && !has(event.nobody)",
             "event.type.startsWith('c')",
             "event.type.matches('^c.r$')",
+            "event.type.matches(event.type)",
+            "matches(event.type, 'd')",
+            "event.x.a.exists(item, item != 1 && item.matches('[a-c]'))",
+            "!event.type.matches('(?i)^D')",
             "event.type in ['cdr', 'event']",
             "true",
             "size(event.x.a) == 2",
@@ -160,6 +216,7 @@ mod tests {
         let error = passes("event.from + 1 > 2", r#"{"from":"440000000001"}"#).unwrap_err();
         assert!(!error.to_string().contains("44"), "{error}");
         assert!(passes("event.from", r#"{"from":"440000000001"}"#).is_err());
+        assert!(passes("'x'.matches(event.from)", r#"{"from":"44000(0"}"#).is_err_and(|error| !error.0.contains("44")));
     }
 
     #[test]
@@ -173,6 +230,8 @@ mod tests {
             "(((",
             "event.x.a.exists(i, i == j)",
             "[1].all(i, i > 0) && i > 0",
+            "event.type.matches('(')",
+            "[event.type].exists(i, i == 'cdr' || i.matches('a{9999999}'))",
         ] {
             assert!(Filter::compile(when).is_err(), "{when}");
         }
