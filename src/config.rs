@@ -19,11 +19,12 @@ use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
 use error::{describe, origin};
-use figment::providers::{Data, Format as _, Toml};
+use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_saphyr::figment::Yaml;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -166,7 +167,7 @@ impl Config {
     /// Reads one YAML text, without environment.
     #[cfg(any(test, fuzzing))]
     pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
-        Self::extract(&Figment::from(Data::<serde_saphyr::figment::Yaml>::string(text)))
+        Self::extract(&Figment::from(Yaml::string(text)))
     }
 
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
@@ -197,13 +198,32 @@ impl Config {
 }
 
 fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
-    if let Err(error) = std::fs::read_to_string(path) {
-        return Err(ConfigError::new(format!("{}: cannot be read: {error}", path.display())));
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::new(format!("{}: cannot be read: {error}", path.display())))?;
+    let data = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => Toml::from_str(&text).map_err(|error| error.to_string()),
+        Some("yaml" | "yml") => Yaml::from_str(&text).map_err(|error| error.to_string()),
+        _ => {
+            let problem = format!("{}: a configuration file ends in .toml, .yaml or .yml", path.display());
+            return Err(ConfigError::new(problem));
+        }
+    };
+    Ok(figment.merge(Read { path, data }))
+}
+
+/// What a file holds. figment would have each kind of file read in a way of its own.
+struct Read<'a> {
+    path: &'a Path,
+    data: Result<Dict, String>,
+}
+
+impl figment::Provider for Read<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("file", self.path)
     }
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("toml") => Ok(figment.merge(Data::<Toml>::file_exact(path))),
-        Some("yaml" | "yml") => Ok(figment.merge(Data::<serde_saphyr::figment::Yaml>::file_exact(path))),
-        _ => Err(ConfigError::new(format!("{}: a configuration file ends in .toml, .yaml or .yml", path.display()))),
+
+    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, Dict>> {
+        Ok(figment::Profile::default().collect(self.data.clone()?))
     }
 }
 
