@@ -143,7 +143,7 @@ impl Watcher {
     pub fn keeps_waiting(&self) -> Option<Duration> {
         let complete = self.open.load(Ordering::Relaxed) > self.incomplete.load(Ordering::Relaxed);
         let ours = self.http2.load(Ordering::Relaxed) && complete;
-        let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
+        let since = self.since();
         let evicted = self.evicted.load(Ordering::Relaxed);
         (self.waiting.load(Ordering::Relaxed) && !ours && !evicted).then(|| self.begun.elapsed().saturating_sub(since))
     }
@@ -163,6 +163,11 @@ impl Watcher {
             return Err(io::Error::other("others need the connection's place"));
         }
         Ok(())
+    }
+
+    /// Since when it is the client's turn, or was, counted from `begun`.
+    fn since(&self) -> Duration {
+        Duration::from_millis(self.since.load(Ordering::Relaxed))
     }
 
     fn moves_on(&self) {
@@ -251,7 +256,7 @@ impl Socket {
         }
         if self.awaited != requests {
             self.awaited = requests;
-            self.until = Instant::now() + self.patience;
+            self.until = self.watcher.begun + self.watcher.since() + self.patience;
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.until)));
         loop {

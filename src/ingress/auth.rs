@@ -120,6 +120,9 @@ impl Auth {
 
     /// What can be said without the body.
     pub fn check_head(&self, head: &Head<'_>) -> Result<(), Denied> {
+        if self.checks.is_empty() {
+            return Ok(());
+        }
         let now = now();
         self.all(|check| check.head(head, now))
     }

@@ -114,7 +114,12 @@ pub fn write_string(text: &str, out: &mut impl Written) {
     let mut rest = text;
     loop {
         // What needs an escape sequence is one byte long, and no part of another character.
-        let (plain, special) = rest.split_at(plain(rest.as_bytes()));
+        let plain = plain(rest.as_bytes());
+        if plain == rest.len() {
+            out.push_str(rest);
+            break;
+        }
+        let (plain, special) = rest.split_at(plain);
         out.push_str(plain);
         let mut behind = special.chars();
         match behind.next() {
