@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch as signal};
-use tokio::task::{consume_budget, unconstrained};
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::Instant;
 use watch::{Asked, Progress};
 
@@ -108,7 +108,13 @@ enum Outcome {
 const READ_PAUSE: Duration = Duration::from_secs(1);
 /// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
 /// and while the disk is waited for, nothing else moves.
-const READ: usize = 64 << 10;
+const READ: usize = 32 << 10;
+/// Where so many records come at a time they come fast, and the next are left to gather for a while: what goes out together costs less,
+/// most of all as the batch of a client library. A sink that is behind has enough at hand and waits for nothing.
+const FAST: usize = 8;
+const GATHER: Duration = Duration::from_millis(4);
+/// How many records are seen to before other tasks have their turn: requests are not to wait for a sink that has much to do.
+const TURN: usize = 64;
 /// What a record under way takes besides its own memory: its task and the rendered message, headers included. One that waits behind a
 /// busy conversation has neither, and the more of those are at hand, the more conversations are under way.
 const UNDER_WAY: usize = 2048;
@@ -145,8 +151,14 @@ impl<S: Sink> Dispatcher<S> {
         let mut gate = Gate::default();
         let mut window = Window::default();
         let mut not_before = None;
+        let (mut read, mut gathering) = (0, None);
+        let mut seen = 0;
         loop {
-            consume_budget().await;
+            seen += 1;
+            if seen > TURN {
+                yield_now().await;
+                seen = 0;
+            }
             let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
             reader.advance(cursor.position());
             tokio::select! {
@@ -157,7 +169,8 @@ impl<S: Sink> Dispatcher<S> {
                     let mut next = Some(done);
                     while let Some((record, outcome)) = next {
                         finish(record, outcome, &mut window, &mut watches);
-                        next = next_done(&mut under_way).now_or_never().flatten();
+                        seen += 1;
+                        next = if seen > TURN { None } else { next_done(&mut under_way).now_or_never().flatten() };
                     }
                     gate.released(&mut window).into_iter().for_each(|record| under_way.push(attempt(&lane, record)));
                 }
@@ -165,11 +178,17 @@ impl<S: Sink> Dispatcher<S> {
                     let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
                     if passed { Progress::Settled } else { Progress::Open }
                 }),
-                () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
+                () = readable(&mut reader, not_before.or(gathering)), if room > 0 => match reader.read(room.min(READ)).await {
                     Ok(records) => {
+                        read += records.len();
+                        if reader.is_at_end() {
+                            gathering = (read >= FAST).then(|| Instant::now() + GATHER);
+                            read = 0;
+                        }
                         if not_before.take().is_some() {
                             lane.health.readable();
                         }
+                        seen += records.len();
                         for record in records {
                             window.push(&record);
                             if let Some(record) = gate.enter(record) {

@@ -130,6 +130,40 @@ impl Sink for AtOnce {
     async fn close(&self) {}
 }
 
+/// Acknowledges every message at once, and notes when it came.
+#[derive(Default)]
+struct Timed {
+    taken: Mutex<Vec<Instant>>,
+    another: Notify,
+}
+
+impl Timed {
+    fn count(&self) -> usize {
+        self.taken.lock().unwrap().len()
+    }
+
+    async fn taken(&self, count: usize) -> Vec<Instant> {
+        while self.count() < count {
+            self.another.notified().await;
+        }
+        self.taken.lock().unwrap().clone()
+    }
+}
+
+impl Sink for Timed {
+    async fn publish(&self, _: &Message) -> Result<(), Failure> {
+        self.taken.lock().unwrap().push(Instant::now());
+        self.another.notify_one();
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
 /// A spool with one sink, and the loop that delivers to it.
 struct Bench<S> {
     spool: Arc<Spool>,
@@ -276,4 +310,39 @@ async fn what_fails_is_tried_again_and_nothing_of_its_conversation_passes() {
     running.await.unwrap();
     assert_eq!(*sink.taken.lock().unwrap(), (0..5).map(payload).collect::<Vec<_>>());
     assert_eq!(sink.attempts.load(Ordering::Relaxed), FAILURES + 5);
+}
+
+#[tokio::test]
+async fn others_have_their_turn_while_a_sink_has_much_to_do() {
+    const EVENTS: usize = 4000;
+    let event = |number| {
+        let text = format!("{{\"conversation_uuid\":\"{number}\",\"custom\":\"{}\"}}", "x".repeat(600));
+        Event::parse(&text, 9, Arrival::now()).unwrap()
+    };
+    let sink = Arc::new(Timed::default());
+    let bench = Bench::new(sink.clone(), Config::default(), (0..EVENTS).map(event).collect()).await;
+    let running = tokio::spawn(bench.dispatcher.run());
+    let (mut seen, mut longest) = (0, 0);
+    while seen < EVENTS {
+        yield_now().await;
+        let before = std::mem::replace(&mut seen, sink.count());
+        longest = longest.max(seen - before);
+    }
+    running.abort();
+    assert!(longest < 4 * TURN, "{longest} records before the next one had its turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_fast_is_left_to_gather_and_nothing_else_waits() {
+    let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
+    for (at_once, gathers) in [(1, false), (FAST - 1, false), (FAST, true), (10 * FAST, true)] {
+        let sink = Arc::new(Timed::default());
+        let bench = Bench::new(sink.clone(), Config::default(), (0..at_once).map(event).collect()).await;
+        let running = tokio::spawn(bench.dispatcher.run());
+        sink.taken(at_once).await;
+        bench.spool.append(vec![event(at_once)]).await.unwrap();
+        let taken = sink.taken(at_once + 1).await;
+        assert_eq!(taken[at_once] - taken[0] >= GATHER, gathers, "behind {at_once}");
+        running.abort();
+    }
 }

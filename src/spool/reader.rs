@@ -55,6 +55,11 @@ impl Reader {
         self.next
     }
 
+    /// Whether there is nothing more to read now.
+    pub fn is_at_end(&self) -> bool {
+        self.next >= *self.end.borrow()
+    }
+
     /// Goes on at `position` if that is further on: the records before it are skipped.
     pub fn advance(&mut self, position: u64) {
         if position > self.next {
@@ -96,7 +101,7 @@ impl Reader {
             return Some(self.hand_out(bytes));
         }
         let records = self.take_from_memory(bytes);
-        (!records.is_empty() || self.next >= *self.end.borrow()).then_some(records)
+        (!records.is_empty() || self.is_at_end()).then_some(records)
     }
 
     /// Where to read on from disk.
