@@ -12,7 +12,7 @@ use json::{Kind, Member, Reader, Span};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -75,7 +75,9 @@ impl Arrival {
         }
         LAST.with_borrow_mut(|(last, text)| {
             if *last != self || text.is_empty() {
-                (*last, *text) = (self, self.to_string());
+                *last = self;
+                text.clear();
+                let _ = write!(text, "{self}");
             }
             out.push_str(text);
         });

@@ -281,8 +281,7 @@ impl NatsSink {
         let mut headers = HeaderMap::new();
         for (name, value) in message.headers() {
             let legal = || Failure::rejected(format!("header `{name}` holds a character that NATS does not allow"));
-            let parsed: HeaderName = name.parse().map_err(|_| legal())?;
-            headers.append(parsed, value.parse::<HeaderValue>().map_err(|_| legal())?);
+            headers.insert(HeaderName::from_static(name), value.parse::<HeaderValue>().map_err(|_| legal())?);
         }
         headers.insert(header::NATS_MESSAGE_ID, message.id().to_string());
         if let Some(name) = self.stream.as_ref().and_then(|stream| stream.name()) {

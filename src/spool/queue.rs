@@ -12,6 +12,9 @@ use tokio::task::yield_now;
 /// How often the spool looks by itself whether it can take records again.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often all that is ready to run has its turn before the writer takes what waits.
+const GATHER: usize = 2;
+
 /// How many events of a request were stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
@@ -117,36 +120,53 @@ struct Waiting {
     requests: VecDeque<Append>,
     closed: bool,
     trouble: Option<String>,
-    /// The writer sleeps and nobody has undertaken to wake it yet.
+    /// Those that were ready to come have come.
+    gathered: bool,
+    /// The writer sleeps.
     asleep: bool,
 }
 
-/// Wakes the writer when dropped: also when whoever undertook that is gone.
-struct Wake<'a>(&'a Condvar);
+impl Waiting {
+    /// Whether the writer is to take what there is.
+    fn are_due(&self) -> bool {
+        self.closed || self.gathered && !self.requests.is_empty()
+    }
+}
 
-impl Drop for Wake<'_> {
+/// Tells the writer when dropped that there is something to take: also when whoever undertook that is gone.
+struct Gathering<'a>(&'a Queue);
+
+impl Drop for Gathering<'_> {
     fn drop(&mut self) {
-        self.0.notify_one();
+        let mut state = self.0.state();
+        state.gathered = true;
+        if std::mem::take(&mut state.asleep) {
+            self.0.arrived.notify_one();
+        }
     }
 }
 
 impl Queue {
-    /// Adds a request; it learns at once if the queue is closed. The writer is woken by the first one, once the tasks that are
-    /// ready to run have run: their requests go into the same commit, and switching threads costs more than writing a record.
+    /// Adds a request; it learns at once if the queue is closed. The writer takes what waits once the first one has seen the tasks run
+    /// that are ready to run, and those that have become ready meanwhile: their requests go into the same commit, and a commit costs
+    /// more than many records.
     pub async fn push(&self, append: Append) {
-        if let Some(_wake) = self.add(append) {
-            yield_now().await;
+        if let Some(_gathering) = self.add(append) {
+            for _ in 0..GATHER {
+                yield_now().await;
+            }
         }
     }
 
-    fn add(&self, append: Append) -> Option<Wake<'_>> {
+    fn add(&self, append: Append) -> Option<Gathering<'_>> {
         let mut state = self.state();
         if state.closed {
             let _ = append.done.send(Err(AppendError::Closed));
             return None;
         }
+        let first = state.requests.is_empty();
         state.requests.push_back(append);
-        std::mem::take(&mut state.asleep).then(|| Wake(&self.arrived))
+        first.then(|| Gathering(self))
     }
 
     /// No more requests; those that wait are still written.
@@ -164,12 +184,6 @@ impl Queue {
         self.state().trouble = trouble;
     }
 
-    /// Whether the writer sleeps, and nobody is about to wake it.
-    #[cfg(test)]
-    pub fn is_asleep(&self) -> bool {
-        self.state().asleep
-    }
-
     /// Refuses what waits and all that is to come: no thread is left to do it.
     pub fn abandon(&self, cause: &str) {
         let mut state = self.state();
@@ -183,7 +197,7 @@ impl Queue {
     /// The requests that wait; none at all if it is time to look whether the trouble is over, `None` at the end.
     pub fn take(&self) -> Option<VecDeque<Append>> {
         let mut state = self.state();
-        while state.requests.is_empty() && !state.closed {
+        while !state.are_due() {
             state.asleep = true;
             if state.trouble.is_none() {
                 state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -195,6 +209,7 @@ impl Queue {
                 return Some(std::mem::take(&mut state.requests));
             }
         }
+        (state.gathered, state.asleep) = (false, false);
         if state.requests.is_empty() {
             return None;
         }
