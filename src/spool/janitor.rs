@@ -310,7 +310,7 @@ impl Shared {
     }
 
     /// The position of the sink that is furthest behind.
-    fn slowest(&self) -> u64 {
+    pub(super) fn slowest(&self) -> u64 {
         self.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()
     }
 

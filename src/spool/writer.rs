@@ -225,7 +225,7 @@ impl Writer {
                 log.tail_bytes += record.event.memory();
                 log.tail.push_back(record);
             }
-            trim(&mut log, self.shared.memory);
+            trim(&mut log, self.shared.memory, self.shared.slowest());
             drop(log);
             // Who waits for it is woken along with the requests.
             self.shared.end.send_if_modified(|end| {
@@ -329,10 +329,14 @@ fn most(request: &Append) -> usize {
     request.events.iter().map(|event| segment::size_of_record(event, target)).sum()
 }
 
-fn trim(log: &mut Log, memory: usize) {
-    while log.tail_bytes > memory && log.tail.len() > 1 {
-        if let Some(record) = log.tail.pop_front() {
-            log.tail_bytes -= record.event.memory();
+/// Lets go of the oldest records in memory while there are more bytes of them than that, and of those in front of `settled`, which
+/// nobody will read: what is used again soon is near the processor yet.
+fn trim(log: &mut Log, memory: usize, settled: u64) {
+    while let Some(oldest) = log.tail.front().filter(|_| log.tail.len() > 1) {
+        if log.tail_bytes <= memory && oldest.offset >= settled {
+            break;
         }
+        log.tail_bytes -= oldest.event.memory();
+        log.tail.pop_front();
     }
 }

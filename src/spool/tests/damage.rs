@@ -125,6 +125,22 @@ fn what_is_damaged_can_be_mended_by_sending_it_again() {
 }
 
 #[test]
+fn what_is_damaged_is_not_taken_for_known_when_its_segment_has_gone() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    for number in 0..12 {
+        life.store(vec![event(number, 900)]).unwrap();
+    }
+    let places = layout(&machine, 4, 8);
+    machine.flip(&segment::name(4), places[1].1.start + 70, 1);
+    assert_eq!(life.read_from(0).len(), 11);
+    life.settle(12);
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!(life.store(events(0..12, 900)), Ok(Appended { stored: 1, duplicates: 11 }));
+}
+
+#[test]
 fn where_an_event_was_stored_is_known_also_after_a_restart() {
     let machine = Machine::new(0);
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();

@@ -70,6 +70,23 @@ fn memory_and_disk_give_the_same_records() {
 }
 
 #[test]
+fn what_every_sink_has_is_not_kept_in_memory() {
+    let machine = Machine::new(0);
+    let config = Config { memory: ByteSize::mib(1), ..config() };
+    let mut life = Life::begin(&machine, &config, &["fast", "slow"]).unwrap();
+    for number in 0..10 {
+        life.store(vec![event(number, 200)]).unwrap();
+    }
+    life.shared.cursors[0].set(10);
+    life.shared.cursors[1].set(7);
+    life.store(vec![event(10, 200)]).unwrap();
+    let remembered: Vec<u64> = life.shared.log().tail.iter().map(|record| record.offset).collect();
+    assert_eq!(remembered, [7, 8, 9, 10]);
+    let bytes: usize = life.shared.log().tail.iter().map(|record| record.event.memory()).sum();
+    assert_eq!(life.shared.log().tail_bytes, bytes);
+}
+
+#[test]
 fn a_reader_that_pauses_in_a_segment_sees_what_was_written_meanwhile() {
     let machine = Machine::new(0);
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
