@@ -4,7 +4,7 @@ mod backlog;
 
 use crate::destination::Destination::{self, Kafka, Nats, Stdout};
 use crate::floor::{Floor, raw_commits};
-use crate::load::{Load, Measured, Over, SECRET, Shape, percentile};
+use crate::load::{Load, Measured, Over, SECRET, Shape, WARM_UP, percentile};
 use crate::process::{Cores, Usage, memory};
 use crate::running::{BINARY, Running};
 use crate::support::tls::{Authority, Client};
@@ -16,9 +16,6 @@ use tempfile::TempDir;
 
 /// What was measured, by name and unit.
 pub type Figures = BTreeMap<&'static str, f64>;
-
-/// How long a load runs before it is measured.
-pub const WARM_UP: Duration = Duration::from_secs(1);
 
 /// One line of the report.
 #[derive(Clone, Debug)]

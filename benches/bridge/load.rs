@@ -19,6 +19,9 @@ use std::time::Duration;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
 
+/// How long it runs before it is measured.
+pub const WARM_UP: Duration = Duration::from_secs(1);
+
 /// What came of it while it was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {

@@ -1,8 +1,8 @@
 //! A backlog to catch up with while new events come.
 
-use super::{Case, Figures, WARM_UP};
+use super::{Case, Figures};
 use crate::destination::Destination;
-use crate::load::{Load, Shape};
+use crate::load::{Load, Shape, WARM_UP};
 use crate::process::{Cores, Usage, memory};
 use crate::running::Running;
 use crate::support::{PATIENCE, free_port};

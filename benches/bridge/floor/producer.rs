@@ -1,7 +1,6 @@
 //! Producers of messages as the bridge makes them, without HTTP and without a spool. They are rendered beforehand.
 
-use crate::case::WARM_UP;
-use crate::load::{Bodies, Shape};
+use crate::load::{Bodies, Shape, WARM_UP};
 use crate::process::Usage;
 use crate::support::kafka::PlainProducer;
 use async_nats::header::NATS_MESSAGE_ID;

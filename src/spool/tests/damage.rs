@@ -99,15 +99,21 @@ fn damage_in_a_sealed_segment_costs_the_damaged_records_alone() {
     assert!(!machine.files().keys().any(|name| name.starts_with("segment")));
 }
 
-#[test]
-fn what_is_damaged_can_be_mended_by_sending_it_again() {
-    let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+/// Twelve events, the sixth of which cannot be read any more.
+fn with_damage(machine: &Machine) -> Life {
+    let mut life = Life::begin(machine, &config(), &["analytics"]).unwrap();
     for number in 0..12 {
         life.store(vec![event(number, 900)]).unwrap();
     }
-    let places = layout(&machine, 4, 8);
+    let places = layout(machine, 4, 8);
     machine.flip(&segment::name(4), places[1].1.start + 70, 1);
+    life
+}
+
+#[test]
+fn what_is_damaged_can_be_mended_by_sending_it_again() {
+    let machine = Machine::new(0);
+    let mut life = with_damage(&machine);
     assert_eq!(life.store(vec![event(5, 900)]).unwrap().duplicates, 1, "nobody has come upon it yet");
     assert_eq!(offsets(&life.read_from(0)), [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]);
     assert_eq!(life.store(events(4..7, 900)), Ok(Appended { stored: 1, duplicates: 2 }));
@@ -127,12 +133,7 @@ fn what_is_damaged_can_be_mended_by_sending_it_again() {
 #[test]
 fn what_is_damaged_is_not_taken_for_known_when_its_segment_has_gone() {
     let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    for number in 0..12 {
-        life.store(vec![event(number, 900)]).unwrap();
-    }
-    let places = layout(&machine, 4, 8);
-    machine.flip(&segment::name(4), places[1].1.start + 70, 1);
+    let mut life = with_damage(&machine);
     assert_eq!(life.read_from(0).len(), 11);
     life.settle(12);
     machine.kill();
