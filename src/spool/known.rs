@@ -1,8 +1,8 @@
 //! What is left of a removed segment for as long as its events may be resent: their identities.
 //!
-//! `known-<base>` holds for each event in `segment-<base>` that was recognised until then the event id (16 bytes) and the arrival in milliseconds (u64), and at its
-//! end the CRC-32C of all that (u32). It is written before the segment is removed. Losing it costs no event: one that is
-//! resent after a restart is then published again.
+//! `known-<base>` holds for each event in `segment-<base>` that was still recognised the event id (16 bytes) and the arrival in
+//! milliseconds (u64), and at its end the CRC-32C of all that (u32). It is written before the segment is removed. Losing it costs no
+//! event: one that is resent after a restart is then published again.
 
 use super::disk::Disk;
 use super::segment::{self, Found, Scan};

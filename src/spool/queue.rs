@@ -234,3 +234,32 @@ impl Drop for AbandonOnPanic {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    fn append() -> Append {
+        Append { events: Events::new(), target: None, held: None, done: oneshot::channel().0 }
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_due_once_those_that_are_ready_have_come_or_the_first_has_gone() {
+        let queue = Queue::default();
+        for goes in [false, true, false] {
+            {
+                let mut first = pin!(queue.push(append()));
+                assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                queue.push(append()).await;
+                assert!(!queue.state().are_due(), "the first one is gathering");
+                if !goes {
+                    first.await;
+                }
+            }
+            assert!(queue.state().are_due());
+            assert_eq!(queue.take().map(|requests| requests.len()), Some(2));
+        }
+    }
+}
