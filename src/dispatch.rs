@@ -7,6 +7,8 @@
 mod backoff;
 mod health;
 pub mod in_flight;
+mod lane;
+mod under_way;
 mod watch;
 
 pub use health::Health;
@@ -14,21 +16,20 @@ pub use watch::{Watcher, Watches, watches};
 
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
-use crate::route::{Route, Routed};
-use crate::sink::{Failure, Message, Sink};
+use crate::route::Route;
+use crate::sink::Sink;
 use crate::spool::{Cursor, Reader, Record, Spool};
-use backoff::Backoff;
 use bytesize::ByteSize;
-use futures_util::future::FutureExt;
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use in_flight::{Gate, Window};
+use lane::{Lane, Outcome};
 use serde::Deserialize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch as signal};
-use tokio::task::{unconstrained, yield_now};
+use tokio::task::yield_now;
 use tokio::time::Instant;
+use under_way::UnderWay;
 use watch::{Asked, Progress};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
@@ -60,20 +61,6 @@ pub struct Dispatcher<S> {
     stop: signal::Receiver<bool>,
 }
 
-/// What every message under way needs.
-struct Lane<S> {
-    name: String,
-    route: Route,
-    sink: Arc<S>,
-    dead_letters: DeadLetters,
-    places: Semaphore,
-    /// One more than the highest offset that was handed to the destination.
-    handed_over: AtomicU64,
-    metrics: SinkMetrics,
-    health: Arc<Health>,
-    stop: signal::Receiver<bool>,
-}
-
 /// The parts that a [`Dispatcher`] is put together from.
 pub struct Parts<S> {
     /// The sink's name.
@@ -92,16 +79,6 @@ pub struct Parts<S> {
     pub health: Arc<Health>,
     /// Who asks when records are settled, if anybody does.
     pub watches: Option<Watches>,
-}
-
-/// What became of a record.
-enum Outcome {
-    /// Acknowledged or filtered out.
-    Settled,
-    /// Settled too, as a dead letter.
-    DeadLettered,
-    /// Given up because the bridge stops; it stays in the spool.
-    Kept,
 }
 
 /// How long to wait when the spool could not be read.
@@ -147,7 +124,7 @@ impl<S: Sink> Dispatcher<S> {
     /// the next process. The caller bounds that by dropping the future; what is not settled stays in the spool.
     pub async fn run(self) {
         let Self { spool, mut reader, cursor, look_ahead, lane, mut watches, mut stop } = self;
-        let mut under_way = FuturesUnordered::new();
+        let mut under_way = UnderWay::on(lane.clone());
         let mut gate = Gate::default();
         let mut window = Window::default();
         let mut not_before = None;
@@ -156,23 +133,25 @@ impl<S: Sink> Dispatcher<S> {
         loop {
             seen += 1;
             if seen > TURN {
+                under_way.flush();
                 yield_now().await;
                 seen = 0;
             }
             let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
             reader.advance(cursor.position());
+            if room == 0 || reader.is_at_end() || not_before.or(gathering).is_some() {
+                under_way.flush();
+            }
             tokio::select! {
                 biased;
                 () = told_to_stop(&mut stop) => break,
-                Some(done) = next_done(&mut under_way), if !under_way.is_empty() => {
-                    // What has finished meanwhile is settled along with it.
-                    let mut next = Some(done);
-                    while let Some((record, outcome)) = next {
+                () = under_way.some_ended(), if under_way.len() > 0 => {
+                    // What has ended meanwhile is settled along with it.
+                    while seen <= TURN && let Some((record, outcome)) = under_way.take_ended() {
                         finish(record, outcome, &mut window, &mut watches);
                         seen += 1;
-                        next = if seen > TURN { None } else { next_done(&mut under_way).now_or_never().flatten() };
                     }
-                    gate.released(&mut window).into_iter().for_each(|record| under_way.push(attempt(&lane, record)));
+                    gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
                 }
                 Some((asked, watches)) = asked(&mut watches), if watches.is_some() => watches.take(asked, |offset| {
                     let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
@@ -192,7 +171,7 @@ impl<S: Sink> Dispatcher<S> {
                         for record in records {
                             window.push(&record);
                             if let Some(record) = gate.enter(record) {
-                                under_way.push(attempt(&lane, record));
+                                under_way.begin(record);
                             }
                         }
                     }
@@ -208,9 +187,13 @@ impl<S: Sink> Dispatcher<S> {
                 lane.health.set_oldest(spool.begun(reader.position()));
             }
         }
-        while let Some((record, outcome)) = next_done(&mut under_way).await {
-            finish(record, outcome, &mut window, &mut watches);
-            gate.released(&mut window).into_iter().for_each(|record| under_way.push(attempt(&lane, record)));
+        while under_way.len() > 0 {
+            under_way.flush();
+            under_way.some_ended().await;
+            while let Some((record, outcome)) = under_way.take_ended() {
+                finish(record, outcome, &mut window, &mut watches);
+            }
+            gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
             settle(&spool, &cursor, &reader, &lane, &window);
         }
     }
@@ -219,12 +202,6 @@ impl<S: Sink> Dispatcher<S> {
 /// Resolves when the bridge stops, and when whoever could say so is gone.
 async fn told_to_stop(stop: &mut signal::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// The next attempt that has ended. A task may do 128 steps before tokio makes it wait, and an attempt takes several: with
-/// thousands under way, most would be asked in vain and ask to be asked again. So the steps of the loop count, not theirs.
-async fn next_done<F: Future>(under_way: &mut FuturesUnordered<F>) -> Option<F::Output> {
-    unconstrained(under_way.next()).await
 }
 
 /// The next question about records, and who keeps it.
@@ -240,14 +217,6 @@ async fn readable(reader: &mut Reader, not_before: Option<Instant>) {
         tokio::time::sleep_until(moment).await;
     }
     reader.ready().await;
-}
-
-fn attempt<S: Sink>(lane: &Arc<Lane<S>>, record: Arc<Record>) -> impl Future<Output = (Arc<Record>, Outcome)> + use<S> {
-    let lane = lane.clone();
-    async move {
-        let outcome = lane.deliver(&record).await;
-        (record, outcome)
-    }
 }
 
 fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &mut Option<Watches>) {
@@ -268,114 +237,6 @@ fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane<impl Sink
     let position = oldest.map_or(reader.position(), |(offset, _)| offset);
     if position > cursor.position() {
         spool.settle(cursor, position);
-    }
-}
-
-impl<S: Sink> Lane<S> {
-    async fn deliver(&self, record: &Record) -> Outcome {
-        if record.target.as_deref().is_some_and(|target| target != self.name) {
-            return Outcome::Settled;
-        }
-        let routed = self.route.render(record, |error| {
-            if self.metrics.filter_failures.inc() == 0 {
-                tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");
-            }
-        });
-        match routed {
-            Routed::Filtered => {
-                self.metrics.filtered.inc();
-                Outcome::Settled
-            }
-            Routed::Message(message) => self.publish(record, &message).await,
-            Routed::Refused { cause, message } => Box::pin(self.refuse(record, &message, &cause)).await,
-        }
-    }
-
-    async fn publish(&self, record: &Record, message: &Message) -> Outcome {
-        let mut backoff = Backoff::default();
-        let mut retry = None;
-        loop {
-            let place = match self.places.try_acquire() {
-                Ok(place) => Ok(place),
-                Err(_) => Box::pin(self.places.acquire()).await,
-            };
-            let Ok(place) = place else { return Outcome::Kept };
-            if *self.stop.borrow() && record.offset >= self.handed_over.load(Ordering::Relaxed) {
-                return Outcome::Kept;
-            }
-            self.handed_over.fetch_max(record.offset + 1, Ordering::Relaxed);
-            let comebacks = self.health.comebacks();
-            let in_flight = Held::new(&self.metrics.in_flight);
-            let result = self.sink.publish(message).await;
-            drop(in_flight);
-            drop(place);
-            match result {
-                Ok(()) => {
-                    self.metrics.published.inc();
-                    return Outcome::Settled;
-                }
-                Err(Failure::Rejected { cause }) => {
-                    drop(retry);
-                    return Box::pin(self.refuse(record, message, &cause)).await;
-                }
-                Err(Failure::Unavailable { cause, retry_after }) => {
-                    retry.get_or_insert_with(|| self.health.retrying());
-                    // What is rare is kept apart: each message under way holds the largest of its futures.
-                    if !Box::pin(self.pause(&cause, backoff.next(retry_after), comebacks)).await {
-                        return Outcome::Kept;
-                    }
-                    if self.health.comebacks() > comebacks {
-                        // What failed before says nothing about the destination as it is now.
-                        backoff = Backoff::default();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Keeps the message as a dead letter, however long the disk refuses that.
-    async fn refuse(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
-        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id(), "message refused; kept as a dead letter");
-        let mut backoff = Backoff::default();
-        let mut retry = None;
-        while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {
-            retry.get_or_insert_with(|| self.health.retrying());
-            let cause = format!("a dead letter cannot be written: {error}");
-            if !self.pause(&cause, backoff.next(None), self.health.comebacks()).await {
-                return Outcome::Kept;
-            }
-        }
-        self.metrics.dead_lettered.inc();
-        Outcome::DeadLettered
-    }
-
-    /// Waits before the next attempt, or until the destination has come back since the one that failed; `false` if the
-    /// bridge stops.
-    async fn pause(&self, cause: &str, delay: Duration, comebacks: u64) -> bool {
-        self.metrics.retried.inc();
-        self.health.failed(cause);
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            () = told_to_stop(&mut stop) => false,
-            () = tokio::time::sleep(delay) => true,
-            () = self.health.back_since(comebacks) => true,
-        }
-    }
-}
-
-/// Counts a message as in flight for as long as it lives.
-struct Held<'a>(&'a prometheus_client::metrics::gauge::Gauge);
-
-impl<'a> Held<'a> {
-    fn new(gauge: &'a prometheus_client::metrics::gauge::Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

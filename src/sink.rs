@@ -1,12 +1,13 @@
 //! The contract between the dispatcher and a destination.
 
-mod answers;
 pub mod kafka;
 mod message;
 pub mod nats;
+pub(crate) mod pending;
 pub mod stdout;
 
 pub use message::Message;
+pub use pending::{Outcome, Outcomes, Pending};
 
 use kafka::KafkaSink;
 use nats::NatsSink;
@@ -18,6 +19,16 @@ pub trait Sink: Send + Sync + 'static {
     /// Resolves once the destination has durably acknowledged or refused the message. Called concurrently for messages
     /// of different conversations; never for two of the same one. May be dropped at shutdown: the message stays spooled.
     fn publish(&self, message: &Message) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Begins to publish the message, if nothing has to be waited for: for who has many, and need not know why one fails. Gives
+    /// `pending` back if it cannot, and answers through it if it can. What is not delivered then is published.
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        let _ = message;
+        Some(pending)
+    }
+
+    /// No more is handed over for now: nothing has to wait for company.
+    fn flush(&self) {}
 
     /// Whether the destination can be reached now; feeds readiness.
     fn probe(&self) -> impl Future<Output = Result<(), Failure>> + Send;
@@ -41,8 +52,23 @@ impl Sink for AnySink {
         match self {
             Self::Stdout(sink) => sink.publish(message).await,
             Self::Kafka(sink) => sink.publish(message).await,
-            // Boxed, for its size: messages for the others are under way without it.
-            Self::Nats(sink) => Box::pin(sink.publish(message)).await,
+            Self::Nats(sink) => sink.publish(message).await,
+        }
+    }
+
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        match self {
+            Self::Stdout(sink) => sink.hand_over(message, pending),
+            Self::Kafka(sink) => sink.hand_over(message, pending),
+            Self::Nats(sink) => sink.hand_over(message, pending),
+        }
+    }
+
+    fn flush(&self) {
+        match self {
+            Self::Stdout(sink) => sink.flush(),
+            Self::Kafka(sink) => sink.flush(),
+            Self::Nats(sink) => sink.flush(),
         }
     }
 

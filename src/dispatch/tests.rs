@@ -2,9 +2,12 @@ use super::*;
 use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
+use crate::sink::pending::Waiting;
+use crate::sink::{Failure, Message, Pending};
 use crate::spool::Placed;
+use futures_util::FutureExt as _;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Notify, oneshot};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,9 +25,18 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 #[derive(Default)]
 struct Silent {
     taken: AtomicUsize,
+    /// What it was handed, if it takes messages that way.
+    handed: Option<Mutex<Vec<Pending>>>,
 }
 
 impl Sink for Silent {
+    fn hand_over(&self, _: &Message, pending: Pending) -> Option<Pending> {
+        let Some(handed) = &self.handed else { return Some(pending) };
+        handed.lock().unwrap().push(pending);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
     async fn publish(&self, _: &Message) -> Result<(), Failure> {
         self.taken.fetch_add(1, Ordering::Relaxed);
         std::future::pending().await
@@ -40,37 +52,84 @@ impl Sink for Silent {
 /// Answers only for what the test lets go, in the test's order.
 #[derive(Default)]
 struct Manual {
-    waiting: Mutex<Vec<(String, oneshot::Sender<()>)>>,
-    handed_over: Notify,
+    waiting: Mutex<Vec<(String, Waiting<Failure>)>>,
+    another: Notify,
+    /// Whether it takes messages that it is handed.
+    takes: bool,
 }
 
 impl Manual {
-    /// Waits until `payload` has been handed over, and acknowledges it.
+    /// Waits until it has `payload`, and acknowledges it.
     async fn acknowledge(&self, payload: &str) {
+        self.waiting(payload).await.tell(Ok(()));
+    }
+
+    /// Waits until it has `payload`, and gives up who waits for it.
+    async fn waiting(&self, payload: &str) -> Waiting<Failure> {
         let found = || {
             let mut waiting = self.waiting.lock().unwrap();
-            waiting.iter().position(|(held, _)| held == payload).map(|place| waiting.remove(place))
+            waiting.iter().position(|(held, _)| held == payload).map(|place| waiting.remove(place).1)
         };
-        let handed_over = async {
+        let there = async {
             loop {
-                if let Some((_, answer)) = found() {
-                    return answer;
+                match found() {
+                    Some(waiting) => return waiting,
+                    None => self.another.notified().await,
                 }
-                self.handed_over.notified().await;
             }
         };
-        let answer = tokio::time::timeout(PATIENCE, handed_over).await.expect("it is handed over");
-        answer.send(()).unwrap();
+        tokio::time::timeout(PATIENCE, there).await.expect("it comes")
+    }
+
+    fn add(&self, message: &Message, waiting: Waiting<Failure>) {
+        let payload = String::from_utf8(message.payload().to_vec()).unwrap();
+        self.waiting.lock().unwrap().push((payload, waiting));
+        self.another.notify_one();
     }
 }
 
 impl Sink for Manual {
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        if !self.takes {
+            return Some(pending);
+        }
+        self.add(message, Waiting::Handed(pending));
+        None
+    }
+
     async fn publish(&self, message: &Message) -> Result<(), Failure> {
-        let (answer, answered) = oneshot::channel();
-        let payload = String::from_utf8(message.payload().to_vec()).unwrap();
-        self.waiting.lock().unwrap().push((payload, answer));
-        self.handed_over.notify_one();
-        answered.await.map_err(|_| Failure::unavailable("gone"))
+        let (waiting, answered) = oneshot::channel();
+        self.add(message, Waiting::Published(waiting));
+        answered.await.unwrap_or_else(|_| Err(Failure::unavailable("gone")))
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+/// Answers for what it was handed when it learns that no more comes.
+#[derive(Default)]
+struct Flushed {
+    handed: Mutex<Vec<Pending>>,
+    flushes: AtomicUsize,
+}
+
+impl Sink for Flushed {
+    fn hand_over(&self, _: &Message, pending: Pending) -> Option<Pending> {
+        self.handed.lock().unwrap().push(pending);
+        None
+    }
+
+    fn flush(&self) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        Pending::all_delivered(self.handed.lock().unwrap().drain(..));
+    }
+
+    async fn publish(&self, _: &Message) -> Result<(), Failure> {
+        panic!("it takes what it is handed");
     }
 
     async fn probe(&self) -> Result<(), Failure> {
@@ -197,15 +256,94 @@ impl<S: Sink> Bench<S> {
 #[tokio::test]
 async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
     let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
-    let sink = Arc::new(Silent::default());
-    // More places than a semaphore can have.
-    let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
-    let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
-    let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
-    assert!(ended.is_err());
-    drop(bench.stop);
-    let taken = sink.taken.load(Ordering::Relaxed);
-    assert!((400..1000).contains(&taken), "{taken}");
+    for handed in [None, Some(Mutex::default())] {
+        let sink = Arc::new(Silent { handed, ..Default::default() });
+        // More places than a semaphore can have.
+        let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
+        let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
+        let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
+        assert!(ended.is_err());
+        drop(bench.stop);
+        let taken = sink.taken.load(Ordering::Relaxed);
+        assert!((400..1000).contains(&taken), "{taken}");
+    }
+}
+
+#[tokio::test]
+async fn no_more_are_with_the_destination_than_may_be_however_they_come_there() {
+    let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
+    for takes in [false, true] {
+        let sink = Arc::new(Manual { takes, ..Default::default() });
+        let config = Config { max_in_flight: 2, ..Default::default() };
+        let bench = Bench::new(sink.clone(), config, (0..5).map(event).collect()).await;
+        let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
+        for number in 0..5 {
+            let waiting = sink.waiting(&format!("{{\"n\":{number}}}")).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(sink.waiting.lock().unwrap().len() < 2);
+            waiting.tell(Ok(()));
+        }
+        until("all are settled", || cursor.position() == 5).await;
+        bench.stop.send_replace(true);
+        running.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_handed_over_and_not_delivered_is_published_before_the_next_of_its_conversation() {
+    let payload =
+        |conversation: &str, number: u64| format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
+    let event = |(conversation, number)| Event::parse(&payload(conversation, number), 9, Arrival::now()).unwrap();
+    let sink = Arc::new(Manual { takes: true, ..Default::default() });
+    let events = [("a", 0), ("a", 1), ("b", 2)].map(event).into();
+    let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
+    let running = tokio::spawn(dispatcher.run());
+    let first = sink.waiting(&payload("a", 0)).await;
+    assert!(matches!(first, Waiting::Handed(_)));
+    drop(first);
+    let again = sink.waiting(&payload("a", 0)).await;
+    assert!(matches!(again, Waiting::Published(_)));
+    sink.acknowledge(&payload("b", 2)).await;
+    assert!(sink.waiting.lock().unwrap().is_empty());
+    again.tell(Ok(()));
+    let next = sink.waiting(&payload("a", 1)).await;
+    assert_eq!(spool.cursor("sink").unwrap().position(), 1);
+    assert!(matches!(next, Waiting::Handed(_)));
+    next.tell(Ok(()));
+    until("all are settled", || spool.cursor("sink").unwrap().position() == 3).await;
+    stop.send_replace(true);
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sink_learns_whenever_no_more_is_handed_over_for_now() {
+    const EVENTS: usize = 3000;
+    let event =
+        |number| Event::parse(&format!("{{\"conversation_uuid\":\"{}\"}}", number % 50), 9, Arrival(number)).unwrap();
+    let sink = Arc::new(Flushed::default());
+    // Less room than what is there takes.
+    let config = Config { look_ahead: ByteSize::kib(64), ..Default::default() };
+    let bench = Bench::new(sink.clone(), config, (0..EVENTS as u64).map(event).collect()).await;
+    let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
+    let mut stored = bench.spool.status().end;
+    until("all are settled", || cursor.position() == stored).await;
+    for number in 0..10 {
+        bench
+            .spool
+            .append(
+                (0..=number)
+                    .map(|event| Event::parse(&format!("{{\"n\":\"{number} {event}\"}}"), 9, Arrival::now()).unwrap())
+                    .collect::<Vec<_>>(),
+            )
+            .await
+            .unwrap();
+        stored += number + 1;
+        until("those too", || cursor.position() == stored).await;
+    }
+    bench.stop.send_replace(true);
+    running.await.unwrap();
+    let flushes = sink.flushes.load(Ordering::Relaxed);
+    assert!(flushes < EVENTS / 4, "{flushes} times for {EVENTS} events");
 }
 
 #[tokio::test]
@@ -245,18 +383,20 @@ async fn a_stop_leaves_nothing_open_below_what_was_handed_over() {
     let payload =
         |conversation: &str, number: u64| format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
     let event = |(conversation, number)| Event::parse(&payload(conversation, number), 9, Arrival::now()).unwrap();
-    let sink = Arc::new(Manual::default());
-    let events = [("a", 0), ("a", 1), ("b", 2), ("a", 3)].map(event).into();
-    let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
-    let running = tokio::spawn(dispatcher.run());
-    sink.acknowledge(&payload("b", 2)).await;
-    stop.send_replace(true);
-    // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
-    sink.acknowledge(&payload("a", 0)).await;
-    sink.acknowledge(&payload("a", 1)).await;
-    tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
-    assert_eq!(spool.cursor("sink").unwrap().position(), 3);
-    assert!(sink.waiting.lock().unwrap().is_empty());
+    for takes in [false, true] {
+        let sink = Arc::new(Manual { takes, ..Default::default() });
+        let events = [("a", 0), ("a", 1), ("b", 2), ("a", 3)].map(event).into();
+        let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
+        let running = tokio::spawn(dispatcher.run());
+        sink.acknowledge(&payload("b", 2)).await;
+        stop.send_replace(true);
+        // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
+        sink.acknowledge(&payload("a", 0)).await;
+        sink.acknowledge(&payload("a", 1)).await;
+        tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
+        assert_eq!(spool.cursor("sink").unwrap().position(), 3);
+        assert!(sink.waiting.lock().unwrap().is_empty());
+    }
 }
 
 #[tokio::test]

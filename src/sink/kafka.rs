@@ -13,7 +13,8 @@ mod topics;
 
 pub use config::{Compression, Config, Mechanism, Properties, Sasl, Tls};
 
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::sink::pending::Waiting;
+use crate::sink::{Failure, Message, Pending, SetupError, Sink};
 use producer::{Link, Producer, Undelivered};
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
@@ -87,13 +88,7 @@ impl KafkaSink {
 
     /// Waits until librdkafka may hold `message` too. One that is larger than all the room takes all of it.
     async fn room(&self, message: &Message) -> Result<OwnedSemaphorePermit, Failure> {
-        let headers: usize = message.headers().map(|(key, value)| key.len() + value.len()).sum();
-        let bytes = message.payload().len() + message.key().len() + headers + OVERHEAD;
-        let permits = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(permits) {
-            return Ok(room);
-        }
-        let room = Box::pin(Arc::clone(&self.room).acquire_many_owned(permits)).await;
+        let room = Arc::clone(&self.room).acquire_many_owned(needed_room(message)).await;
         room.map_err(|_| Failure::unavailable("the sink is closed"))
     }
 
@@ -125,6 +120,16 @@ impl Sink for KafkaSink {
         self.deliver(message).await
     }
 
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        let Some(partitions) = self.topics.known(message.topic()) else { return Some(pending) };
+        let room = Arc::clone(&self.room).try_acquire_many_owned(needed_room(message));
+        let Ok(room) = room else { return Some(pending) };
+        let partition = partitioner::partition(message.partition_by(), partitions);
+        // What is not taken is told through `pending`.
+        let _ = self.batching.begin(message, partition, room, Waiting::Handed(pending));
+        None
+    }
+
     async fn probe(&self) -> Result<(), Failure> {
         self.topics.probe(self.topic.as_deref()).await
     }
@@ -132,6 +137,12 @@ impl Sink for KafkaSink {
     async fn close(&self) {
         self.finish().await;
     }
+}
+
+fn needed_room(message: &Message) -> u32 {
+    let headers: usize = message.headers().map(|(key, value)| key.len() + value.len()).sum();
+    let bytes = message.payload().len() + message.key().len() + headers + OVERHEAD;
+    u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX)
 }
 
 /// Whether the broker may have meant another message of the same batch.

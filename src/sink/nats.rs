@@ -9,6 +9,8 @@
 //!   arrives before its retry, the retry is answered as a duplicate, which is a success. If it arrives after (then out of an
 //!   old connection, since one connection keeps its order), the server drops it, because the dispatcher moves on in
 //!   that conversation only after the retry was stored. Both hold within the stream's `duplicate_window`.
+//! - What is handed over many at a time waits in the same way, a quarter longer at the most. Whatever its reply says but that it is
+//!   stored, it is published then, and that tells why it fails.
 //! - Core NATS stores nothing. There, each message is followed by an empty one to ourselves, on the same connection: once it is
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
 
@@ -22,7 +24,7 @@ pub use connection::Connection;
 pub use stream::{Discard, Storage, StreamConfig};
 
 use crate::setting::{Secret, period};
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::sink::{Failure, Message, Pending, SetupError, Sink};
 use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
@@ -30,13 +32,15 @@ use async_nats::jetstream::response::Response;
 use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use bytesize::ByteSize;
+use futures_util::FutureExt as _;
 use link::Link;
+use replies::Replies;
 use serde::{Deserialize, Deserializer};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::StreamCheck;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, unconstrained};
 
 /// The longest subject that is sent. A server drops the whole connection at a protocol line over 4096 bytes
 /// (`max_control_line`), so one over-long subject would stop every other message. The rest of the line holds verb, inbox and
@@ -172,7 +176,8 @@ pub struct NatsSink {
     stream: Option<Arc<StreamCheck>>,
     ack_timeout: Duration,
     max_payload: Option<usize>,
-    keeper: Option<AbortHandle>,
+    /// Tasks that look after the stream and the replies.
+    keepers: Vec<AbortHandle>,
 }
 
 impl NatsSink {
@@ -192,26 +197,25 @@ impl NatsSink {
             }
         };
         let link = Link::open(name, config)?;
-        let keeper = stream.as_ref().filter(|stream| stream.creates()).map(|stream| {
-            let keep = stream.clone().keep(Arc::downgrade(&link), link.stream_wanted.clone());
-            tokio::spawn(keep).abort_handle()
-        });
+        let mut keepers = Vec::new();
+        if let Some(stream) = &stream {
+            keepers.push(tokio::spawn(expire(link.replies.clone(), config.ack_timeout)).abort_handle());
+            if stream.creates() {
+                let keep = stream.clone().keep(Arc::downgrade(&link), link.stream_wanted.clone());
+                keepers.push(tokio::spawn(keep).abort_handle());
+            }
+        }
         Ok(Self {
             link,
             stream,
             ack_timeout: config.ack_timeout,
             max_payload: config.max_payload.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
-            keeper,
+            keepers,
         })
     }
 
     async fn send(&self, message: &Message) -> Result<(), Failure> {
-        check_subject(message.topic())?;
-        let headers = self.headers(message)?;
-        let bytes = message.payload().len() + size(&headers);
-        if let Some(limit) = self.max_payload.filter(|limit| bytes > *limit) {
-            return Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")));
-        }
+        let headers = self.check(message)?;
         let client = self.link.client()?;
         let start = Instant::now();
         let confirmed = async {
@@ -226,6 +230,17 @@ impl NatsSink {
                 format!("nats did not acknowledge a message to `{}` within {:?}", message.topic(), self.ack_timeout)
             })))
         })
+    }
+
+    /// The headers of a message that the server may be sent.
+    fn check(&self, message: &Message) -> Result<HeaderMap, Failure> {
+        check_subject(message.topic())?;
+        let headers = self.headers(message)?;
+        let bytes = message.payload().len() + size(&headers);
+        match self.max_payload.filter(|limit| bytes > *limit) {
+            Some(limit) => Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}"))),
+            None => Ok(headers),
+        }
     }
 
     /// JetStream: resolves with the stream's acknowledgement.
@@ -300,6 +315,22 @@ impl Sink for NatsSink {
         self.send(message).await
     }
 
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        if self.stream.is_none() {
+            return Some(pending);
+        }
+        let (Ok(client), Ok(headers)) = (self.link.client(), self.check(message)) else { return Some(pending) };
+        let (number, inbox) = self.link.replies.hold(pending);
+        let subject = message.topic().to_owned();
+        let payload = Bytes::from_owner(message.payload().clone());
+        let sent = client.publish_with_reply_and_headers(subject, inbox, headers, payload);
+        match unconstrained(sent).now_or_never() {
+            Some(Ok(())) => None,
+            // It was refused, or the library has no room: it does not have the message.
+            _ => self.link.replies.give_back(number),
+        }
+    }
+
     /// Connected, and in JetStream mode a stream takes the subject.
     async fn probe(&self) -> Result<(), Failure> {
         let client = self.link.client()?;
@@ -316,10 +347,23 @@ impl Sink for NatsSink {
 
 impl Drop for NatsSink {
     fn drop(&mut self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.abort();
+        self.keepers.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Lets go of what was handed over and has had no reply for so long.
+async fn expire(replies: Arc<Replies>, ack_timeout: Duration) {
+    loop {
+        tokio::time::sleep(ack_timeout / 4).await;
+        if let Some(before) = Instant::now().checked_sub(ack_timeout) {
+            replies.expire(before);
         }
     }
+}
+
+/// Whether a reply says that the message is stored.
+fn confirms(reply: &async_nats::Message) -> bool {
+    reply.status != Some(StatusCode::NO_RESPONDERS) && acknowledged(&reply.payload).is_ok()
 }
 
 /// A subject that the server would answer by dropping the connection, or never store, is this message's own fault.

@@ -5,8 +5,8 @@
 //! same event twice. Logs go to stderr and never mix with these lines.
 
 use crate::event::json;
-use crate::sink::answers::Answers;
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::sink::pending::Waiting;
+use crate::sink::{Failure, Message, Pending, SetupError, Sink};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -65,10 +65,15 @@ impl State {
 #[derive(Default)]
 struct Batch {
     text: Vec<u8>,
-    waiting: Vec<(usize, oneshot::Sender<Outcome>)>,
+    waiting: Vec<(usize, Waiting<String>)>,
 }
 
-type Outcome = Result<(), String>;
+impl Batch {
+    fn add(&mut self, render: impl FnOnce(&mut Vec<u8>), waiting: Waiting<String>) {
+        render(&mut self.text);
+        self.waiting.push((self.text.len(), waiting));
+    }
+}
 
 /// Wakes the writer when dropped: also when whoever undertook that is gone.
 struct Wake<'a>(&'a Condvar);
@@ -91,7 +96,7 @@ impl StdoutSink {
     /// Writes to `output`, which must not buffer. Needs a tokio runtime.
     pub fn to(output: impl Write + Send + 'static) -> Result<Self, SetupError> {
         let shared = Arc::new(Shared::default());
-        let writer = Writer { output, torn: false, shared: shared.clone(), answers: Answers::start() };
+        let writer = Writer { output, torn: false, shared: shared.clone() };
         let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.run());
         thread.map_err(|error| SetupError(format!("cannot start the stdout writer: {error}")))?;
         Ok(Self { shared })
@@ -101,7 +106,7 @@ impl StdoutSink {
     /// have run: their lines go into the same write, and switching threads costs more than writing a line.
     async fn write(&self, render: impl Fn(&mut Vec<u8>)) -> Result<(), Failure> {
         let (written, outcome) = oneshot::channel();
-        let mut written = Some(written);
+        let mut written = Some(Waiting::Published(written));
         let wake = loop {
             if let Some(wake) = self.shared.add(&render, &mut written)? {
                 break wake;
@@ -134,7 +139,7 @@ impl Shared {
     fn add(
         &self,
         render: impl Fn(&mut Vec<u8>),
-        written: &mut Option<oneshot::Sender<Outcome>>,
+        written: &mut Option<Waiting<String>>,
     ) -> Result<Option<Option<Wake<'_>>>, Failure> {
         let mut state = self.state();
         if state.gone {
@@ -143,9 +148,9 @@ impl Shared {
         if !state.has_room() {
             return Ok(None);
         }
-        render(&mut state.batch.text);
-        let end = state.batch.text.len();
-        state.batch.waiting.extend(written.take().map(|written| (end, written)));
+        if let Some(written) = written.take() {
+            state.batch.add(render, written);
+        }
         Ok(Some(std::mem::take(&mut state.asleep).then(|| Wake(&self.arrived))))
     }
 }
@@ -160,6 +165,23 @@ impl Drop for StdoutSink {
 impl Sink for StdoutSink {
     async fn publish(&self, message: &Message) -> Result<(), Failure> {
         self.write(|text| render(message, text)).await
+    }
+
+    /// The writer is not woken for it before [`Self::flush`]: switching threads costs more than writing a line.
+    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
+        let mut state = self.shared.state();
+        if state.gone || !state.has_room() {
+            return Some(pending);
+        }
+        state.batch.add(|text| render(message, text), Waiting::Handed(pending));
+        None
+    }
+
+    fn flush(&self) {
+        let mut state = self.shared.state();
+        if !state.batch.waiting.is_empty() && std::mem::take(&mut state.asleep) {
+            self.shared.arrived.notify_one();
+        }
     }
 
     /// stdout can only be tried by writing, so this repeats how the last write ended.
@@ -179,7 +201,6 @@ struct Writer<W> {
     /// The last write stopped inside a line: a line break must come first, so that the torn line stands alone.
     torn: bool,
     shared: Arc<Shared>,
-    answers: Answers<Outcome>,
 }
 
 impl<W> Drop for Writer<W> {
@@ -238,10 +259,11 @@ impl<W: Write> Writer<W> {
         let error = error.map(|error| format!("cannot write to stdout: {error}"));
         self.shared.state().broken.clone_from(&error);
         let written = taken.len();
-        for (end, waiting) in batch.waiting.drain(..) {
-            let outcome = error.as_ref().filter(|_| end > written);
-            self.answers.give(waiting, outcome.map_or(Ok(()), |cause| Err(cause.clone())));
-        }
+        let outcomes = batch.waiting.drain(..).map(|(end, waiting)| {
+            let failed = error.as_ref().filter(|_| end > written);
+            (waiting, failed.map_or(Ok(()), |cause| Err(cause.clone())))
+        });
+        Waiting::tell_all(outcomes);
         batch.text.clear();
     }
 }

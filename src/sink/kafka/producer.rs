@@ -4,7 +4,7 @@
 //! it takes it away, waits until every message in it is answered for, and builds another.
 
 use super::config::refused;
-use crate::sink::answers::Answers;
+use crate::sink::pending::Waiting;
 use crate::sink::{Failure, Message, SetupError};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
@@ -38,7 +38,6 @@ pub(super) struct Producer {
 struct Shared {
     config: ClientConfig,
     link: Arc<Link>,
-    answers: Answers<Answer>,
     /// `None` between a fatal error and the next build, and after the end.
     current: Mutex<Option<Arc<Client>>>,
     stop: AtomicBool,
@@ -55,11 +54,9 @@ pub(super) enum Undelivered {
     NoProducer(Failure),
 }
 
-type Answer = Result<(), RDKafkaErrorCode>;
-
 /// Travels through librdkafka with its message.
 pub(super) struct Delivery {
-    done: oneshot::Sender<Answer>,
+    waiting: Waiting<RDKafkaErrorCode>,
     /// Freed with the message's copy in librdkafka, not when the caller loses interest.
     _room: OwnedSemaphorePermit,
 }
@@ -67,12 +64,10 @@ pub(super) struct Delivery {
 impl Producer {
     /// Makes the producer and its thread. Connects in the background. Needs a tokio runtime.
     pub(super) fn start(config: ClientConfig, link: Arc<Link>) -> Result<Self, SetupError> {
-        let answers = Answers::start();
-        let client = build(&config, &link, &answers).map_err(|error| refused(&error))?;
+        let client = build(&config, &link).map_err(|error| refused(&error))?;
         let shared = Arc::new(Shared {
             config,
             link,
-            answers,
             current: Mutex::new(Some(Arc::clone(&client))),
             stop: AtomicBool::new(false),
         });
@@ -102,23 +97,32 @@ impl Producer {
         partition: i32,
         room: OwnedSemaphorePermit,
     ) -> Result<(), Undelivered> {
-        let (done, answer) = oneshot::channel();
+        let (waiting, answer) = oneshot::channel();
+        self.begin(message, partition, room, Waiting::Published(waiting))?;
+        match answer.await {
+            Ok(result) => result.map_err(Undelivered::Failed),
+            Err(_) => Err(Undelivered::Failed(RDKafkaErrorCode::PurgeInflight)),
+        }
+    }
+
+    /// Hands `message` to librdkafka, whose copy occupies `room` until the broker has answered; `waiting` is told then.
+    pub(super) fn begin(
+        &self,
+        message: &Message,
+        partition: i32,
+        room: OwnedSemaphorePermit,
+        waiting: Waiting<RDKafkaErrorCode>,
+    ) -> Result<(), Undelivered> {
         let headers = OwnedHeaders::new_with_capacity(message.headers().len());
         let headers =
             message.headers().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let record = BaseRecord::with_opaque_to(message.topic(), Box::new(Delivery { done, _room: room }))
+        let record = BaseRecord::with_opaque_to(message.topic(), Box::new(Delivery { waiting, _room: room }))
             .partition(partition)
             .key(message.key().as_bytes())
             .payload(&**message.payload())
             .headers(headers);
         let client = self.client().map_err(Undelivered::NoProducer)?;
-        let taken = client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)));
-        drop(client);
-        taken?;
-        match answer.await {
-            Ok(result) => result.map_err(Undelivered::Failed),
-            Err(_) => Err(Undelivered::Failed(RDKafkaErrorCode::PurgeInflight)),
-        }
+        client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)))
     }
 
     /// Ends the thread and everything in librdkafka. What was not delivered fails.
@@ -161,7 +165,7 @@ impl Shared {
                 if self.stopped() {
                     return;
                 }
-                match build(&self.config, &self.link, &self.answers) {
+                match build(&self.config, &self.link) {
                     Ok(client) => break client,
                     Err(error) => {
                         tracing::error!(sink = self.link.sink, cause = %refused(&error), "kafka producer cannot be rebuilt");
@@ -203,15 +207,14 @@ impl Shared {
     }
 }
 
-fn build(config: &ClientConfig, link: &Arc<Link>, answers: &Answers<Answer>) -> Result<Arc<Client>, KafkaError> {
-    let reports = Reports { link: Arc::clone(link), answers: answers.clone() };
+fn build(config: &ClientConfig, link: &Arc<Link>) -> Result<Arc<Client>, KafkaError> {
+    let reports = Reports { link: Arc::clone(link) };
     config.create_with_context::<_, Client>(reports).map(Arc::new)
 }
 
 /// What librdkafka tells us, in the thread that polls it.
 pub(super) struct Reports {
     link: Arc<Link>,
-    answers: Answers<Answer>,
 }
 
 impl ProducerContext for Reports {
@@ -225,7 +228,7 @@ impl ProducerContext for Reports {
             }
             Err((error, _)) => Err(code(error)),
         };
-        self.answers.give(delivery.done, result);
+        delivery.waiting.tell(result);
     }
 }
 

@@ -63,18 +63,25 @@ impl Topics {
         }))
     }
 
+    /// The number of partitions of `topic`, if it is known.
+    pub(super) fn known(&self, topic: &str) -> Option<i32> {
+        let mut entries = lock(&self.0.entries);
+        let entry = entries.get(topic)?;
+        let partitions = entry.partitions?;
+        if entry.lookup.is_none() && entry.asked.elapsed() > REFRESH {
+            drop(self.ask(&mut entries, topic));
+        }
+        Some(partitions)
+    }
+
     /// The number of partitions of `topic`: at once where it is known.
     pub(super) async fn partitions(&self, topic: &str) -> Result<i32, Failure> {
+        if let Some(partitions) = self.known(topic) {
+            return Ok(partitions);
+        }
         let lookup = {
             let mut entries = lock(&self.0.entries);
             match entries.get(topic) {
-                Some(Entry { partitions: Some(partitions), asked, lookup, .. }) => {
-                    let partitions = *partitions;
-                    if lookup.is_none() && asked.elapsed() > REFRESH {
-                        drop(self.ask(&mut entries, topic));
-                    }
-                    return Ok(partitions);
-                }
                 Some(Entry { failure: Some(failure), asked, lookup: None, .. }) if asked.elapsed() < FAILURE => {
                     return Err(failure.clone());
                 }

@@ -5,7 +5,7 @@
 
 use crate::sink::nats::auth::Identity;
 use crate::sink::nats::replies::Replies;
-use crate::sink::nats::{Config, TlsConfig};
+use crate::sink::nats::{Config, TlsConfig, confirms};
 use crate::sink::{Failure, SetupError};
 use async_nats::connection::State;
 use async_nats::rustls::pki_types::pem::PemObject;
@@ -89,7 +89,7 @@ impl Link {
                 .collect::<Vec<_>>()
                 .join(", "),
             client: OnceLock::new(),
-            replies: Arc::new(Replies::below(prefix)),
+            replies: Arc::new(Replies::below(prefix, confirms)),
             status: Mutex::default(),
             stream_wanted: Arc::default(),
             closed: Notify::new(),

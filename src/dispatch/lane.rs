@@ -1,0 +1,216 @@
+//! The way of one sink's messages: rendered, handed over or published, tried again, kept as dead letters.
+
+use super::backoff::Backoff;
+use super::told_to_stop;
+use crate::dead_letter::DeadLetters;
+use crate::dispatch::Health;
+use crate::metrics::SinkMetrics;
+use crate::route::{Route, Routed};
+use crate::sink::{Failure, Message, Pending, Sink};
+use crate::spool::Record;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch as signal};
+
+/// What every message under way needs.
+pub struct Lane<S> {
+    pub name: String,
+    pub route: Route,
+    pub sink: Arc<S>,
+    pub dead_letters: DeadLetters,
+    pub places: Semaphore,
+    /// One more than the highest offset that was handed to the destination.
+    pub handed_over: AtomicU64,
+    pub metrics: SinkMetrics,
+    pub health: Arc<Health>,
+    pub stop: signal::Receiver<bool>,
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Acknowledged or filtered out.
+    Settled,
+    /// Settled too, as a dead letter.
+    DeadLettered,
+    /// Given up because the bridge stops; it stays in the spool.
+    Kept,
+}
+
+/// What becomes of a record whose turn it is.
+pub enum Begun {
+    /// The sink has it.
+    HandedOver,
+    /// There is nothing to wait for.
+    Ended(Outcome),
+    /// It has to be seen through.
+    Attempt(Box<Attempt>),
+}
+
+/// Where to go on with a record.
+pub enum Attempt {
+    /// It has to be published.
+    Publish(Message),
+    /// It cannot be, for this reason.
+    Refuse(Message, String),
+    /// Nothing of it is left but the outcome.
+    End(Outcome),
+}
+
+impl<S: Sink> Lane<S> {
+    /// Hands the record over, if nothing has to be waited for.
+    pub fn begin(&self, record: &Record, pending: impl FnOnce() -> Pending) -> Begun {
+        match self.render(record) {
+            Attempt::End(outcome) => Begun::Ended(outcome),
+            Attempt::Publish(message) => {
+                let Ok(place) = self.places.try_acquire() else {
+                    return Begun::Attempt(Attempt::Publish(message).into());
+                };
+                if !self.may_be_sent(record) {
+                    return Begun::Ended(Outcome::Kept);
+                }
+                match self.sink.hand_over(&message, pending()) {
+                    None => {
+                        self.sent(record);
+                        // Given back in `answered`.
+                        place.forget();
+                        self.metrics.in_flight.inc();
+                        Begun::HandedOver
+                    }
+                    Some(mut pending) => {
+                        pending.withdraw();
+                        Begun::Attempt(Attempt::Publish(message).into())
+                    }
+                }
+            }
+            refuse => Begun::Attempt(refuse.into()),
+        }
+    }
+
+    /// The sink has answered for so many of those that were handed over.
+    pub fn answered(&self, delivered: usize, others: usize) {
+        self.places.add_permits(delivered + others);
+        self.metrics.in_flight.dec_by((delivered + others) as i64);
+        self.metrics.published.inc_by(delivered as u64);
+    }
+
+    /// Sees a record through that was begun with, or handed over in vain.
+    pub async fn go_on(&self, record: &Record, attempt: Option<Box<Attempt>>) -> Outcome {
+        match attempt.map_or_else(|| self.render(record), |attempt| *attempt) {
+            Attempt::Publish(message) => self.publish(record, &message).await,
+            Attempt::Refuse(message, cause) => self.refuse(record, &message, &cause).await,
+            Attempt::End(outcome) => outcome,
+        }
+    }
+
+    fn render(&self, record: &Record) -> Attempt {
+        if record.target.as_deref().is_some_and(|target| target != self.name) {
+            return Attempt::End(Outcome::Settled);
+        }
+        let routed = self.route.render(record, |error| {
+            if self.metrics.filter_failures.inc() == 0 {
+                tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");
+            }
+        });
+        match routed {
+            Routed::Filtered => {
+                self.metrics.filtered.inc();
+                Attempt::End(Outcome::Settled)
+            }
+            Routed::Message(message) => Attempt::Publish(message),
+            Routed::Refused { cause, message } => Attempt::Refuse(message, cause),
+        }
+    }
+
+    /// Once the bridge stops, those alone are sent that others behind them have overtaken.
+    fn may_be_sent(&self, record: &Record) -> bool {
+        !*self.stop.borrow() || record.offset < self.handed_over.load(Ordering::Relaxed)
+    }
+
+    fn sent(&self, record: &Record) {
+        self.handed_over.fetch_max(record.offset + 1, Ordering::Relaxed);
+    }
+
+    async fn publish(&self, record: &Record, message: &Message) -> Outcome {
+        let mut backoff = Backoff::default();
+        let mut retry = None;
+        loop {
+            let Ok(place) = self.places.acquire().await else { return Outcome::Kept };
+            if !self.may_be_sent(record) {
+                return Outcome::Kept;
+            }
+            self.sent(record);
+            let comebacks = self.health.comebacks();
+            let in_flight = Held::new(&self.metrics.in_flight);
+            let result = self.sink.publish(message).await;
+            drop(in_flight);
+            drop(place);
+            match result {
+                Ok(()) => {
+                    self.metrics.published.inc();
+                    return Outcome::Settled;
+                }
+                Err(Failure::Rejected { cause }) => {
+                    drop(retry);
+                    return self.refuse(record, message, &cause).await;
+                }
+                Err(Failure::Unavailable { cause, retry_after }) => {
+                    retry.get_or_insert_with(|| self.health.retrying());
+                    if !self.pause(&cause, backoff.next(retry_after), comebacks).await {
+                        return Outcome::Kept;
+                    }
+                    if self.health.comebacks() > comebacks {
+                        // What failed before says nothing about the destination as it is now.
+                        backoff = Backoff::default();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the message as a dead letter, however long the disk refuses that.
+    async fn refuse(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
+        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id(), "message refused; kept as a dead letter");
+        let mut backoff = Backoff::default();
+        let mut retry = None;
+        while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {
+            retry.get_or_insert_with(|| self.health.retrying());
+            let cause = format!("a dead letter cannot be written: {error}");
+            if !self.pause(&cause, backoff.next(None), self.health.comebacks()).await {
+                return Outcome::Kept;
+            }
+        }
+        self.metrics.dead_lettered.inc();
+        Outcome::DeadLettered
+    }
+
+    /// Waits before the next attempt, or until the destination has come back since the one that failed; `false` if the
+    /// bridge stops.
+    async fn pause(&self, cause: &str, delay: Duration, comebacks: u64) -> bool {
+        self.metrics.retried.inc();
+        self.health.failed(cause);
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = told_to_stop(&mut stop) => false,
+            () = tokio::time::sleep(delay) => true,
+            () = self.health.back_since(comebacks) => true,
+        }
+    }
+}
+
+/// Counts a message as in flight for as long as it lives.
+struct Held<'a>(&'a prometheus_client::metrics::gauge::Gauge);
+
+impl<'a> Held<'a> {
+    fn new(gauge: &'a prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
