@@ -39,7 +39,7 @@ impl Again {
     pub fn of(event: &Event) -> Self {
         Self {
             arrival: event.arrival().0,
-            payload: String::from_utf8_lossy(event.payload()).into_owned(),
+            payload: event.payload().to_string(),
             ingress: event.other_ingress().map(|name| (**name).into()),
         }
     }

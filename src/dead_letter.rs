@@ -230,7 +230,7 @@ fn line(sink: &str, record: &Record, message: &Message, reason: &str) -> String 
         json::write_string(value, &mut line);
     }
     line.push('}');
-    text("payload", &String::from_utf8_lossy(event.payload()), &mut line);
+    text("payload", event.payload(), &mut line);
     line.push_str("}\n");
     line
 }

@@ -116,7 +116,7 @@ enum Conversation {
 /// One webhook notification.
 #[derive(Clone, Debug)]
 pub struct Event {
-    payload: Arc<[u8]>,
+    payload: Arc<str>,
     fields: Fields,
     id: EventId,
     conversation: Conversation,
@@ -137,44 +137,47 @@ impl PartialEq for Event {
 
 impl Event {
     /// Takes the JSON object that lies at `at` in `text`, where its members have been read, and works out its identity and
-    /// conversation.
-    pub fn within(text: &str, at: Range<usize>, mut members: Vec<Member>, arrival: Arrival) -> Self {
+    /// conversation. The members are then those of the object alone.
+    pub fn within(text: &str, at: Range<usize>, members: &mut [Member], arrival: Arrival) -> Self {
         if at.start > 0 {
             members.iter_mut().for_each(|member| member.move_back(at.start));
         }
         Self::new(text.get(at).unwrap_or_default(), members, arrival)
     }
 
-    fn new(object: &str, members: Vec<Member>, arrival: Arrival) -> Self {
+    fn new(object: &str, members: &[Member], arrival: Arrival) -> Self {
         let text = object.as_bytes();
         let fields = Fields::new(text, members);
         let id = identity::of(text, &fields);
         let conversation = match CONVERSATION.iter().find_map(|name| fields.scalar(text, name)) {
             Some(value) if value.kind != Kind::Escaped => Conversation::Inside(value.span),
-            Some(value) => Conversation::Own(value.text(text).into()),
+            Some(value) => Conversation::Own(value.text(object).into()),
             None => Conversation::Own(id.to_string().into()),
         };
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
-        Self { payload: text.into(), fields, id, conversation, arrival, ingress: None }
+        Self { payload: object.into(), fields, id, conversation, arrival, ingress: None }
     }
 
     /// Reads `object` and takes it as an event.
     pub fn parse(object: &str, max_depth: usize, arrival: Arrival) -> Result<Self, json::Error> {
         let mut reader = Reader::new(object, max_depth);
-        let members = reader.object()?;
+        let mut members = Vec::new();
+        reader.object(&mut members)?;
         match reader.peek() {
-            None => Ok(Self::new(object, members, arrival)),
+            None => Ok(Self::new(object, &members, arrival)),
             Some(_) => Err(reader.error("expected nothing after the object")),
         }
     }
 
     /// Puts an event together again from what was stored with it. Fields are found only if `payload` is a JSON object.
-    pub fn restore(payload: &[u8], id: EventId, conversation: &str, arrival: Arrival) -> Self {
-        let text = std::str::from_utf8(payload).unwrap_or_default();
-        let fields = Fields::new(text.as_bytes(), Reader::new(text, MAX_DEPTH).object().unwrap_or_default());
+    pub fn restore(payload: &str, id: EventId, conversation: &str, arrival: Arrival) -> Self {
+        let mut members = Vec::new();
+        if Reader::new(payload, MAX_DEPTH).object(&mut members).is_err() {
+            members.clear();
+        }
         Self {
             payload: payload.into(),
-            fields,
+            fields: Fields::new(payload.as_bytes(), &members),
             id,
             conversation: Conversation::Own(conversation.into()),
             arrival,
@@ -188,7 +191,7 @@ impl Event {
     }
 
     /// The JSON object, byte for byte as received where it came as JSON.
-    pub fn payload(&self) -> &Arc<[u8]> {
+    pub fn payload(&self) -> &Arc<str> {
         &self.payload
     }
 
@@ -200,7 +203,7 @@ impl Event {
     /// What order is kept within: the conversation's id, or whatever stands in for it. Never empty.
     pub fn conversation(&self) -> &str {
         match &self.conversation {
-            Conversation::Inside(span) => str::from_utf8(span.of(&self.payload)).unwrap_or_default(),
+            Conversation::Inside(span) => self.payload.get(span.range()).unwrap_or_default(),
             Conversation::Own(text) => text,
         }
     }
@@ -208,7 +211,7 @@ impl Event {
     /// The same as bytes, which nobody has to check again.
     pub fn conversation_bytes(&self) -> &[u8] {
         match &self.conversation {
-            Conversation::Inside(span) => span.of(&self.payload),
+            Conversation::Inside(span) => span.of(self.payload.as_bytes()),
             Conversation::Own(text) => text.as_bytes(),
         }
     }
@@ -361,7 +364,7 @@ mod tests {
             let restored =
                 Event::restore(original.payload(), original.id(), original.conversation(), original.arrival());
             assert_eq!(restored, original);
-            assert_eq!(**restored.payload(), *line.as_bytes());
+            assert_eq!(**restored.payload(), *line);
         }
     }
 

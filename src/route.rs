@@ -197,7 +197,7 @@ impl Route {
             Dialect::Nats => subject_token,
         };
         let payload = match self.format {
-            Format::Event => event.payload().clone(),
+            Format::Event => event.payload().clone().into(),
             Format::CloudEvents => self.envelope(event),
         };
         let mut message = Message::new(
@@ -265,7 +265,7 @@ impl Route {
             bytes.push(b',');
         }
         bytes.extend_from_slice(b"\"datacontenttype\":\"application/json\",\"data\":");
-        bytes.extend_from_slice(event.payload());
+        bytes.extend_from_slice(event.payload().as_bytes());
         bytes.push(b'}');
         bytes.into()
     }

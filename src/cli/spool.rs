@@ -92,7 +92,7 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         line.push_str(&format!(",\"arrival\":\"{}\",\"ingress\":", event.arrival()));
         json::write_string(event.ingress(), &mut line);
         line.push_str(",\"payload\":");
-        json::write_string(&String::from_utf8_lossy(event.payload()), &mut line);
+        json::write_string(event.payload(), &mut line);
         line.push('}');
         out.line(line)?;
         // Nobody reads on.

@@ -44,14 +44,18 @@ pub struct Fields {
 
 impl Fields {
     /// The fields of the object `text`, whose members have been read.
-    pub fn new(text: &[u8], members: Vec<Member>) -> Self {
+    pub fn new(text: &[u8], members: &[Member]) -> Self {
         let mut places = [0; PLACES];
-        for (index, member) in (1..).zip(&members) {
-            if let Some(place) = place(&member.name.bytes(text)).and_then(|place| places.get_mut(place)) {
+        for (index, member) in (1..).zip(members) {
+            let place = match member.name.kind {
+                Kind::Escaped => place(&member.name.bytes(text)),
+                _ => place(member.name.span.of(text)),
+            };
+            if let Some(place) = place.and_then(|place| places.get_mut(place)) {
                 *place = index;
             }
         }
-        Self { members: members.into_boxed_slice(), places }
+        Self { members: members.into(), places }
     }
 
     /// All members, in their order.
@@ -65,8 +69,8 @@ impl Fields {
     }
 
     /// The text of a field under any of its names; `None` if it is missing, null or empty.
-    pub fn text_of<'a>(&self, text: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
-        self.find(text, name, |_| true).map(|value| value.text(text))
+    pub fn text_of<'a>(&self, text: &'a str, name: &str) -> Option<Cow<'a, str>> {
+        self.find(text.as_bytes(), name, |_| true).map(|value| value.text(text))
     }
 
     /// An identifier under any of its names: the first that is a scalar, and not the text of null, of an object or of an array, which
@@ -119,11 +123,13 @@ mod tests {
                 (0..random.usize(0..20)).map(|number| (*random.choice(&names).unwrap(), number)).collect();
             let written: Vec<_> = members.iter().map(|(name, number)| format!("\"{name}\":{number}")).collect();
             let text = format!("{{{}}}", written.join(","));
-            let fields = Fields::new(text.as_bytes(), Reader::new(&text, 9).object().unwrap());
+            let mut read = Vec::new();
+            Reader::new(&text, 9).object(&mut read).unwrap();
+            let fields = Fields::new(text.as_bytes(), &read);
             for name in ["team", "user", "appid", "leg", "x", "y", "status"] {
                 let last =
                     members.iter().rev().find(|(other, _)| plain(other) == name).map(|(_, number)| number.to_string());
-                assert_eq!(fields.text_of(text.as_bytes(), name).as_deref(), last.as_deref(), "{name} in {text}");
+                assert_eq!(fields.text_of(&text, name).as_deref(), last.as_deref(), "{name} in {text}");
             }
         }
     }

@@ -1,10 +1,9 @@
 //! What makes two webhooks the same event.
 
 use super::fields::Fields;
-use super::json::{self, Kind, Member, Reader};
+use super::json::{self, Kind, Member, Reader, Value};
 use super::{EventId, MAX_DEPTH};
 use sha2::{Digest, Sha256};
-use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::RefCell;
 
@@ -13,7 +12,7 @@ const NATURAL_IDENTITY: [&str; 5] = ["appid", "type", "cmiuuid", "leg", "status"
 
 thread_local! {
     /// What is hashed, for the room it takes: each event needs as much as the one before, about.
-    static CANON: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static CANON: RefCell<Canon> = const { RefCell::new(Canon { order: Vec::new(), bytes: Vec::new(), end: 0 }) };
 }
 /// More room than this is not kept.
 const KEPT: usize = 64 << 10;
@@ -25,47 +24,52 @@ const KEPT: usize = 64 << 10;
 pub fn of(text: &[u8], fields: &Fields) -> EventId {
     let mut canon = CANON.take();
     canon.clear();
-    canon.reserve(text.len() + 256);
-    canon.extend_from_slice(b"cdrelay event 1");
+    canon.push(b"cdrelay event 1");
     for name in NATURAL_IDENTITY {
         let value = fields.scalar(text, name);
-        write_scalar(&value.map_or_else(Cow::default, |value| value.bytes(text)), &mut canon);
+        canon.write_scalar(&value.map_or_else(Cow::default, |value| value.bytes(text)));
     }
-    for member in by_name(text, fields.members()) {
+    let mut order = std::mem::take(&mut canon.order);
+    sort(text, fields.members(), &mut order);
+    for member in order.iter().filter_map(|(_, index)| fields.members().get(*index as usize)) {
         let value = member.value.bytes(text);
         if member.value.kind == Kind::Null || value.is_empty() || *value == *b"null" {
             continue;
         }
-        write_scalar(&member.name.bytes(text), &mut canon);
+        canon.write_member(text, member.name);
         let json = matches!(value.first(), Some(b'{' | b'[')).then(|| str::from_utf8(&value).ok()).flatten();
         if !json.is_some_and(|json| write_json(json, &mut canon)) {
-            write_scalar(&value, &mut canon);
+            canon.write_member(text, member.value);
         }
     }
-    let digest: [u8; 32] = Sha256::digest(&canon).into();
-    if canon.capacity() <= KEPT {
+    canon.order = order;
+    let digest: [u8; 32] = Sha256::digest(canon.bytes()).into();
+    if canon.bytes.len() <= KEPT {
         CANON.set(canon);
     }
-    EventId(std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default()))
+    EventId(digest.first_chunk().copied().unwrap_or_default())
 }
 
-/// The members by their names; those with the same one in their order.
-fn by_name<'a>(text: &[u8], members: &'a [Member]) -> impl Iterator<Item = &'a Member> {
-    let name = |member: &Member| member.name.bytes(text);
+/// Puts the first bytes of the members' names and the members' indices into `order`, by name; those with the same one in their order.
+fn sort(text: &[u8], members: &[Member], order: &mut Vec<(u64, u32)>) {
+    let name = |index: u32| members.get(index as usize).map_or_else(Cow::default, |member| member.name.bytes(text));
+    order.clear();
+    order.extend((0..).zip(members).map(|(index, member)| {
+        let first = match (member.name.kind, text.get(member.name.span.range().start..)) {
+            (Kind::String, Some(rest)) => beginning(rest, member.name.span.range().len()),
+            _ => beginning(&name(index), usize::MAX),
+        };
+        (first, index)
+    }));
     // The first bytes tell most names apart.
-    let first = |member: &Member| match (member.name.kind, text.get(member.name.span.range().start..)) {
-        (Kind::String, Some(rest)) => beginning(rest, member.name.span.range().len()),
-        _ => beginning(&name(member), usize::MAX),
-    };
-    let mut sorted: SmallVec<[(u64, &Member); 32]> = members.iter().map(|member| (first(member), member)).collect();
-    sorted.sort_by_key(|(first, _)| *first);
-    for alike in sorted.chunk_by_mut(|left, right| left.0 == right.0).filter(|alike| alike.len() > 1) {
+    order.sort_by_key(|(first, _)| *first);
+    for alike in order.chunk_by_mut(|left, right| left.0 == right.0).filter(|alike| alike.len() > 1) {
         alike.sort_by(|left, right| name(left.1).cmp(&name(right.1)));
     }
-    sorted.into_iter().map(|(_, member)| member)
 }
 
 /// The first eight of `bytes`, of which `length` count, as a number that sorts as they do. What is missing counts as NUL.
+#[inline]
 fn beginning(bytes: &[u8], length: usize) -> u64 {
     let first = match bytes.first_chunk() {
         Some(first) => *first,
@@ -75,15 +79,94 @@ fn beginning(bytes: &[u8], length: usize) -> u64 {
     u64::MAX.checked_shl(8 * beyond).map_or(0, |mask| u64::from_be_bytes(first) & mask)
 }
 
-fn write_scalar(text: &[u8], canon: &mut Vec<u8>) {
-    let [a, b, c, d] = (text.len() as u32).to_le_bytes();
-    canon.extend_from_slice(&[b's', a, b, c, d]);
-    canon.extend_from_slice(text);
+/// What is hashed. It is written in steps of a fixed size, which takes less than copying texts that are this short byte for byte.
+#[derive(Default)]
+struct Canon {
+    /// Where the sorted members are, for the room it takes.
+    order: Vec<(u64, u32)>,
+    /// What has been written, and at least [`STEP`] more.
+    bytes: Vec<u8>,
+    end: usize,
+}
+
+/// How many bytes are copied at once.
+const STEP: usize = 16;
+/// What stands before a scalar.
+const HEAD: usize = 5;
+
+impl Canon {
+    fn clear(&mut self) {
+        self.end = 0;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.end).unwrap_or_default()
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let start = self.end;
+        self.end += bytes.len();
+        copy(bytes, self.room(start), bytes.len());
+    }
+
+    fn write_scalar(&mut self, text: &[u8]) {
+        self.write_first(text, text.len());
+    }
+
+    /// Writes a value in `text` as a scalar.
+    #[inline(always)]
+    fn write_member(&mut self, text: &[u8], value: Value) {
+        match (value.kind, text.get(value.span.range().start..)) {
+            (Kind::Escaped, _) | (_, None) => self.write_scalar(&value.bytes(text)),
+            (_, Some(rest)) => self.write_first(rest, value.span.range().len()),
+        }
+    }
+
+    /// Writes the first `length` bytes of `text` as a scalar. Most are few: then some that stand behind them are copied along, which
+    /// what comes next overwrites.
+    #[inline(always)]
+    fn write_first(&mut self, text: &[u8], length: usize) {
+        let [a, b, c, d] = (length as u32).to_le_bytes();
+        let start = self.end;
+        self.end += HEAD + length;
+        let Some((head, rest)) = self.room(start).split_first_chunk_mut::<HEAD>() else { return };
+        *head = [b's', a, b, c, d];
+        match (text.first_chunk::<STEP>(), rest.first_chunk_mut::<STEP>()) {
+            (Some(from), Some(to)) if length <= STEP => *to = *from,
+            _ => copy(text, rest, length),
+        }
+    }
+
+    /// All from `start` on: up to the end, and at least [`STEP`] bytes more.
+    #[inline(always)]
+    fn room(&mut self, start: usize) -> &mut [u8] {
+        if self.end + STEP > self.bytes.len() {
+            self.grow();
+        }
+        self.bytes.get_mut(start..).unwrap_or_default()
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.bytes.resize((self.end + STEP).next_power_of_two(), 0);
+    }
+
+    /// Takes back what has been written behind `end`.
+    fn truncate(&mut self, end: usize) {
+        self.end = end;
+    }
+}
+
+#[inline(never)]
+fn copy(from: &[u8], to: &mut [u8], length: usize) {
+    if let (Some(from), Some(to)) = (from.get(..length), to.get_mut(..length)) {
+        to.copy_from_slice(from);
+    }
 }
 
 /// Writes the canonical form of a JSON object or array; leaves `canon` alone and says `false` if `text` is not one.
-fn write_json(text: &str, canon: &mut Vec<u8>) -> bool {
-    let start = canon.len();
+fn write_json(text: &str, canon: &mut Canon) -> bool {
+    let start = canon.end;
     let mut reader = Reader::new(text, MAX_DEPTH);
     let whole = write_next(&mut reader, text, canon).is_ok() && reader.peek().is_none();
     if !whole {
@@ -93,15 +176,15 @@ fn write_json(text: &str, canon: &mut Vec<u8>) -> bool {
 }
 
 /// An object enters as the digest of its sorted members, so that the work stays linear however deep it is nested.
-fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Result<(), json::Error> {
-    let start = canon.len();
+fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Canon) -> Result<(), json::Error> {
+    let start = canon.end;
     match reader.peek() {
         Some(b'{') => {
             let mut members = Vec::new();
             reader.members(|reader, name| {
-                let from = canon.len();
+                let from = canon.end;
                 write_next(reader, text, canon)?;
-                members.push((name.bytes(text.as_bytes()), from..canon.len()));
+                members.push((name.bytes(text.as_bytes()), from..canon.end));
                 Ok(())
             })?;
             members.sort_by(|(left, _), (right, _)| left.cmp(right));
@@ -109,18 +192,18 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Vec<u8>) -> Resul
             for (name, value) in members {
                 hash.update((name.len() as u32).to_le_bytes());
                 hash.update(&name);
-                hash.update(canon.get(value).unwrap_or_default());
+                hash.update(canon.bytes.get(value).unwrap_or_default());
             }
             canon.truncate(start);
-            canon.push(b'o');
-            canon.extend_from_slice(&hash.finalize());
+            canon.push(b"o");
+            canon.push(&hash.finalize());
         }
         Some(b'[') => {
-            canon.push(b'[');
+            canon.push(b"[");
             reader.array(|reader| write_next(reader, text, canon))?;
-            canon.push(b']');
+            canon.push(b"]");
         }
-        _ => write_scalar(&reader.value()?.bytes(text.as_bytes()), canon),
+        _ => canon.write_member(text.as_bytes(), reader.value()?),
     }
     Ok(())
 }

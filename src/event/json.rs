@@ -5,9 +5,8 @@
 
 mod text;
 
-pub use text::{Written, write_string};
+pub use text::{Written, is_plain, write_string};
 
-use smallvec::SmallVec;
 use std::borrow::Cow;
 use text::{plain, unescape};
 
@@ -67,9 +66,8 @@ pub struct Value {
 impl Value {
     /// The value as text: a string without quotes and escapes, anything else as it is written. A lone surrogate becomes
     /// U+FFFD.
-    pub fn text(self, text: &[u8]) -> Cow<'_, str> {
-        // The parts alone: who asks for one field of a large event is not to pay for all of it.
-        let raw = std::str::from_utf8(self.span.of(text)).unwrap_or_default();
+    pub fn text(self, text: &str) -> Cow<'_, str> {
+        let raw = text.get(self.span.range()).unwrap_or_default();
         match self.kind {
             Kind::Escaped => Cow::Owned(unescape(raw)),
             _ => Cow::Borrowed(raw),
@@ -106,7 +104,7 @@ impl Member {
     #[inline]
     pub fn is_named(&self, name: &str, text: &[u8]) -> bool {
         match self.name.kind {
-            Kind::Escaped => self.name.text(text) == name,
+            Kind::Escaped => *self.name.bytes(text) == *name.as_bytes(),
             _ => self.name.span.range().len() == name.len() && self.name.span.of(text) == name.as_bytes(),
         }
     }
@@ -119,14 +117,32 @@ impl Member {
     }
 }
 
-/// Why, and at which byte, the text is not what was expected.
+/// Why, and at which byte, the text is not what was expected. Kept apart, so that a result with what was read is handed on in registers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem}")]
-pub struct Error {
+#[error("{}", .0.problem)]
+pub struct Error(Box<Wrong>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wrong {
+    at: usize,
+    problem: Cow<'static, str>,
+}
+
+impl Error {
+    /// This is wrong there.
+    pub fn new(at: usize, problem: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Wrong { at, problem: problem.into() }))
+    }
+
     /// Byte index into the text.
-    pub at: usize,
+    pub fn at(&self) -> usize {
+        self.0.at
+    }
+
     /// What is wrong there, in words for whoever wrote the text.
-    pub problem: Cow<'static, str>,
+    pub fn problem(&self) -> &str {
+        &self.0.problem
+    }
 }
 
 /// Reads one value after another from the front of a text.
@@ -167,18 +183,16 @@ impl<'a> Reader<'a> {
         self.byte()
     }
 
-    /// Reads an object and returns its members.
-    pub fn object(&mut self) -> Result<Vec<Member>, Error> {
-        // Nearly every event has fewer, and takes no more memory than it needs.
-        let mut members = SmallVec::<[Member; 32]>::new();
+    /// Reads an object and puts its members in place of what is in `members`.
+    pub fn object(&mut self, members: &mut Vec<Member>) -> Result<(), Error> {
+        members.clear();
         self.members(|reader, name| {
             if members.len() == reader.max_fields {
                 return Err(reader.error(too_many_fields(reader.max_fields)));
             }
             members.push(Member { name, value: reader.value()? });
             Ok(())
-        })?;
-        Ok(members.into_vec())
+        })
     }
 
     /// Reads an object; `each` is called with every member's name and has to read the member's value.
@@ -256,11 +270,12 @@ impl<'a> Reader<'a> {
     }
 
     /// An error at the current position, which says so if the text ends there.
+    #[cold]
     pub fn error(&self, problem: impl Into<Cow<'static, str>>) -> Error {
         let problem = problem.into();
         match self.byte() {
-            Some(_) => Error { at: self.at, problem },
-            None => Error { at: self.at, problem: Cow::Owned(format!("{problem}, but the text ends here")) },
+            Some(_) => Error::new(self.at, problem),
+            None => Error::new(self.at, format!("{problem}, but the text ends here")),
         }
     }
 
@@ -298,20 +313,31 @@ impl<'a> Reader<'a> {
         Err(self.error("expected a value"))
     }
 
+    #[inline]
     fn string(&mut self) -> Result<Value, Error> {
-        self.at += 1;
-        let start = self.at;
-        let mut kind = Kind::String;
+        let start = self.at + 1;
+        let end = start + plain(self.text.as_bytes().get(start..).unwrap_or_default());
+        self.at = end;
+        match self.byte() {
+            Some(b'"') => {
+                self.at += 1;
+                Ok(Value { span: Span::new(start, end), kind: Kind::String })
+            }
+            _ => self.string_with_escapes(start),
+        }
+    }
+
+    /// The string that begins at `start`, from its first byte on that does not stand for itself.
+    #[inline(never)]
+    fn string_with_escapes(&mut self, start: usize) -> Result<Value, Error> {
         loop {
-            self.at += plain(self.text.as_bytes().get(self.at..).unwrap_or_default());
             match self.byte() {
                 Some(b'"') => {
                     let span = Span::new(start, self.at);
                     self.at += 1;
-                    return Ok(Value { span, kind });
+                    return Ok(Value { span, kind: Kind::Escaped });
                 }
                 Some(b'\\') => {
-                    kind = Kind::Escaped;
                     self.at += 1;
                     match self.byte() {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
@@ -330,6 +356,7 @@ impl<'a> Reader<'a> {
                 Some(_) => return Err(self.error("a control character in a string has to be escaped")),
                 None => return Err(self.error("expected `\"` at the end of a string")),
             }
+            self.at += plain(self.text.as_bytes().get(self.at..).unwrap_or_default());
         }
     }
 
@@ -435,18 +462,18 @@ mod tests {
             let escaped: String = original.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             for text in [ours, format!("\"{escaped}\"")] {
                 let value = whole(&text).unwrap();
-                assert_eq!(value.text(text.as_bytes()), original);
+                assert_eq!(value.text(&text), original);
                 assert_eq!(*value.bytes(text.as_bytes()), *original.as_bytes());
             }
         }
-        assert_eq!(whole(r#""a\ud800b""#).unwrap().text(br#""a\ud800b""#), "a\u{fffd}b");
+        assert_eq!(whole(r#""a\ud800b""#).unwrap().text(r#""a\ud800b""#), "a\u{fffd}b");
     }
 
     #[test]
     fn nesting_is_bounded_without_using_the_stack_up() {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         assert!(whole(&deep(64)).is_ok());
-        assert!(whole(&deep(65)).unwrap_err().problem.contains("64 levels"));
+        assert!(whole(&deep(65)).unwrap_err().problem().contains("64 levels"));
         assert!(whole(&deep(50_000)).is_err());
         assert!(whole(&"{\"a\":".repeat(50_000)).is_err());
     }
@@ -454,19 +481,20 @@ mod tests {
     #[test]
     fn errors_say_where_and_what() {
         let error = whole("{ virtual_number: 440000000000 }").unwrap_err();
-        assert_eq!(error.at, 2);
-        assert!(error.problem.contains("double quotes"), "{error}");
-        assert!(whole("{\"a\":1").unwrap_err().problem.contains("ends here"));
-        assert_eq!(whole("{\"a\":01}").unwrap_err().at, 6);
+        assert_eq!(error.at(), 2);
+        assert!(error.problem().contains("double quotes"), "{error}");
+        assert!(whole("{\"a\":1").unwrap_err().problem().contains("ends here"));
+        assert_eq!(whole("{\"a\":01}").unwrap_err().at(), 6);
     }
 
     #[test]
     fn members_keep_their_bytes_order_and_duplicates() {
         let text = r#"{"n":1e3,"a":"x","n":0.10,"t\u0065am":{"k":[1]}}"#;
-        let members = Reader::new(text, 8).object().unwrap();
+        let mut members = Vec::new();
+        Reader::new(text, 8).object(&mut members).unwrap();
         let seen: Vec<_> = members
             .iter()
-            .map(|m| (m.name.text(text.as_bytes()), str::from_utf8(m.value.span.of(text.as_bytes())).unwrap()))
+            .map(|m| (m.name.text(text), str::from_utf8(m.value.span.of(text.as_bytes())).unwrap()))
             .collect();
         assert_eq!(
             seen,

@@ -84,7 +84,7 @@ fn life(machine: &Machine, files: &[File], number: u8) -> Option<(Vec<Arc<Record
 
 /// What is stored in this life.
 fn new(number: u8) -> Event {
-    Event::restore(b"{\"new\":1}", EventId([number; 16]), "new", Arrival(u64::from(number)))
+    Event::restore("{\"new\":1}", EventId([number; 16]), "new", Arrival(u64::from(number)))
 }
 
 impl File {
@@ -156,7 +156,7 @@ fn a_record(offset: u64, argument: usize, input: &mut Input<'_>) -> Record {
     let text = String::from_utf8_lossy(input.take(length)).into_owned();
     let id = EventId(u128::from(offset).to_be_bytes());
     let conversation = if argument & 4 != 0 { &text } else { "conversation" };
-    let event = Event::restore(format!("{{{text}}}").as_bytes(), id, conversation, Arrival(offset));
+    let event = Event::restore(&format!("{{{text}}}"), id, conversation, Arrival(offset));
     let event = event.by((argument & 2 != 0).then(|| "route".into()));
     Record { offset, target: (argument & 16 != 0).then(|| "old".into()), event }
 }

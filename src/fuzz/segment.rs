@@ -90,7 +90,7 @@ fn a_record(offset: u64, text: &[u8]) -> Record {
     let mut part = || parts.next().filter(|part| !part.is_empty());
     let (conversation, target, route) = (part().unwrap_or("c".into()), part(), part());
     let payload = part().unwrap_or("{}".into());
-    let event = Event::restore(payload.as_bytes(), EventId([7; 16]), &conversation, Arrival(1));
+    let event = Event::restore(&payload, EventId([7; 16]), &conversation, Arrival(1));
     Record { offset, target: target.map(Into::into), event: event.by(route.map(Into::into)) }
 }
 

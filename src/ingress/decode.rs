@@ -176,7 +176,7 @@ fn fields(text: &str, config: &Config, arrival: Arrival) -> Result<Events, Decod
     }
     object.push('}');
     let event = Event::parse(&object, config.max_depth, arrival)
-        .map_err(|error| malformed(&object, error.at, &error.problem))?;
+        .map_err(|error| malformed(&object, error.at(), error.problem()))?;
     Ok(Events::from([event]))
 }
 
@@ -189,12 +189,19 @@ fn looks_like_form(text: &str) -> bool {
 
 /// One object, an array of objects, an envelope around such an array, or one object a line.
 fn json_text(text: &str, config: &Config, arrival: Arrival) -> Result<Events, DecodeError> {
-    let mut found = Found { text, config, arrival, events: Events::new(), too_many: false };
+    let mut found = Found {
+        text,
+        config,
+        arrival,
+        members: Vec::with_capacity(USUAL_FIELDS),
+        events: Events::new(),
+        too_many: false,
+    };
     let result = found.read();
     match result {
         _ if found.too_many => Err(DecodeError::TooMany { limit: config.max_events }),
         Ok(()) => Ok(found.events),
-        Err(error) => Err(malformed(text, error.at, &error.problem)),
+        Err(error) => Err(malformed(text, error.at(), error.problem())),
     }
 }
 
@@ -202,9 +209,14 @@ struct Found<'a> {
     text: &'a str,
     config: &'a Config,
     arrival: Arrival,
+    /// Those of the object that was read last.
+    members: Vec<json::Member>,
     events: Events,
     too_many: bool,
 }
+
+/// Room for more fields than nearly every event has.
+const USUAL_FIELDS: usize = 32;
 
 impl Found<'_> {
     fn read(&mut self) -> Result<(), json::Error> {
@@ -214,25 +226,25 @@ impl Found<'_> {
             return end(&mut reader, "expected nothing after the array");
         }
         let start = reader.position();
-        let members = reader.object()?;
+        reader.object(&mut self.members)?;
         let stop = reader.position();
-        if let Some(inner) = self.envelope(&members) {
+        if let Some(inner) = self.envelope() {
             end(&mut reader, "expected nothing after the envelope")?;
             let mut inside = Reader::new(self.text.get(..inner.end).unwrap_or_default(), self.config.max_depth)
                 .with_max_fields(self.config.max_fields);
             inside.skip_to(inner.start);
             return self.array(&mut inside);
         }
-        self.push(start..stop, members)?;
+        self.push(start..stop)?;
         let mut behind = stop;
         while reader.peek().is_some() {
             let start = reader.position();
             if !self.text.get(behind..start).unwrap_or_default().contains('\n') {
                 return Err(reader.error("expected the end, or the next object on a line of its own"));
             }
-            let members = reader.object()?;
+            reader.object(&mut self.members)?;
             behind = reader.position();
-            self.push(start..behind, members)?;
+            self.push(start..behind)?;
         }
         Ok(())
     }
@@ -243,27 +255,27 @@ impl Found<'_> {
                 return Err(reader.error(format!("element {} of the array is not an object", self.events.len() + 1)));
             }
             let start = reader.position();
-            let members = reader.object()?;
-            self.push(start..reader.position(), members)
+            reader.object(&mut self.members)?;
+            self.push(start..reader.position())
         })
     }
 
     /// Where the array lies in an envelope `{"count":n,"cdr":[…]}`. A record of a call that merely has such fields has
     /// identifiers too.
-    fn envelope(&self, members: &[json::Member]) -> Option<std::ops::Range<usize>> {
-        let find = |name: &str| members.iter().find(|member| member.is_named(name, self.text.as_bytes()));
+    fn envelope(&self) -> Option<std::ops::Range<usize>> {
+        let find = |name: &str| self.members.iter().find(|member| member.is_named(name, self.text.as_bytes()));
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
         let is_event = IDENTIFIERS.iter().any(|name| find(name).is_some());
         (!is_event).then(|| cdr.value.span.range())
     }
 
-    fn push(&mut self, at: std::ops::Range<usize>, members: Vec<json::Member>) -> Result<(), json::Error> {
+    fn push(&mut self, at: std::ops::Range<usize>) -> Result<(), json::Error> {
         if self.events.len() == self.config.max_events {
             self.too_many = true;
-            return Err(json::Error { at: at.start, problem: "too many events".into() });
+            return Err(json::Error::new(at.start, "too many events"));
         }
-        self.events.push(Event::within(self.text, at, members, self.arrival));
+        self.events.push(Event::within(self.text, at, &mut self.members, self.arrival));
         Ok(())
     }
 }
@@ -296,7 +308,7 @@ mod tests {
 
     fn payloads(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Vec<String> {
         let events = decode(text, content_type).unwrap();
-        events.iter().map(|event| String::from_utf8(event.payload().to_vec()).unwrap()).collect()
+        events.iter().map(|event| event.payload().to_string()).collect()
     }
 
     fn detail(text: impl AsRef<[u8]>) -> String {

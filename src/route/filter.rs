@@ -58,7 +58,7 @@ impl Filter {
     /// Whether the expression holds for `event`.
     pub fn passes(&self, event: &Event) -> Result<bool, FilterError> {
         let parsed: serde_json::Value =
-            serde_json::from_slice(event.payload()).map_err(|error| FilterError(error.to_string()))?;
+            serde_json::from_str(event.payload()).map_err(|error| FilterError(error.to_string()))?;
         // A panic in the library must not stop a sink.
         let result = catch_unwind(AssertUnwindSafe(|| {
             let mut context = self.functions.new_inner_scope();

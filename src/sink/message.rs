@@ -98,6 +98,11 @@ impl Message {
         self.headers.iter().map(move |(name, end)| (*name, self.part(std::mem::replace(&mut start, *end)..*end)))
     }
 
+    /// All of these texts, one behind the other.
+    pub fn texts(&self) -> &str {
+        &self.text
+    }
+
     fn part(&self, range: Range<usize>) -> &str {
         self.text.get(range).unwrap_or_default()
     }
@@ -116,6 +121,7 @@ mod tests {
             let message = message.with_header("a", first).with_header("b", second);
             assert_eq!([message.topic(), message.key(), message.partition_by()], [topic, key, partition_by]);
             assert_eq!(message.headers().collect::<Vec<_>>(), [("a", first), ("b", second)]);
+            assert_eq!(message.texts(), texts.concat());
         }
     }
 }

@@ -150,7 +150,7 @@ impl Frame {
             None => (target, None),
         };
         let target = std::str::from_utf8(target).ok()?;
-        let event = Event::restore(payload, self.id, &conversation, self.arrival);
+        let event = Event::restore(std::str::from_utf8(payload).ok()?, self.id, &conversation, self.arrival);
         Some(Record {
             offset: self.offset,
             target: (!target.is_empty()).then(|| target.into()),
@@ -208,7 +208,7 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     out.extend_from_slice(target);
     out.extend_from_slice(mark);
     out.extend_from_slice(route);
-    out.extend_from_slice(payload);
+    out.extend_from_slice(payload.as_bytes());
     let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
     out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
 }

@@ -28,7 +28,7 @@ static START: LazyLock<Arrival> = LazyLock::new(Arrival::now);
 fn event(number: u64, size: usize) -> Event {
     let conversation = format!("call-{}", number % 5);
     let payload = format!("event {number} {}", "x".repeat(size));
-    Event::restore(payload.as_bytes(), EventId(u128::from(number).to_be_bytes()), &conversation, *START)
+    Event::restore(&payload, EventId(u128::from(number).to_be_bytes()), &conversation, *START)
 }
 
 fn events(numbers: Range<u64>, size: usize) -> Vec<Event> {

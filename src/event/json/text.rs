@@ -1,24 +1,45 @@
 //! The escape sequences of strings: found, resolved, written.
 
-/// How many bytes from the front on stand for themselves in a string. Eight at a time: a byte's top bit is set in the difference
-/// where the byte is less than the subtrahend (Hacker's Delight, 6-1), and the lowest bit that is set is never a borrowed one.
+/// How many bytes from the front on stand for themselves in a string.
+#[inline(always)]
 pub fn plain(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((word, behind)) = rest.split_first_chunk() {
+        let special = special(*word);
+        if special != 0 {
+            return bytes.len() - rest.len() + special.trailing_zeros() as usize / 8;
+        }
+        rest = behind;
+        // What is longer than a word is often much longer.
+        while let Some((chunk, behind)) = rest.split_first_chunk::<16>()
+            && chunk.iter().fold(true, |plain, byte| plain & stands_for_itself(*byte))
+        {
+            rest = behind;
+        }
+    }
+    bytes.len() - rest.len() + rest.iter().take_while(|byte| stands_for_itself(**byte)).count()
+}
+
+/// Whether a string may hold `text` as it is.
+pub fn is_plain(text: &str) -> bool {
+    plain(text.as_bytes()) == text.len()
+}
+
+fn stands_for_itself(byte: u8) -> bool {
+    byte >= 0x20 && byte != b'"' && byte != b'\\'
+}
+
+/// Not zero if any of these bytes does not stand for itself; the lowest bit set is then the top bit of the first one. A byte's top bit is
+/// set in the difference where the byte is less than the subtrahend (Hacker's Delight, 6-1), and the lowest is never a borrowed one.
+#[inline]
+fn special(word: [u8; 8]) -> u64 {
     const EACH: u64 = u64::from_ne_bytes([1; 8]);
     const TOP: u64 = EACH << 7;
-    let less = |word: u64, bound: u64| word.wrapping_sub(EACH * bound) & !word & TOP;
-    let mut at = 0;
-    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
-        let word = u64::from_le_bytes(*word);
-        let quote = less(word ^ (EACH * u64::from(b'"')), 1);
-        let backslash = less(word ^ (EACH * u64::from(b'\\')), 1);
-        let special = quote | backslash | less(word, 0x20);
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().take_while(|byte| **byte >= 0x20 && !matches!(byte, b'"' | b'\\')).count()
+    let less = |word: u64, bound: u64| word.wrapping_sub(EACH * bound) & !word;
+    let word = u64::from_le_bytes(word);
+    let quote = less(word ^ (EACH * u64::from(b'"')), 1);
+    let backslash = less(word ^ (EACH * u64::from(b'\\')), 1);
+    (quote | backslash | less(word, 0x20)) & TOP
 }
 
 /// What text is written into.

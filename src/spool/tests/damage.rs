@@ -258,7 +258,7 @@ fn a_record_inside_of_an_event_is_never_taken_for_one() {
         segment::write_record(&Record { offset: 1, target: None, event: fake }, 1, 0, &mut forged);
         String::from_utf8(forged.clone()).ok()
     });
-    let carrier = Event::restore(b"{}", EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());
+    let carrier = Event::restore("{}", EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());
     life.store(vec![carrier.clone()]).unwrap();
     life.store(vec![event(1, 30)]).unwrap();
     life.store(vec![event(2, 30)]).unwrap();

@@ -18,7 +18,7 @@ fn fixed() -> Vec<Event> {
     ];
     let event = |(number, (conversation, payload)): (u8, (&str, &'static str))| {
         let arrival = Arrival(1_634_721_099_442 + u64::from(number));
-        Event::restore(payload.as_bytes(), EventId([number + 1; 16]), conversation, arrival)
+        Event::restore(payload, EventId([number + 1; 16]), conversation, arrival)
     };
     (0..).zip(texts).map(event).collect()
 }
