@@ -196,7 +196,8 @@ impl Ingress {
         async move {
             let ingress = &in_flight.0;
             let head = parts.method == Method::HEAD;
-            let accepted = ingress.accept(&parts, body, peer).await;
+            // Boxed, for its size: what is handed on between the connection and here stays small.
+            let accepted = Box::pin(ingress.accept(&parts, body, peer)).await;
             // With them goes the permit of a request that is stored now, and may wait for the sinks yet.
             drop(parts);
             let mut answer = match accepted {

@@ -357,6 +357,10 @@ const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 /// Percent-encodes the end of `text`.
 fn make_header_value(text: &mut String, start: usize) {
     let value = text.get(start..).unwrap_or_default();
+    // As nearly every value is.
+    if value.bytes().all(|byte| matches!(byte, b'!'..=b'~') && byte != b'"' && byte != b'%') {
+        return;
+    }
     let encoded: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();
     if encoded != value {
         let encoded = encoded.into_owned();

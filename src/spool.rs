@@ -21,9 +21,12 @@
 //!   route `default`, the byte FF and the name of its route belong to it. A NUL in the conversation is written as the bytes
 //!   C0 80, and JSON holds none: so nothing that a client sends can pass for a record, whose offset always has a zero byte,
 //!   when the way back into a damaged file is sought.
-//! - A segment that was ended in order has no zeros behind its records but `CDRSEALD`, the offset after the last one (u64),
-//!   CRC-32C of these 16 bytes (u32).
-//! - `spare`: the file of the next segment, made while the last one fills; of no meaning after a crash.
+//! - A segment that is nearly full becomes another when every sink has passed it, and has that one's records behind its own until they
+//!   are written over: their offsets are lower than its base, and they count as zeros do.
+//! - A segment that was ended in order has `CDRSEALD` at its end, the offset after its last record (u64), CRC-32C of these 16 bytes
+//!   (u32). One that was not nearly full is cut off for that behind its last record.
+//! - `spare`, `spare-<base>`: the file of the next segment, made while the last one fills or a former segment's; of no meaning after a
+//!   crash.
 //! - `cursor-<sink>`: see [`cursor`].
 //! - `known-<base>`: the identities of the events in a removed segment; see `spool/known.rs`.
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does

@@ -23,6 +23,7 @@ mod stream;
 pub use connection::Connection;
 pub use stream::{Discard, Storage, StreamConfig};
 
+use crate::event::json::{Kind, Reader};
 use crate::setting::{Secret, period};
 use crate::sink::{Failure, Message, Pending, SetupError, Sink};
 use async_nats::client::PublishErrorKind;
@@ -361,9 +362,22 @@ async fn expire(replies: Arc<Replies>, ack_timeout: Duration) {
     }
 }
 
-/// Whether a reply says that the message is stored.
+/// Whether a reply says that the message is stored: it is a PubAck and tells stream and sequence. Of any other, [`acknowledged`] has to
+/// say what it means.
 fn confirms(reply: &async_nats::Message) -> bool {
-    reply.status != Some(StatusCode::NO_RESPONDERS) && acknowledged(&reply.payload).is_ok()
+    let Ok(text) = std::str::from_utf8(&reply.payload) else { return false };
+    let (mut reader, mut stored) = (Reader::new(text, 4), [false; 2]);
+    let read = reader.members(|reader, name| {
+        let value = reader.value()?;
+        match name.span.of(text.as_bytes()) {
+            b"stream" => stored[0] = value.kind == Kind::String,
+            b"seq" => stored[1] = value.kind == Kind::Number,
+            b"error" => return Err(reader.error("no PubAck")),
+            _ => {}
+        }
+        Ok(())
+    });
+    reply.status.is_none() && stored == [true; 2] && read.is_ok() && reader.peek().is_none()
 }
 
 /// A subject that the server would answer by dropping the connection, or never store, is this message's own fault.
@@ -374,9 +388,10 @@ fn check_subject(subject: &str) -> Result<(), Failure> {
             subject.len()
         )));
     }
-    let illegal =
-        |token: &str| matches!(token, "" | "*" | ">") || token.contains(|c: char| c.is_ascii_whitespace() || c == '\0');
-    match subject.split('.').any(illegal) {
+    let illegal = |token: &[u8]| {
+        matches!(token, b"" | b"*" | b">") || token.iter().any(|byte| byte.is_ascii_whitespace() || *byte == 0)
+    };
+    match subject.as_bytes().split(|byte| *byte == b'.').any(illegal) {
         true => Err(Failure::rejected(format!("`{}` is not a subject to publish to", subject.escape_debug()))),
         false => Ok(()),
     }
@@ -504,8 +519,23 @@ mod tests {
         for code in [0, 10023, 10047, 10060, 10077, 99999] {
             assert!(matches!(ack(&error(code)), Err(Failure::Unavailable { .. })), "{code}");
         }
+        for text in [r#"{"stream":"A","seq":7}"#, r#"{"stream":"A", "seq":7,"duplicate":true,"domain":"hub"}"#] {
+            assert!(confirms(&reply(text, None)), "{text}");
+            assert!(!confirms(&reply(text, Some(StatusCode::NO_RESPONDERS))), "{text}");
+        }
+        let refused =
+            [error(10077), error(0), "+OK".into(), "{}".into(), String::new(), r#"{"stream":"A","seq":7"#.into()];
+        for text in refused {
+            assert!(!confirms(&reply(&text, None)), "{text}");
+        }
         assert!(matches!(ack("+OK"), Err(Failure::Unavailable { .. })));
         assert!(matches!(ack("{}"), Err(Failure::Unavailable { .. })));
+    }
+
+    fn reply(payload: &str, status: Option<StatusCode>) -> async_nats::Message {
+        let payload = Bytes::copy_from_slice(payload.as_bytes());
+        let (reply, headers, description) = (None, None, None);
+        async_nats::Message { subject: "a.1".into(), reply, payload, headers, status, description, length: 0 }
     }
 
     fn message(subject: &str) -> Message {

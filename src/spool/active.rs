@@ -2,8 +2,11 @@
 
 use super::disk::{Disk, DiskFile};
 use super::segment;
-use super::spare::{self, Spare};
+use super::spare::Spare;
 use std::io;
+
+/// One is nearly full if no more than this part of it is left.
+const NEARLY: u64 = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct Active {
     pub position: u64,
     /// Whether somebody has been asked for the next one.
     pub asked: bool,
+    /// Whether a write or a sync has failed, so that it may hold records which do not count.
+    pub failed: bool,
 }
 
 impl Active {
@@ -25,7 +30,7 @@ impl Active {
     pub fn begin(disk: &dyn Disk, base: u64, size: u64, spare: Option<Spare>) -> io::Result<Self> {
         let name = segment::name(base);
         let file = match spare {
-            Some(spare) => spare.begin(disk, base).inspect_err(|_| drop(spare::remove(disk))),
+            Some(spare) => spare.begin(disk, base),
             None => make(disk, &name, size).and_then(|file| {
                 file.write_at(&segment::header(base), 0)?;
                 file.sync()?;
@@ -33,7 +38,7 @@ impl Active {
             }),
         };
         match file.and_then(|file| disk.sync().map(|()| file)) {
-            Ok(file) => Ok(Self { base, file, size, position: segment::HEADER as u64, asked: false }),
+            Ok(file) => Ok(Self { base, file, size, position: segment::HEADER as u64, asked: false, failed: false }),
             Err(error) => {
                 let _ = disk.remove(&name);
                 Err(error)
@@ -51,18 +56,22 @@ impl Active {
         self.position == segment::HEADER as u64
     }
 
-    /// Cuts the file off behind its last durable record, in front of which all below `next` are, or removes one without records.
-    /// Returns the size that is left.
+    /// Ends the file in front of which all below `next` are durable: as it is if it is nearly full, so that it can be another's; else cut
+    /// off behind the last durable record; and one without records is removed. Returns the size that is left.
     pub fn seal(&self, disk: &dyn Disk, next: u64) -> io::Result<u64> {
         if self.is_empty() {
             disk.remove(&segment::name(self.base))?;
             disk.sync()?;
             return Ok(0);
         }
-        self.file.resize(self.position)?;
-        self.file.write_at(&segment::footer(next), self.position)?;
+        let full = !self.failed && self.end() - self.position <= self.size / NEARLY;
+        let end = if full { self.end() } else { self.position };
+        if !full {
+            self.file.resize(end)?;
+        }
+        self.file.write_at(&segment::footer(next), end)?;
         self.file.sync()?;
-        Ok(self.position + segment::FOOTER as u64)
+        Ok(end + segment::FOOTER as u64)
     }
 }
 

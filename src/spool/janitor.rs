@@ -102,6 +102,10 @@ pub struct Keeper {
     measured: (u64, Instant),
     /// A removal is not durable yet.
     removed: bool,
+    /// The file of a removed segment, to be offered when that is durable.
+    recycled: Option<Spare>,
+    /// The file of the next segment is being filled.
+    filling: bool,
     /// The last round did not do all it should have.
     failing: bool,
 }
@@ -110,7 +114,17 @@ impl Keeper {
     /// A keeper of cursors of which this has been written.
     pub(super) fn new(shared: Arc<Shared>, written: Vec<Written>, known: Known) -> Self {
         let measured = (shared.slowest(), Instant::now());
-        Self { shared, written, known, synced_at: None, measured, removed: false, failing: false }
+        Self {
+            shared,
+            written,
+            known,
+            synced_at: None,
+            measured,
+            removed: false,
+            recycled: None,
+            filling: false,
+            failing: false,
+        }
     }
 
     /// Works until [`Janitor::close`].
@@ -174,7 +188,9 @@ impl Keeper {
         if self.failing || !self.shared.wants_spare() {
             return;
         }
+        self.filling = true;
         let made = self.fill_spare();
+        self.filling = false;
         if let Err(error) = &made {
             tracing::warn!(%error, "the next segment of the spool cannot be made ahead of time; webhooks will wait for it longer");
         }
@@ -275,6 +291,9 @@ impl Keeper {
                 self.shared.disk.sync()?;
                 self.removed = false;
             }
+            if let Some(spare) = self.recycled.take() {
+                self.shared.offer(spare);
+            }
             let Some(offsets) = self.removable(durable) else { return Ok(()) };
             let base = offsets.start;
             let name = segment::name(base);
@@ -288,7 +307,7 @@ impl Keeper {
                 tracing::warn!(file = aside, "keeping a damaged segment of the spool aside");
                 self.shared.disk.rename(&name, &aside)
             } else {
-                self.shared.disk.remove(&name)
+                self.remove_or_recycle(base)
             };
             match gone {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -296,6 +315,14 @@ impl Keeper {
             }
             self.shared.log().segments.remove(&base);
         }
+    }
+
+    fn remove_or_recycle(&mut self, base: u64) -> io::Result<()> {
+        if !self.filling && !self.shared.janitor.is_closed() && self.shared.is_reusable(base) {
+            self.recycled = Some(Spare::recycle(&*self.shared.disk, base, self.shared.segment_size)?);
+            return Ok(());
+        }
+        self.shared.disk.remove(&segment::name(base))
     }
 }
 

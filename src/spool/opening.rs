@@ -24,8 +24,8 @@ pub(super) fn assemble(
     metrics: SpoolMetrics,
 ) -> io::Result<(Writer, Keeper)> {
     let found = recovery::list(&*disk)?;
-    if let Err(error) = spare::remove(&*disk) {
-        tracing::debug!(%error, "the file for a next segment of the spool stays");
+    if let Err(error) = spare::remove_all(&*disk) {
+        tracing::debug!(%error, "a file for a next segment of the spool stays");
     }
     let mut cursors = Vec::new();
     let mut written = Vec::new();

@@ -14,6 +14,8 @@ pub struct Segment {
     pub bytes: u64,
     /// Whether part of it could not be read; such a file is kept aside instead of removed.
     pub damaged: bool,
+    /// Whether its file may become another segment's: it was begun and ended by this process, and nothing has failed meanwhile.
+    pub reusable: bool,
     /// When its first record arrived.
     pub begun: Arrival,
     /// Offsets of acknowledged records that could not be read, as far as they were come upon: the first of each gap by its end.
@@ -76,7 +78,7 @@ fn begin(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
     let start = start.get(..read).unwrap_or_default();
     let intact = segment::check_header(start, base)?;
     let begun = segment::first_arrival(start).unwrap_or_default();
-    Ok(Segment { bytes: file.size()?, damaged: !intact, begun, gone: BTreeMap::new() })
+    Ok(Segment { bytes: file.size()?, damaged: !intact, begun, ..Segment::default() })
 }
 
 /// The end of the log as [`recover`] would find it; changes nothing.

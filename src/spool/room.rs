@@ -87,7 +87,19 @@ impl Shared {
     /// Removes what there is of a file for the next segment that has not been offered.
     pub(super) fn withdraw(&self) {
         self.log().next = Next::Unasked;
-        self.remove_spare();
+        if let Err(error) = spare::remove_unfinished(&*self.disk) {
+            tracing::debug!(%error, "the file for the next segment of the spool stays");
+        }
+    }
+
+    /// Whether the segment at `base` is of use as the next one.
+    pub(super) fn is_reusable(&self, base: u64) -> bool {
+        let log = self.log();
+        let segment = log.segments.get(&base);
+        // Who replays what is retained may be reading it.
+        self.retain.is_none()
+            && !matches!(log.next, Next::Made(_))
+            && segment.is_some_and(|segment| segment.reusable && !segment.damaged && segment.bytes == self.segment_size)
     }
 
     /// The file for a segment of `size` bytes, if it has been made.
@@ -105,13 +117,8 @@ impl Shared {
 
     /// Removes the file for the next segment, if it has been made and nobody has taken it.
     pub(super) fn discard_spare(&self) {
-        if std::mem::take(&mut self.log().next).made().is_some() {
-            self.remove_spare();
-        }
-    }
-
-    fn remove_spare(&self) {
-        if let Err(error) = spare::remove(&*self.disk) {
+        let made = std::mem::take(&mut self.log().next).made();
+        if let Some(Err(error)) = made.map(|spare| spare.discard(&*self.disk)) {
             tracing::debug!(%error, "the file for the next segment of the spool stays");
         }
     }
@@ -166,6 +173,7 @@ impl Shared {
             Ok(bytes) => {
                 if let Some(sealed) = log.segments.get_mut(&segment.base) {
                     sealed.bytes = bytes;
+                    sealed.reusable = !segment.failed;
                 }
             }
             Err(error) => tracing::warn!(%error, segment = segment.base, "a segment of the spool could not be trimmed"),

@@ -247,6 +247,9 @@ impl Writer {
         let error = AppendError::Failed { cause: cause.to_string() };
         self.pause(error.clone());
         self.refused = self.buffer.len() as u64;
+        if let Some(active) = &mut self.active {
+            active.failed = true;
+        }
         self.seal();
         for (done, _) in commit.waiting {
             let _ = done.send(Err(error.clone()));

@@ -55,18 +55,20 @@ struct Run {
 
 #[test]
 fn what_was_acknowledged_comes_back_after_any_crash() {
-    let (mut crashes, mut acknowledged) = (0, 0);
+    let (mut crashes, mut acknowledged, mut turns) = (0, 0, 0);
     for seed in seeds(1500) {
         let case = Case(seed);
-        let (more_crashes, records) = run(seed);
-        crashes += more_crashes;
+        let (more_crashes, records, more_turns) = run(seed);
+        (crashes, turns) = (crashes + more_crashes, turns + more_turns);
         acknowledged += records;
         drop(case);
     }
-    println!("{crashes} crashes, {acknowledged} records acknowledged, none lost");
+    println!(
+        "{crashes} crashes, {acknowledged} records acknowledged, none lost; {turns} steps with a former segment's file at hand"
+    );
 }
 
-fn run(seed: u64) -> (u64, u64) {
+fn run(seed: u64) -> (u64, u64, u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let segment_size = random.u64(4096..8192);
     let config = Config {
@@ -91,12 +93,14 @@ fn run(seed: u64) -> (u64, u64) {
         crashes: 0,
     };
     let mut life = run.begin(&vec![0..=0; sinks.len()]);
+    let mut turns = 0;
     for _ in 0..run.random.usize(20..80) {
         run.step(&mut life);
         if run.machine.is_dark() {
             life = run.restart(life, true);
         }
         run.holds_the_bound(&life.0);
+        turns += u64::from(run.machine.files().keys().any(|name| name.starts_with("spare-")));
     }
     run.machine.mend();
     run.machine.free();
@@ -116,7 +120,7 @@ fn run(seed: u64) -> (u64, u64) {
     assert!(life.store(vec![last]).is_ok());
     assert_eq!(life.damaged_records(), 0, "nothing was damaged");
     assert!(run.machine.files().keys().all(|name| !name.starts_with("damaged")), "nothing was damaged");
-    (run.crashes, run.promised.log.len() as u64)
+    (run.crashes, run.promised.log.len() as u64, turns)
 }
 
 type Alive = (Life, Vec<Consumer>);

@@ -19,15 +19,15 @@ fn bytes_on_disk(machine: &Machine) -> u64 {
 #[test]
 fn a_roll_takes_the_file_that_is_there_and_leaves_the_last_one_for_later() {
     let (machine, mut life) = begin(&config());
-    life.store(events(0..2, 900)).unwrap();
+    life.store(events(0..1, 1000)).unwrap();
     life.keeper.round(false);
     assert!(!machine.files().contains_key("spare"), "it is not asked for before half is used");
-    life.store(events(2..4, 900)).unwrap();
+    life.store(events(1..3, 1000)).unwrap();
     life.keeper.round(false);
     assert_eq!(machine.files().get("spare"), Some(&4096));
     let count = |operation| machine.count(operation);
     let before = [Operation::Create, Operation::Resize, Operation::SyncDirectory, Operation::Sync].map(count);
-    life.store(events(4..6, 900)).unwrap();
+    life.store(events(3..5, 1000)).unwrap();
     let after = [Operation::Create, Operation::Resize, Operation::SyncDirectory, Operation::Sync].map(count);
     // The header and the records are what is synced.
     assert_eq!(after, [before[0], before[1], before[2] + 1, before[3] + 2]);
@@ -37,7 +37,115 @@ fn a_roll_takes_the_file_that_is_there_and_leaves_the_last_one_for_later() {
     assert!(machine.files()[&segment::name(0)] < 4096);
     machine.crash();
     let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    assert_eq!((life.events_from(0), life.damaged_records()), (events(0..6, 900), 0));
+    assert_eq!((life.events_from(0), life.damaged_records()), (events(0..5, 1000), 0));
+}
+
+/// The names of files that were segments.
+fn former(machine: &Machine) -> Vec<String> {
+    machine.files().into_keys().filter(|name| name.starts_with("spare-")).collect()
+}
+
+#[test]
+fn segments_that_every_sink_has_passed_take_turns() {
+    let (machine, mut life) = begin(&Config { duplicate_window: Duration::ZERO, ..config() });
+    for number in 0..200 {
+        life.store(vec![event(number, 900)]).unwrap();
+        life.settle(number);
+    }
+    assert_eq!((machine.count(Operation::Create), former(&machine).len()), (3, 1), "two segments and a cursor");
+    assert_eq!((life.events_from(life.start()), life.end()), (events(life.start()..200, 900), 200));
+    // Of a start, what it holds is what its name is worth: nothing.
+    machine.kill();
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    assert_eq!((former(&machine), life.damaged_records()), (Vec::new(), 0));
+    assert_eq!((life.events_from(life.start()), life.end()), (events(life.start()..200, 900), 200));
+    // And what another process has left may hold anything.
+    life.settle(200);
+    assert!(former(&machine).is_empty());
+}
+
+#[test]
+fn whenever_the_power_goes_former_records_stay_former() {
+    let mut turns = 0;
+    for seed in seeds(1000) {
+        let case = Case(seed);
+        let machine = Machine::new(seed);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        machine.cut_power_after(20 + seed % 200);
+        let (mut stored, mut settled, size) = (0, 0, 700 + seed as usize % 300);
+        while life.store(vec![event(stored, size)]).is_ok() {
+            stored += 1;
+            settled = stored - stored % (1 + seed % 7);
+            life.settle(settled);
+            turns += former(&machine).len();
+            assert!(stored < 200, "the power is still there");
+        }
+        machine.crash();
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let (start, end) = (life.start(), life.end());
+        assert!(start <= settled && (stored..=stored + 1).contains(&end), "{start}..{end} of {settled}..{stored}");
+        assert_eq!(life.events_from(start), events(start..end, size));
+        assert_eq!(life.damaged_records(), 0);
+        assert!(machine.files().keys().all(|name| !name.starts_with("damaged")));
+        life.store(vec![event(1000, 700)]).unwrap();
+        assert_eq!(life.events_from(end), [event(1000, 700)]);
+        drop(case);
+    }
+    assert!(turns > 1000, "{turns}");
+}
+
+#[test]
+fn a_segment_of_which_a_write_has_failed_becomes_no_other() {
+    for operation in [Operation::Write, Operation::Sync] {
+        for fails in [false, true] {
+            let (machine, mut life) = begin(&config());
+            life.store(events(0..3, 1120)).unwrap();
+            if fails {
+                machine.fail(operation, 1);
+                // What is in it now has the offset of what comes next.
+                life.store(vec![event(3, 200)]).unwrap_err();
+                machine.mend();
+            }
+            life.store(vec![event(4, 900)]).unwrap();
+            life.settle(3);
+            assert_eq!((former(&machine).is_empty(), life.start()), (fails, 3), "{operation:?}");
+        }
+    }
+}
+
+#[test]
+fn a_former_segment_is_no_other_before_it_is_gone_for_good() {
+    let (machine, mut life) = begin(&config());
+    life.store(events(0..4, 900)).unwrap();
+    life.store(events(4..5, 900)).unwrap();
+    machine.fail(Operation::SyncDirectory, 1);
+    life.settle(4);
+    let taken = |life: &Life| life.shared.take_spare(4096).is_some();
+    assert_eq!((former(&machine).len(), taken(&life)), (1, false));
+    machine.mend();
+    life.settle(4);
+    assert!(taken(&life));
+}
+
+#[test]
+fn a_segment_that_is_not_nearly_full_or_of_another_size_or_retained_becomes_no_other() {
+    let retain = Some(Retain { age: Duration::ZERO, size: None });
+    let cases = [(config(), 900, true), (config(), 1000, false), (Config { retain, ..config() }, 900, false)];
+    for (config, size, becomes) in cases {
+        let (machine, mut life) = begin(&config);
+        let mut seen = false;
+        for number in 0..20 {
+            life.store(vec![event(number, size)]).unwrap();
+            life.settle(number);
+            seen |= !former(&machine).is_empty();
+        }
+        assert_eq!(seen, becomes, "{size} {:?}", config.retain);
+    }
+    let (machine, mut life) = begin(&config());
+    life.store(vec![event(0, 9000)]).unwrap();
+    life.store(vec![event(1, 900)]).unwrap();
+    life.settle(1);
+    assert!(former(&machine).is_empty() && life.start() == 1);
 }
 
 #[test]
