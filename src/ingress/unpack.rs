@@ -25,6 +25,11 @@ const SMALL_TABLES: usize = 256 << 10;
 /// `ZSTD_error_dstSize_tooSmall` of `zstd_errors.h`, as functions return it.
 const NO_ROOM: usize = 70_usize.wrapping_neg();
 
+/// What a frame of zstd begins with (RFC 8878, 3.1.1 and 3.1.2).
+const ZSTD: u32 = 0xFD2F_B528;
+const ZSTD_SKIPPABLE: u32 = 0x184D_2A50;
+const ZSTD_SKIPPABLE_END: u32 = 0x184D_2A5F;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coding {
     Gzip,
@@ -157,9 +162,9 @@ fn zstd(packed: &[u8], most: usize) -> Result<Vec<u8>, UnpackError> {
     if size.is_some() && first > most {
         return Err(UnpackError::TooLarge);
     }
-    let one_frame = zstd_safe::find_frame_compressed_size(packed).map_err(|_| UnpackError::Broken)? == packed.len();
+    let frames = zstd_frames(packed)?;
     // Memory that is not written to is not taken from the system.
-    let mut output = Vec::with_capacity(if one_frame { first.min(most) } else { most });
+    let mut output = Vec::with_capacity(if frames == 1 { first.min(most) } else { most });
     let mut decoder = zstd_safe::DCtx::try_create().ok_or(UnpackError::TooLarge)?;
     match decoder.decompress(&mut output, packed) {
         Ok(_) => {
@@ -169,6 +174,21 @@ fn zstd(packed: &[u8], most: usize) -> Result<Vec<u8>, UnpackError> {
         Err(NO_ROOM) => Err(UnpackError::TooLarge),
         Err(_) => Err(UnpackError::Broken),
     }
+}
+
+/// How many frames there are, all of the format that RFC 8878 tells: the library reads those of its drafts too, with decoders that
+/// nobody has any use for.
+fn zstd_frames(packed: &[u8]) -> Result<usize, UnpackError> {
+    let (mut frames, mut rest) = (0, packed);
+    while !rest.is_empty() {
+        let magic = rest.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        if !matches!(magic, Some(ZSTD | ZSTD_SKIPPABLE..=ZSTD_SKIPPABLE_END)) {
+            return Err(UnpackError::Broken);
+        }
+        let size = zstd_safe::find_frame_compressed_size(rest).map_err(|_| UnpackError::Broken)?;
+        (frames, rest) = (frames + 1, rest.get(size..).unwrap_or_default());
+    }
+    Ok(frames)
 }
 
 fn brotli(packed: &[u8], most: usize) -> Result<Vec<u8>, UnpackError> {

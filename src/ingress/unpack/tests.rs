@@ -55,6 +55,20 @@ fn what_was_packed_comes_out() {
     assert_eq!(packing("deflate").unpack(&raw.finish().unwrap(), 7).unwrap(), b"{\"a\":1}");
 }
 
+/// The library would read it: a frame of zstd 0.7 with one block, stored as it is, and the empty one behind it.
+#[test]
+fn formats_of_zstd_before_the_first_are_broken() {
+    let old = |magic: u8| [&[magic, 0xB5, 0x2F, 0xFD, 0x20, 2, 0x40, 0, 2][..], b"{}", &[0xC0, 0, 0]].concat();
+    let new = pack("zstd", b"{}");
+    let skippable = [0x5A, 0x2A, 0x4D, 0x18, 3, 0, 0, 0, 1, 2, 3].to_vec();
+    for packed in [new.clone(), [&new[..], &skippable].concat(), [&skippable[..], &new].concat()] {
+        assert_eq!(packing("zstd").unpack(&packed, 100).as_deref(), Ok(&b"{}"[..]));
+    }
+    for packed in [old(0x27), [&new[..], &old(0x27)].concat(), [&skippable[..], &old(0x27)].concat(), old(0x25)] {
+        assert_eq!(packing("zstd").unpack(&packed, 100), Err(UnpackError::Broken), "{packed:x?}");
+    }
+}
+
 #[test]
 fn codings_come_off_in_their_order_and_several_pieces_are_one() {
     let event = b"{\"a\":1}";
