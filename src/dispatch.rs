@@ -85,15 +85,15 @@ pub struct Parts<S> {
 const READ_PAUSE: Duration = Duration::from_secs(1);
 /// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
 /// and while the disk is waited for, nothing else moves.
-const READ: usize = 32 << 10;
+const READ: usize = 16 << 10;
 /// Where so many records come at a time they come fast, and the next are left to gather for a while: what goes out together costs less,
 /// most of all as the batch of a client library. A sink that is behind has enough at hand and waits for nothing.
 const FAST: usize = 8;
 const GATHER: Duration = Duration::from_millis(4);
 /// How many records are seen to before other tasks have their turn: requests are not to wait for a sink that has much to do.
-const TURN: usize = 64;
-/// What a record under way takes besides its own memory: its task and the rendered message, headers included. One that waits behind a
-/// busy conversation has neither, and the more of those are at hand, the more conversations are under way.
+const TURN: usize = 32;
+/// What a record under way takes besides its own memory: the message that was made of it, headers included, wherever that is until it is
+/// answered for. One that waits behind a busy conversation has none, and the more of those are at hand, the more conversations are under way.
 const UNDER_WAY: usize = 2048;
 
 impl<S: Sink> Dispatcher<S> {
@@ -133,7 +133,6 @@ impl<S: Sink> Dispatcher<S> {
         loop {
             seen += 1;
             if seen > TURN {
-                under_way.flush();
                 yield_now().await;
                 seen = 0;
             }

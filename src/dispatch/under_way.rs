@@ -18,6 +18,8 @@ use tokio::task::unconstrained;
 /// A record, and what became of it.
 type Ended = (Arc<Record>, Outcome);
 
+/// What a sink has been handed need not wait for more than these.
+const TOGETHER: usize = 64;
 /// How many attempts that have ended are taken before the loop sees to them.
 const AT_ONCE: usize = 64;
 
@@ -30,8 +32,8 @@ pub struct UnderWay<S> {
     told: Vec<sink::Outcome>,
     attempts: FuturesUnordered<BoxFuture<'static, Ended>>,
     ended: VecDeque<Ended>,
-    /// Whether the sink has been handed something since it was last told that no more comes for now.
-    more: bool,
+    /// How many the sink has been handed since it was last told that no more come for now.
+    unflushed: usize,
 }
 
 impl<S: Sink> UnderWay<S> {
@@ -44,7 +46,7 @@ impl<S: Sink> UnderWay<S> {
             told: Vec::new(),
             attempts: FuturesUnordered::new(),
             ended: VecDeque::new(),
-            more: false,
+            unflushed: 0,
         }
     }
 
@@ -59,7 +61,10 @@ impl<S: Sink> UnderWay<S> {
         match self.lane.begin(&record, || Pending::new(place.key(), self.outcomes.clone())) {
             Begun::HandedOver => {
                 place.insert(record);
-                self.more = true;
+                self.unflushed += 1;
+                if self.unflushed == TOGETHER {
+                    self.flush();
+                }
             }
             Begun::Ended(outcome) => self.ended.push_back((record, outcome)),
             Begun::Attempt(attempt) => self.attempt(record, Some(attempt)),
@@ -68,7 +73,7 @@ impl<S: Sink> UnderWay<S> {
 
     /// No more is begun with for now.
     pub fn flush(&mut self) {
-        if std::mem::take(&mut self.more) {
+        if std::mem::take(&mut self.unflushed) > 0 {
             self.lane.sink.flush();
         }
     }

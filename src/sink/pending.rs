@@ -68,7 +68,7 @@ impl Pending {
         Self::all_delivered([self]);
     }
 
-    /// The destination has acknowledged all of these.
+    /// The destination has acknowledged all of these. Nobody can be told of anything else while they are gone through.
     pub fn all_delivered(pending: impl IntoIterator<Item = Self>) {
         let mut pending = pending.into_iter().peekable();
         while let Some(mut first) = pending.next() {
@@ -108,16 +108,18 @@ pub enum Waiting<E> {
 }
 
 impl<E> Waiting<E> {
-    /// Tells of many: those that were handed over and have been delivered last, and all at once.
+    /// Tells of many: first of those that were handed over and have been delivered, all at once.
     pub fn tell_all(outcomes: impl IntoIterator<Item = (Self, Result<(), E>)>) {
-        let delivered = outcomes.into_iter().filter_map(|(waiting, outcome)| match (waiting, outcome) {
+        let mut others = Vec::new();
+        let delivered = outcomes.into_iter().filter_map(|told| match told {
             (Self::Handed(pending), Ok(())) => Some(pending),
-            (waiting, outcome) => {
-                waiting.tell(outcome);
+            other => {
+                others.push(other);
                 None
             }
         });
         Pending::all_delivered(delivered);
+        others.into_iter().for_each(|(waiting, outcome)| waiting.tell(outcome));
     }
 
     /// Tells what became of it.
@@ -160,6 +162,13 @@ mod tests {
         assert!(one.poll_told(&mut context, &mut told).is_ready());
         assert_eq!(told, (0..100).map(|number| Outcome { number, delivered: true }).collect::<Vec<_>>());
         assert!(one.poll_told(&mut context, &mut told).is_pending());
+
+        told.clear();
+        let waiting = |number| Waiting::Handed(Pending::new(number, one.clone()));
+        Waiting::tell_all((0..6).map(|number| (waiting(number), if number % 2 == 0 { Ok(()) } else { Err("cause") })));
+        assert!(one.poll_told(&mut context, &mut told).is_ready());
+        let expected = [(0, true), (2, true), (4, true), (1, false), (3, false), (5, false)];
+        assert_eq!(told, expected.map(|(number, delivered)| Outcome { number, delivered }));
 
         // Of several loops each learns of its own.
         told.clear();

@@ -114,6 +114,8 @@ impl StdoutSink {
             let mut taken = pin!(self.shared.taken.notified());
             taken.as_mut().enable();
             if !self.shared.has_room() {
+                // It may be full of lines that wait for company.
+                self.flush();
                 taken.await;
             }
         };
@@ -171,6 +173,8 @@ impl Sink for StdoutSink {
     fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
         let mut state = self.shared.state();
         if state.gone || !state.has_room() {
+            drop(state);
+            self.flush();
             return Some(pending);
         }
         state.batch.add(|text| render(message, text), Waiting::Handed(pending));
@@ -347,7 +351,9 @@ fn push_on_one_line(json: &[u8], line: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::event::EventId;
+    use crate::sink::Outcomes;
     use futures_util::future::join_all;
+    use std::task::Poll;
 
     fn message(payload: &str) -> Message {
         let bare = Message::of(EventId([7; 16]), payload.as_bytes(), "telecmi.cdr", "Sales \"A\"\n/42", "42");
@@ -467,6 +473,65 @@ mod tests {
                 "room {room}: {text}"
             );
         }
+    }
+
+    /// Waits until so many have been answered for; says which of them were delivered.
+    async fn told(outcomes: &Outcomes, count: usize) -> Vec<bool> {
+        let mut told = Vec::new();
+        let all = std::future::poll_fn(|context| {
+            let _ = outcomes.poll_told(context, &mut told);
+            if told.len() < count { Poll::Pending } else { Poll::Ready(()) }
+        });
+        tokio::time::timeout(Duration::from_secs(30), all).await.expect("an answer for each");
+        told.sort_by_key(|outcome| outcome.number);
+        told.iter().map(|outcome| outcome.delivered).collect()
+    }
+
+    #[tokio::test]
+    async fn each_line_that_was_handed_over_is_answered_for_once_it_is_written() {
+        let message = message("{\"a\":1}");
+        let whole = line(&message).len();
+        for (room, written) in [(None, 5), (Some(3 * whole + 1), 3), (Some(0), 0)] {
+            let disk = Disk::with_room(room);
+            let sink = StdoutSink::to(disk.clone()).unwrap();
+            while !sink.shared.state().asleep {
+                tokio::task::yield_now().await;
+            }
+            let outcomes = Arc::<Outcomes>::default();
+            for number in 0..5 {
+                assert!(sink.hand_over(&message, Pending::new(number, outcomes.clone())).is_none());
+            }
+            assert_eq!(*disk.calls.lock().unwrap(), 0, "they wait for company");
+            sink.flush();
+            assert_eq!(told(&outcomes, 5).await, (0..5).map(|number| number < written).collect::<Vec<_>>(), "{room:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_that_wait_for_company_hold_nobody_up() {
+        let sink = StdoutSink::to(Disk::with_room(None)).unwrap();
+        let large = message(&format!("{{\"a\":\"{}\"}}", "x".repeat(10_000)));
+        let fill = async || {
+            while !sink.shared.state().asleep {
+                tokio::task::yield_now().await;
+            }
+            let (outcomes, mut handed) = (Arc::<Outcomes>::default(), 0);
+            while sink.shared.has_room() {
+                assert!(sink.hand_over(&large, Pending::new(handed, outcomes.clone())).is_none());
+                handed += 1;
+            }
+            (outcomes, handed)
+        };
+        let (outcomes, handed) = fill().await;
+        let published = tokio::time::timeout(Duration::from_secs(30), sink.publish(&large)).await;
+        assert_eq!(published.expect("it is written"), Ok(()));
+        assert_eq!(told(&outcomes, handed).await, vec![true; handed]);
+
+        let (outcomes, handed) = fill().await;
+        if let Some(mut pending) = sink.hand_over(&large, Pending::new(handed, outcomes.clone())) {
+            pending.withdraw();
+        }
+        assert_eq!(told(&outcomes, handed).await, vec![true; handed]);
     }
 
     #[tokio::test]

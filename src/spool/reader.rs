@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 /// How many bytes of records are read from disk at once, and held before they are asked for: as many again are read and decoded by
 /// another thread while these are delivered.
 const AHEAD: usize = 128 << 10;
+/// After how many of them that thread lets others have its processor: requests are not to wait for what came long ago.
+const TURN: usize = 16;
 
 /// Reads records in the order of their offsets.
 #[derive(Debug)]
@@ -224,6 +226,9 @@ impl OnDisk {
                         *held += record.event.memory();
                         records.push(Arc::new(record));
                         self.next += 1;
+                        if records.len().is_multiple_of(TURN) {
+                            std::thread::yield_now();
+                        }
                         continue;
                     }
                     None => frame.offset + 1,
