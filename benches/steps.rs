@@ -123,8 +123,8 @@ fn gate(bencher: Bencher, conversations: &str) {
         }
         let mut settled = 0;
         while !under_way.is_empty() {
-            under_way.iter().for_each(|record| window.settle(record));
             settled += under_way.len();
+            under_way.into_iter().for_each(|record| window.settle(record));
             under_way = gate.released(&mut window);
         }
         assert_eq!(settled, records.len());

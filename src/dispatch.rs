@@ -224,10 +224,10 @@ fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &
         Outcome::DeadLettered => true,
         Outcome::Kept => return,
     };
-    window.settle(&record);
     if let Some(watches) = watches {
         watches.settled(record.offset, dead_letter);
     }
+    window.settle(record);
 }
 
 fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane<impl Sink>, window: &Window) {

@@ -7,6 +7,7 @@ mod places;
 pub mod proxy_protocol;
 mod socket;
 mod tls;
+mod waking;
 
 pub use arriving::Arriving;
 pub use beginning::Beginning;

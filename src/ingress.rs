@@ -31,12 +31,13 @@ use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use prometheus_client::metrics::counter::Counter;
 use refusal::{Refusal, refusal, unauthorized, unavailable};
 use routes::{Route, Routes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use unpack::Packing;
@@ -160,6 +161,8 @@ pub struct Ingress {
     spool: Arc<Spool>,
     undecodable: Arc<Undecodable>,
     metrics: IngressMetrics,
+    /// The one of those metrics that nearly every request counts in, once it is there.
+    succeeded: OnceLock<Counter>,
     /// Who waits for the sinks, if anybody is to.
     delivery: Option<Delivery>,
     bodies: Bodies,
@@ -180,7 +183,8 @@ impl Ingress {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let bodies = Bodies::new(&config, budget, metrics.limits.clone());
         let events = Arc::new(Semaphore::new(budget));
-        Self { config, routes, spool, undecodable, metrics, delivery: None, bodies, budget, events }
+        let succeeded = OnceLock::new();
+        Self { config, routes, spool, undecodable, metrics, succeeded, delivery: None, bodies, budget, events }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -204,12 +208,20 @@ impl Ingress {
                 Ok(placed) => ingress.acknowledge(placed).await,
                 Err(refusal) => refusal.answer(),
             };
-            ingress.metrics.requests.get_or_create(&StatusLabel { status: answer.status().as_u16() }).inc();
+            ingress.count(answer.status());
             if head {
                 *answer.body_mut() = Full::default();
             }
             answer
         }
+    }
+
+    fn count(&self, status: StatusCode) {
+        let counter = || self.metrics.requests.get_or_create_owned(&StatusLabel { status: status.as_u16() });
+        let _ = match status {
+            StatusCode::OK => self.succeeded.get_or_init(counter).inc(),
+            _ => counter().inc(),
+        };
     }
 
     async fn accept(&self, parts: &Parts, body: Arriving, peer: Peer) -> Result<Placed, Refusal> {

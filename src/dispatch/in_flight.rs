@@ -4,7 +4,7 @@ use crate::event::Arrival;
 use crate::spool::Record;
 use foldhash::quality::RandomState;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -52,10 +52,23 @@ impl Gate {
 /// for days must not cost more the more others pass it.
 #[derive(Debug, Default)]
 pub struct Window {
-    open: BTreeMap<u64, Arrival>,
+    /// By offset, those that are not settled and some that are. The first one is not.
+    places: VecDeque<Place>,
+    open: usize,
     settled: Vec<Arc<Record>>,
     bytes: usize,
 }
+
+/// Where a record was added.
+#[derive(Debug)]
+struct Place {
+    offset: u64,
+    since: Arrival,
+    open: bool,
+}
+
+/// There may be more places of settled records than of others by so many.
+const SPARE: usize = 64;
 
 impl Window {
     /// How many bytes the records that are not settled take.
@@ -68,25 +81,43 @@ impl Window {
         self.bytes += size(record);
         // Who asks for an event of last week again is not a week behind.
         let since = if record.target.is_some() { Arrival::now() } else { record.event.arrival() };
-        self.open.insert(record.offset, since);
+        self.places.push_back(Place { offset: record.offset, since, open: true });
+        self.open += 1;
     }
 
     /// Whether the record at `offset` was added and is not settled.
     pub fn is_open(&self, offset: u64) -> bool {
-        self.open.contains_key(&offset)
+        self.index(offset).and_then(|index| self.places.get(index)).is_some_and(|place| place.open)
     }
 
     /// Marks a record as settled.
-    pub fn settle(&mut self, record: &Arc<Record>) {
-        if self.open.remove(&record.offset).is_some() {
-            self.bytes = self.bytes.saturating_sub(size(record));
-            self.settled.push(record.clone());
+    pub fn settle(&mut self, record: Arc<Record>) {
+        let place = self.index(record.offset).and_then(|index| self.places.get_mut(index));
+        let Some(place) = place.filter(|place| place.open) else { return };
+        place.open = false;
+        self.open -= 1;
+        while self.places.front().is_some_and(|first| !first.open) {
+            self.places.pop_front();
         }
+        if self.places.len() > 2 * self.open + SPARE {
+            self.places.retain(|place| place.open);
+        }
+        self.bytes = self.bytes.saturating_sub(size(&record));
+        self.settled.push(record);
     }
 
     /// The offset below which everything is settled and since when the record there waits; `None` if all is settled.
     pub fn watermark(&self) -> Option<(u64, Arrival)> {
-        self.open.first_key_value().map(|(offset, arrival)| (*offset, *arrival))
+        self.places.front().map(|first| (first.offset, first.since))
+    }
+
+    /// Where the place of the record at `offset` is. Mostly none is missing before it.
+    fn index(&self, offset: u64) -> Option<usize> {
+        let behind = offset.checked_sub(self.places.front()?.offset)? as usize;
+        if self.places.get(behind).is_some_and(|place| place.offset == offset) {
+            return Some(behind);
+        }
+        self.places.binary_search_by_key(&offset, |place| place.offset).ok()
     }
 
     fn take_settled(&mut self) -> Vec<Arc<Record>> {
@@ -121,17 +152,17 @@ mod tests {
             records.iter().filter_map(|record| gate.enter(record.clone())).map(|record| record.offset).collect();
         assert_eq!(started, [0, 2]);
 
-        window.settle(&records[2]);
+        window.settle(records[2].clone());
         assert!(gate.released(&mut window).is_empty());
         assert_eq!(window.watermark(), Some((0, Arrival(0))));
 
-        window.settle(&records[0]);
+        window.settle(records[0].clone());
         assert_eq!(gate.released(&mut window), [records[1].clone()]);
         assert_eq!(window.watermark(), Some((1, Arrival(1))));
 
-        window.settle(&records[1]);
+        window.settle(records[1].clone());
         assert_eq!(gate.released(&mut window), [records[3].clone()]);
-        window.settle(&records[3]);
+        window.settle(records[3].clone());
         assert!(gate.released(&mut window).is_empty());
         assert_eq!((window.watermark(), window.bytes()), (None, 0));
         assert!(gate.busy.is_empty());
@@ -144,10 +175,11 @@ mod tests {
         for offset in 1..1000 {
             let passing = record(offset, "a");
             window.push(&passing);
-            window.settle(&passing);
+            window.settle(passing);
             window.take_settled();
         }
-        assert_eq!((window.open.len(), window.settled.len()), (1, 0));
+        assert_eq!((window.open, window.settled.len()), (1, 0));
+        assert!(window.places.len() <= 2 + SPARE, "{}", window.places.len());
         assert_eq!(window.watermark(), Some((0, Arrival(0))));
     }
 
@@ -175,8 +207,8 @@ mod tests {
                     open.push(record);
                 } else {
                     let settled = open.swap_remove(random.usize(0..open.len()));
-                    window.settle(&settled);
-                    window.settle(&settled);
+                    window.settle(settled.clone());
+                    window.settle(settled);
                 }
                 let oldest = open.iter().map(|record| record.offset).min();
                 assert_eq!(window.watermark().map(|(offset, _)| offset), oldest);

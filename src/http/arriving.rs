@@ -1,6 +1,7 @@
 //! A request's body, about which is known whether it is waited for.
 
 use super::socket::Watcher;
+use super::waking;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
@@ -13,17 +14,23 @@ pub struct Arriving {
     body: Incoming,
     watcher: Arc<Watcher>,
     awaited: bool,
+    /// Whether it was awaited before.
+    begun: bool,
 }
 
 impl Arriving {
     pub(super) fn new(body: Incoming, watcher: Arc<Watcher>) -> Self {
-        Self { body, watcher, awaited: false }
+        Self { body, watcher, awaited: false, begun: false }
     }
 
     fn set_awaited(&mut self, awaited: bool) {
         if self.awaited != awaited {
             self.awaited = awaited;
             self.watcher.body_is_awaited(awaited);
+            // Most bodies are there with their headers, and then nobody asks what time it is.
+            if !std::mem::replace(&mut self.begun, true) {
+                self.watcher.moves_on();
+            }
         }
     }
 }
@@ -33,8 +40,12 @@ impl Body for Arriving {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let (frame, woken) = waking::hold(|| Pin::new(&mut self.body).poll_frame(cx));
         self.set_awaited(frame.is_pending());
+        // Who took a piece has the connection look for the next, and there is none.
+        if !self.body.is_end_stream() {
+            woken.release();
+        }
         frame
     }
 

@@ -8,6 +8,7 @@ use super::beginning::Spoken;
 use super::places::Place;
 use super::socket::{Socket, Watcher};
 use super::tls::Stream;
+use super::waking::Waking;
 use super::{Answer, Arriving, Beginning, BodyUnread, Builders, Limits, Peer};
 use futures_util::FutureExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -21,7 +22,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -128,7 +129,9 @@ where
             }
             let service = self.service(watcher.clone(), peer);
             let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
+            let mut waking = Waking::default();
             let served = poll_fn(|cx| {
+                let cx = &mut Context::from_waker(waking.by(cx.waker()));
                 let mut connection = Pin::new(&mut *connection);
                 if !stopping && (!awaits_stop || told.has_changed().unwrap_or(true)) {
                     awaits_stop = true;

@@ -54,8 +54,8 @@ pub struct Watcher {
     unread: AtomicBool,
     /// The socket outlives what is spoken on it.
     kept: AtomicBool,
-    /// Whether it is the client's turn, to send or to read, and since when it was: since its last request began or was answered, in
-    /// milliseconds after `begun`. A byte now and then does not begin it anew.
+    /// Whether it is the client's turn, to send or to read, and since when it was: since more of its last request's body was waited for
+    /// first or that was answered, in milliseconds after `begun`. A byte now and then does not begin it anew.
     waiting: AtomicBool,
     since: AtomicU64,
     evicted: AtomicBool,
@@ -96,7 +96,6 @@ impl Watcher {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
         let others = self.open.fetch_add(1, Ordering::Relaxed);
-        self.moves_on();
         (Open(self.clone()), others)
     }
 
@@ -170,7 +169,8 @@ impl Watcher {
         Duration::from_millis(self.since.load(Ordering::Relaxed))
     }
 
-    fn moves_on(&self) {
+    /// It is the client's turn from now on, when it is.
+    pub fn moves_on(&self) {
         let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(since, Ordering::Relaxed);
     }

@@ -183,7 +183,10 @@ impl Sink for StdoutSink {
 
     fn flush(&self) {
         let mut state = self.shared.state();
-        if !state.batch.waiting.is_empty() && std::mem::take(&mut state.asleep) {
+        let wake = !state.batch.waiting.is_empty() && std::mem::take(&mut state.asleep);
+        // Who is woken may run at once, and would meet the lock.
+        drop(state);
+        if wake {
             self.shared.arrived.notify_one();
         }
     }

@@ -42,9 +42,9 @@ struct State {
 impl Janitor {
     /// A cursor moved, a segment is full, or the file of the next one is wanted.
     pub fn wake(&self) {
-        let mut state = self.state();
-        if !state.dirty {
-            state.dirty = true;
+        // Let go of before anybody is woken, who may run at once and would meet the lock.
+        let dirty = std::mem::replace(&mut self.state().dirty, true);
+        if !dirty {
             self.changed.notify_one();
         }
     }
@@ -53,6 +53,7 @@ impl Janitor {
     pub fn hurry(&self) {
         let mut state = self.state();
         (state.dirty, state.hurry) = (true, true);
+        drop(state);
         self.changed.notify_one();
     }
 

@@ -140,7 +140,10 @@ impl Drop for Gathering<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.gathered = true;
-        if std::mem::take(&mut state.asleep) {
+        let asleep = std::mem::take(&mut state.asleep);
+        // Who is woken may run at once, and would meet the lock.
+        drop(state);
+        if asleep {
             self.0.arrived.notify_one();
         }
     }
