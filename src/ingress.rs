@@ -20,9 +20,9 @@ use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
 use crate::http::{Answer, Arriving, Limits, Peer, proxy_protocol};
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
-use crate::spool::{Appended, Placed, Spool};
+use crate::spool::{AppendError, Appended, Placed, Spool};
 use auth::Head;
-use body::{Bodies, reserve};
+use body::{Bodies, Held, reserve};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use decode::Content;
@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use unpack::Packing;
 
 /// `[ingress]`
@@ -200,8 +200,7 @@ impl Ingress {
         async move {
             let ingress = &in_flight.0;
             let head = parts.method == Method::HEAD;
-            // Boxed, for its size: what is handed on between the connection and here stays small.
-            let accepted = Box::pin(ingress.accept(&parts, body, peer)).await;
+            let accepted = ingress.accept(&parts, body, peer).await;
             // With them goes the permit of a request that is stored now, and may wait for the sinks yet.
             drop(parts);
             let mut answer = match accepted {
@@ -239,44 +238,61 @@ impl Ingress {
         let (bytes, held) = self.bodies.read(body).await.map_err(unread)?;
         route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
         let arrival = Arrival::now();
-        let packed = (!packing.is_none()).then(|| bytes.clone());
-        let (bytes, held, refused) = match self.bodies.unpack(packing, bytes, held).await {
-            Ok((bytes, held)) => {
-                drop(packed);
-                (bytes, held, None)
-            }
-            Err(refusal) => (packed.unwrap_or_default(), None, Some(refusal)),
+        let (bytes, held) = if packing.is_none() {
+            (bytes, held)
+        } else {
+            Box::pin(self.unpack(route, parts, packing, (bytes, held), arrival)).await?
         };
-        let query = parts.uri.query().map(|query| route.auth.strip(query));
-        let content = Content {
-            method: parts.method.as_str(),
-            query: query.as_deref(),
-            content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
-            body: &bytes,
-        };
-        if let Some(refusal) = refused {
-            // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
-            if refusal.reason == Reason::Malformed {
-                self.keep(route, &content, arrival, &refusal);
-            }
-            return Err(refusal);
-        }
-        let memory = content.memory(&self.config.decode);
+        let memory = content_of(route, parts, &bytes, |content| content.memory(&self.config.decode));
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
-        let events = match content.decode(&self.config.decode, arrival) {
-            Ok(events) => events,
-            Err(error) => {
-                let refusal = Refusal::from(error);
-                self.keep(route, &content, arrival, &refusal);
-                return Err(refusal);
-            }
-        };
+        // What takes room is done with before what is waited for.
+        let placing = self.place(route, parts, &bytes, arrival, memory)?;
         drop((bytes, held));
+        match placing {
+            Some(placing) => placing.await.map_err(Refusal::from),
+            None => Ok(Placed::default()),
+        }
+    }
+
+    async fn unpack(
+        &self,
+        route: &Route,
+        parts: &Parts,
+        packing: Packing,
+        (packed, held): Held,
+        arrival: Arrival,
+    ) -> Result<Held, Refusal> {
+        let unpacked = self.bodies.unpack(packing, packed.clone(), held).await;
+        if let Err(refusal) = &unpacked
+            && refusal.reason == Reason::Malformed
+        {
+            // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
+            content_of(route, parts, &packed, |content| self.keep(route, content, arrival, refusal));
+        }
+        unpacked
+    }
+
+    /// Puts the events of a request before the spool, if there are any. `memory` is what they take.
+    fn place<'a>(
+        &'a self,
+        route: &Route,
+        parts: &Parts,
+        body: &[u8],
+        arrival: Arrival,
+        memory: OwnedSemaphorePermit,
+    ) -> Result<Option<impl Future<Output = Result<Placed, AppendError>> + use<'a>>, Refusal> {
+        let events = content_of(route, parts, body, |content| {
+            content.decode(&self.config.decode, arrival).map_err(|error| {
+                let refusal = Refusal::from(error);
+                self.keep(route, content, arrival, &refusal);
+                refusal
+            })
+        })?;
         route.auth.check_events(&events).map_err(|denied| unauthorized(route, denied))?;
         if events.is_empty() {
-            return Ok(Placed::default());
+            return Ok(None);
         }
-        self.spool.place_holding(route.mark(events), memory).await.map_err(Refusal::from)
+        Ok(Some(self.spool.place_holding(route.mark(events), memory)))
     }
 
     /// Keeps what came, which may be a call, if anything came.
@@ -341,6 +357,17 @@ impl Ingress {
         };
         refusal(Reason::NotFound, detail)
     }
+}
+
+/// The parts of a request with this body that say what it holds, secrets left out.
+fn content_of<T>(route: &Route, parts: &Parts, body: &[u8], then: impl FnOnce(&Content<'_>) -> T) -> T {
+    let query = parts.uri.query().map(|query| route.auth.strip(query));
+    then(&Content {
+        method: parts.method.as_str(),
+        query: query.as_deref(),
+        content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
+        body,
+    })
 }
 
 struct InFlight(Arc<Ingress>);

@@ -213,8 +213,12 @@ impl Spool {
 
     /// The same as [`Self::place`], and `held` is dropped once the events are stored or refused, even if the returned future is
     /// dropped before.
-    pub async fn place_holding(&self, events: Events, held: OwnedSemaphorePermit) -> Result<Placed, AppendError> {
-        self.enqueue(events, None, Some(held)).await
+    pub fn place_holding(
+        &self,
+        events: Events,
+        held: OwnedSemaphorePermit,
+    ) -> impl Future<Output = Result<Placed, AppendError>> {
+        self.enqueue(events, None, Some(held))
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
@@ -223,15 +227,21 @@ impl Spool {
         self.enqueue(events.into(), Some(target.into()), None).await.map(|placed| placed.count())
     }
 
-    async fn enqueue(
+    /// Done before there is a future, which would have room for the events until they are stored.
+    fn enqueue(
         &self,
         events: Events,
         target: Option<Box<str>>,
         held: Option<OwnedSemaphorePermit>,
-    ) -> Result<Placed, AppendError> {
+    ) -> impl Future<Output = Result<Placed, AppendError>> {
         let (done, stored) = oneshot::channel();
-        self.shared.queue.push(queue::Append { events, target, held, done }).await;
-        stored.await.unwrap_or(Err(AppendError::Closed))
+        let gathering = self.shared.queue.push(queue::Append { events, target, held, done });
+        async move {
+            if let Some(gathering) = gathering {
+                gathering.end().await;
+            }
+            stored.await.unwrap_or(Err(AppendError::Closed))
+        }
     }
 
     /// When the segment with the record at `offset` was begun: the record arrived then or later. `None` if nothing tells.

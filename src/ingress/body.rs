@@ -9,7 +9,7 @@ use crate::spool::AppendError;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt;
-use hyper::body::Body;
+use hyper::body::{Body, Frame};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,6 +27,9 @@ const GRACE_OF_LARGE: Duration = Duration::from_secs(5);
 
 /// A body and the memory it takes.
 pub type Held = (Bytes, Option<OwnedSemaphorePermit>);
+
+/// The next piece of a body, if there is another.
+type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
 
 /// Reads bodies.
 #[derive(Debug)]
@@ -65,6 +68,23 @@ impl Bodies {
         if declared.is_some_and(|size| size > most) {
             return Err(self.too_large());
         }
+        // Most are there already, in one piece. Only the others are read by a future that has room for timers and more.
+        let first = declared.filter(|size| *size <= SMALL_BODY).and_then(|_| body.frame().now_or_never());
+        match first {
+            Some(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => {
+                Ok((frame.into_data().unwrap_or_default(), None))
+            }
+            first => Box::pin(self.read_on(body, declared, first)).await,
+        }
+    }
+
+    async fn read_on(
+        &self,
+        mut body: Arriving,
+        declared: Option<usize>,
+        mut next: Option<Piece>,
+    ) -> Result<Held, Refusal> {
+        let most = self.max_body;
         let mut held = None;
         if declared.is_some_and(|size| size > SMALL_BODY) {
             held = Some(self.reserve(&self.received, declared.unwrap_or(most)).await?);
@@ -74,8 +94,8 @@ impl Bodies {
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         loop {
-            // Most are there already, and need no timer.
-            let frame = match body.frame().now_or_never() {
+            // What is there already needs no timer.
+            let frame = match next.take().or_else(|| body.frame().now_or_never()) {
                 Some(frame) => frame,
                 None => {
                     let allowed = self.allowed(first.len() + all.len(), held.is_some());
@@ -144,7 +164,7 @@ impl Bodies {
         packed: Bytes,
         held: Option<OwnedSemaphorePermit>,
     ) -> Result<Held, Refusal> {
-        if packing.is_none() || packed.is_empty() {
+        if packed.is_empty() {
             return Ok((packed, held));
         }
         let most = self.max_unpacked;
@@ -195,6 +215,6 @@ pub async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemap
     if let Ok(permit) = memory.clone().try_acquire_many_owned(bytes) {
         return Ok(permit);
     }
-    let permit = memory.clone().acquire_many_owned(bytes).await;
+    let permit = Box::pin(memory.clone().acquire_many_owned(bytes)).await;
     permit.map_err(|_| AppendError::Closed.into())
 }

@@ -130,6 +130,10 @@ impl Sink for KafkaSink {
         None
     }
 
+    fn flush(&self) {
+        self.topics.look_at_the_clock();
+    }
+
     async fn probe(&self) -> Result<(), Failure> {
         self.topics.probe(self.topic.as_deref()).await
     }

@@ -134,7 +134,18 @@ impl Waiting {
 }
 
 /// Tells the writer when dropped that there is something to take: also when whoever undertook that is gone.
-struct Gathering<'a>(&'a Queue);
+#[must_use = "the writer waits for it"]
+pub struct Gathering<'a>(&'a Queue);
+
+impl Gathering<'_> {
+    /// Ends once the tasks have run that are ready to run, and those that have become ready meanwhile: their requests go into the same
+    /// commit, and a commit costs more than many records.
+    pub async fn end(self) {
+        for _ in 0..GATHER {
+            yield_now().await;
+        }
+    }
+}
 
 impl Drop for Gathering<'_> {
     fn drop(&mut self) {
@@ -150,18 +161,9 @@ impl Drop for Gathering<'_> {
 }
 
 impl Queue {
-    /// Adds a request; it learns at once if the queue is closed. The writer takes what waits once the first one has seen the tasks run
-    /// that are ready to run, and those that have become ready meanwhile: their requests go into the same commit, and a commit costs
-    /// more than many records.
-    pub async fn push(&self, append: Append) {
-        if let Some(_gathering) = self.add(append) {
-            for _ in 0..GATHER {
-                yield_now().await;
-            }
-        }
-    }
-
-    fn add(&self, append: Append) -> Option<Gathering<'_>> {
+    /// Adds a request; it learns at once if the queue is closed. The writer takes what waits when the first of them has gathered the
+    /// others, which is returned for that.
+    pub fn push(&self, append: Append) -> Option<Gathering<'_>> {
         let mut state = self.state();
         if state.closed {
             let _ = append.done.send(Err(AppendError::Closed));
@@ -253,9 +255,9 @@ mod tests {
         let queue = Queue::default();
         for goes in [false, true, false] {
             {
-                let mut first = pin!(queue.push(append()));
+                let mut first = pin!(queue.push(append()).expect("nobody gathers yet").end());
                 assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-                queue.push(append()).await;
+                assert!(queue.push(append()).is_none());
                 assert!(!queue.state().are_due(), "the first one is gathering");
                 if !goes {
                     first.await;

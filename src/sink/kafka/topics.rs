@@ -4,11 +4,13 @@
 
 use super::producer::{Link, Producer, code, lock};
 use crate::sink::Failure;
+use foldhash::quality::RandomState;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -36,11 +38,16 @@ pub(super) struct Topics(Arc<Inner>);
 struct Inner {
     producer: Arc<Producer>,
     link: Arc<Link>,
-    entries: Mutex<HashMap<String, Entry>>,
+    entries: Mutex<Entries>,
+    /// Milliseconds since `begun`, when the clock was asked last: not for every message.
+    now: AtomicU64,
+    begun: Instant,
     /// The last time the cluster did not answer: those who queue for a fetch then need not wait for the same.
     silent: Mutex<Option<(Instant, Failure)>>,
     fetches: Semaphore,
 }
+
+type Entries = HashMap<String, Entry, RandomState>;
 
 struct Entry {
     /// The last known number, kept while the cluster cannot be asked.
@@ -58,6 +65,8 @@ impl Topics {
             producer,
             link,
             entries: Mutex::default(),
+            now: AtomicU64::default(),
+            begun: Instant::now(),
             silent: Mutex::default(),
             fetches: Semaphore::new(FETCHES),
         }))
@@ -68,14 +77,22 @@ impl Topics {
         let mut entries = lock(&self.0.entries);
         let entry = entries.get(topic)?;
         let partitions = entry.partitions?;
-        if entry.lookup.is_none() && entry.asked.elapsed() > REFRESH {
+        let now = self.0.begun + Duration::from_millis(self.0.now.load(Ordering::Relaxed));
+        if entry.lookup.is_none() && now.saturating_duration_since(entry.asked) > REFRESH {
             drop(self.ask(&mut entries, topic));
         }
         Some(partitions)
     }
 
+    /// Has [`Self::known`] find out what is to be asked for again.
+    pub(super) fn look_at_the_clock(&self) {
+        let passed = u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.now.store(passed, Ordering::Relaxed);
+    }
+
     /// The number of partitions of `topic`: at once where it is known.
     pub(super) async fn partitions(&self, topic: &str) -> Result<i32, Failure> {
+        self.look_at_the_clock();
         if let Some(partitions) = self.known(topic) {
             return Ok(partitions);
         }
@@ -122,7 +139,7 @@ impl Topics {
         missing.chain(present).map(|(topic, _)| topic.clone()).collect()
     }
 
-    fn ask(&self, entries: &mut HashMap<String, Entry>, topic: &str) -> Lookup {
+    fn ask(&self, entries: &mut Entries, topic: &str) -> Lookup {
         if entries.len() >= REMEMBERED && !entries.contains_key(topic) {
             entries.retain(|_, entry| entry.lookup.is_some() || entry.asked.elapsed() < REFRESH);
         }
