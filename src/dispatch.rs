@@ -87,9 +87,11 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// and while the disk is waited for, nothing else moves.
 const READ: usize = 16 << 10;
 /// Where so many records come at a time they come fast, and the next are left to gather for a while: what goes out together costs less,
-/// most of all as the batch of a client library. A sink that is behind has enough at hand and waits for nothing.
+/// most of all as the batch of a client library. A sink that is behind has enough at hand and waits for nothing. Not for so long where
+/// requests wait for the sink.
 const FAST: usize = 8;
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(10);
+const GATHER_AWAITED: Duration = Duration::from_millis(4);
 /// How many records are seen to before other tasks have their turn: requests are not to wait for a sink that has much to do.
 const TURN: usize = 32;
 /// What a record under way takes besides its own memory: the message that was made of it, headers included, wherever that is until it is
@@ -129,6 +131,7 @@ impl<S: Sink> Dispatcher<S> {
         let mut window = Window::default();
         let mut not_before = None;
         let (mut read, mut gathering) = (0, None);
+        let gather = if watches.is_some() { GATHER_AWAITED } else { GATHER };
         let mut seen = 0;
         loop {
             seen += 1;
@@ -159,8 +162,9 @@ impl<S: Sink> Dispatcher<S> {
                 () = readable(&mut reader, not_before.or(gathering)), if room > 0 => match reader.read(room.min(READ)).await {
                     Ok(records) => {
                         read += records.len();
+                        gathering = None;
                         if reader.is_at_end() {
-                            gathering = (read >= FAST).then(|| Instant::now() + GATHER);
+                            gathering = (read >= FAST).then(|| Instant::now() + gather);
                             read = 0;
                         }
                         if not_before.take().is_some() {

@@ -12,8 +12,10 @@ use tokio::task::yield_now;
 /// How often the spool looks by itself whether it can take records again.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often all that is ready to run has its turn before the writer takes what waits.
-const GATHER: usize = 2;
+/// The writer takes so many requests without waiting whether more come.
+const ENOUGH: usize = 64;
+/// Nor when all that is ready to run has had its turn so often and no request came of it.
+const IN_VAIN: usize = 2;
 
 /// How many events of a request were stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,11 +140,14 @@ impl Waiting {
 pub struct Gathering<'a>(&'a Queue);
 
 impl Gathering<'_> {
-    /// Ends once the tasks have run that are ready to run, and those that have become ready meanwhile: their requests go into the same
-    /// commit, and a commit costs more than many records.
+    /// Ends when no more come, or enough have: all tasks that are ready to run have their turn, and again those that have become ready
+    /// meanwhile. Their requests go into the same commit, and a commit costs more than many records.
     pub async fn end(self) {
-        for _ in 0..GATHER {
+        let (mut waiting, mut in_vain) = (self.0.waiting(), 0);
+        while in_vain < IN_VAIN && waiting < ENOUGH {
             yield_now().await;
+            let before = std::mem::replace(&mut waiting, self.0.waiting());
+            in_vain = if before == waiting { in_vain + 1 } else { 0 };
         }
     }
 }
@@ -172,6 +177,11 @@ impl Queue {
         let first = state.requests.is_empty();
         state.requests.push_back(append);
         first.then(|| Gathering(self))
+    }
+
+    /// How many requests wait.
+    fn waiting(&self) -> usize {
+        self.state().requests.len()
     }
 
     /// No more requests; those that wait are still written.
