@@ -478,14 +478,25 @@ async fn others_have_their_turn_while_a_sink_has_much_to_do() {
 #[tokio::test(start_paused = true)]
 async fn what_comes_fast_is_left_to_gather_and_nothing_else_waits() {
     let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
-    for (at_once, gathers) in [(1, false), (FAST - 1, false), (FAST, true), (10 * FAST, true)] {
+    let cases = [
+        (1, false, false),
+        (FAST - 1, false, false),
+        (FAST, true, false),
+        (10 * FAST, true, false),
+        (FAST, false, true),
+    ];
+    for (at_once, gathers, awaited) in cases {
         let sink = Arc::new(Timed::default());
-        let bench = Bench::new(sink.clone(), Config::default(), (0..at_once).map(event).collect()).await;
+        let mut bench = Bench::new(sink.clone(), Config::default(), (0..at_once).map(event).collect()).await;
+        let (_watcher, watches) = watches();
+        bench.dispatcher.watches = awaited.then_some(watches);
         let running = tokio::spawn(bench.dispatcher.run());
         sink.taken(at_once).await;
         bench.spool.append(vec![event(at_once)]).await.unwrap();
         let taken = sink.taken(at_once + 1).await;
-        assert_eq!(taken[at_once] - taken[0] >= GATHER, gathers, "behind {at_once}");
+        let passed = taken[at_once] - taken[0];
+        assert_eq!(passed >= GATHER, gathers, "behind {at_once}");
+        assert_eq!(passed >= GATHER_AWAITED, gathers || awaited, "behind {at_once}");
         running.abort();
     }
 }
