@@ -9,8 +9,8 @@ use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// The media type of `/metrics`.
 pub const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -50,19 +50,22 @@ impl Page {
     }
 }
 
+/// The description of the API, which few ask for and which is large: it is made when somebody does.
+pub type Api = LazyLock<Bytes, Box<dyn FnOnce() -> Bytes + Send>>;
+
 /// The service behind the admin listener.
 #[derive(Debug)]
 pub struct AdminService {
     metrics: Metrics,
     spool: Arc<Spool>,
     sinks: Vec<Arc<Health>>,
-    api: Bytes,
+    api: Api,
     stopping: AtomicBool,
 }
 
 impl AdminService {
-    /// A service that reports on these, and shows `api`, the description of the API.
-    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>, api: Bytes) -> Self {
+    /// A service that reports on these, and shows `api`.
+    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>, api: Api) -> Self {
         Self { metrics, spool, sinks, api, stopping: AtomicBool::new(false) }
     }
 
@@ -97,7 +100,7 @@ impl AdminService {
                 self.refresh();
                 text(StatusCode::OK, METRICS, self.metrics.render())
             }
-            Page::OpenApi => text(StatusCode::OK, "application/json", self.api.clone()),
+            Page::OpenApi => text(StatusCode::OK, "application/json", Bytes::clone(&self.api)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Wires the stages and owns the order in which they start and stop.
 
-use crate::admin::AdminService;
-use crate::config::{Config, Destination, Sink as SinkConfig};
+use crate::admin::{AdminService, Api};
+use crate::config::{Config, Destination, Shutdown, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::DeadLetters;
 use crate::dead_letter::undecodable::Undecodable;
@@ -204,7 +204,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ..config.ingress.limits(LimitMetrics::default())
     };
     let ingress_address = listeners.ingress.local_addr().unwrap_or(config.ingress.listen);
-    let api = openapi::document(&config, ingress_address).into();
+    let Shutdown { delay, grace } = config.shutdown;
+    let api = Api::new(Box::new(move || openapi::document(&config, ingress_address).into()));
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone(), api));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
@@ -228,9 +229,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     tracing::info!("stopping");
     admin.stop();
     if !defect {
-        tokio::time::sleep(config.shutdown.delay).await;
+        tokio::time::sleep(delay).await;
     }
-    let grace = config.shutdown.grace;
     let deadline = Instant::now() + grace;
     stop_serving.send_replace(true);
     // Requests may take all of the grace period. Should they need the end of it, publishes stop without them: what is with a

@@ -5,12 +5,13 @@ use super::error::origin;
 use crate::ingress as webhooks;
 use figment::Figment;
 use figment::value::Dict;
+use std::fmt::Display;
 
 impl Config {
     /// A line for each, with the place that it comes from.
     pub(super) fn contradictions(&self, figment: &Figment) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut check = |holds: bool, key: &str, problem: String| {
+        let mut check = |holds: bool, key: &str, problem: &dyn Display| {
             if !holds {
                 problems.push(format!("{}`{key}`: {problem}", origin(figment.find_metadata(key), &[key])));
             }
@@ -19,53 +20,65 @@ impl Config {
         check(
             ingress.ack == webhooks::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
             "ingress.ack",
-            "found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one"
-                .into(),
+            &"found \"delivered\", and no sink is required, so that there is nothing to wait for; set `required = true` for one",
         );
         let tls = ingress.tls.as_ref();
         check(
-            tls.is_none_or(|tls| tls.client_ca_file.is_some()) || figment.find_value("ingress.tls.client_auth").is_err(),
+            tls.is_none_or(|tls| tls.client_ca_file.is_some())
+                || figment.find_value("ingress.tls.client_auth").is_err(),
             "ingress.tls.client_auth",
-            "is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither".into(),
+            &"is of use only with `ingress.tls.client_ca_file`, which names the authorities whose clients are taken; set both or neither",
         );
         check(
             ingress.proxy_protocol.as_ref().is_none_or(|proxies| !proxies.trusted_proxies.0.is_empty()),
             "ingress.proxy_protocol.trusted_proxies",
-            "found an empty list; with that nobody could connect".into(),
+            &"found an empty list; with that nobody could connect",
         );
         check(
             ingress.decode.max_depth <= crate::event::MAX_DEPTH,
             "ingress.decode.max_depth",
-            format!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),
+            &format_args!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),
         );
         check(
             ingress.max_bodies >= ingress.max_body,
             "ingress.max_bodies",
-            format!("found {}; it has to hold a body of `ingress.max_body`, {}", ingress.max_bodies, ingress.max_body),
+            &format_args!(
+                "found {}; it has to hold a body of `ingress.max_body`, {}",
+                ingress.max_bodies, ingress.max_body
+            ),
         );
         let unpacked = ingress.max_unpacked_body.unwrap_or_default();
         check(
             ingress.max_bodies >= unpacked,
             "ingress.max_bodies",
-            format!("found {}; it has to hold a body of `ingress.max_unpacked_body`, {unpacked}", ingress.max_bodies),
+            &format_args!(
+                "found {}; it has to hold a body of `ingress.max_unpacked_body`, {unpacked}",
+                ingress.max_bodies
+            ),
         );
         for (key, size) in [("ingress.max_body", ingress.max_body), ("ingress.max_unpacked_body", unpacked)] {
-            check(size.as_u64() <= 64 << 20, key, format!("found {size}; 64 MiB at the most"));
+            check(size.as_u64() <= 64 << 20, key, &format_args!("found {size}; 64 MiB at the most"));
         }
         check(
             spool.max_size.as_u64() >= ingress.max_body.as_u64().saturating_mul(4),
             "spool.max_size",
-            format!("found {}; it has to hold four bodies of `ingress.max_body`, {}", spool.max_size, ingress.max_body),
+            &format_args!(
+                "found {}; it has to hold four bodies of `ingress.max_body`, {}",
+                spool.max_size, ingress.max_body
+            ),
         );
         check(
             spool.max_size.as_u64() >= unpacked.as_u64().saturating_mul(4),
             "spool.max_size",
-            format!("found {}; it has to hold four bodies of `ingress.max_unpacked_body`, {unpacked}", spool.max_size),
+            &format_args!(
+                "found {}; it has to hold four bodies of `ingress.max_unpacked_body`, {unpacked}",
+                spool.max_size
+            ),
         );
         check(
             spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
             "spool.segment_size",
-            format!(
+            &format_args!(
                 "found {}; half of `spool.max_size`, {}, at the most",
                 spool.segment_size.unwrap_or_default(),
                 spool.max_size
@@ -74,20 +87,20 @@ impl Config {
         check(
             self.admin.listen != ingress.listen || ingress.listen.port() == 0,
             "admin.listen",
-            format!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
+            &format_args!("found {}, which is `ingress.listen` too; they need ports of their own", self.admin.listen),
         );
         for (key, none) in [
             ("max_connections", ingress.max_connections == 0),
             ("max_connections_per_peer", ingress.max_connections_per_peer == Some(0)),
         ] {
-            check(!none, &format!("ingress.{key}"), "found 0; with that nobody could connect".into());
+            check(!none, &format!("ingress.{key}"), &"found 0; with that nobody could connect");
         }
         for (name, sink) in &self.sinks {
             for (key, none) in [
                 ("max_in_flight", sink.dispatch.max_in_flight == 0),
                 ("look_ahead", sink.dispatch.look_ahead.as_u64() == 0),
             ] {
-                check(!none, &format!("sinks.{name}.{key}"), "found 0; with that nothing would be sent".into());
+                check(!none, &format!("sinks.{name}.{key}"), &"found 0; with that nothing would be sent");
             }
         }
         // One that is wrong is not one that is missing.
