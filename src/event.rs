@@ -7,6 +7,8 @@ mod fields;
 mod identity;
 pub mod json;
 
+pub use fields::Name;
+
 use fields::Fields;
 use json::{Kind, Member, Reader, Span};
 use smallvec::SmallVec;
@@ -23,7 +25,7 @@ pub const MAX_DEPTH: usize = 128;
 pub const DEFAULT_INGRESS: &str = "default";
 
 /// Where to look for the conversation, in this order.
-const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
+const CONVERSATION: [Name; 3] = [Name::of("conversation_uuid"), Name::of("request_id"), Name::of("cmiuuid")];
 
 /// 128 bits of SHA-256 over the event's natural identity; written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -233,6 +235,11 @@ impl Event {
 
     /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.field(&Name::from(name.to_owned()))
+    }
+
+    /// The same, for a name that many events are asked for.
+    pub fn field(&self, name: &Name) -> Option<Cow<'_, str>> {
         self.fields.text_of(&self.payload, name)
     }
 

@@ -6,8 +6,8 @@ mod template;
 use filter::{Filter, FilterError};
 pub use template::{Template, TemplateError};
 
-use crate::event::{Event, json};
-use crate::sink::Message;
+use crate::event::{Event, Name, json};
+use crate::sink::{HeaderName, Message};
 use crate::spool::Record;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -205,26 +205,30 @@ impl Route {
             payload,
             |text| self.topic.render(event, encode, text),
             |text| self.key.render(event, verbatim, text),
-            |text| self.partition_by.render(event, verbatim, text),
+            |text| match self.dialect {
+                Dialect::Kafka => self.partition_by.render(event, verbatim, text),
+                Dialect::Nats => {}
+            },
         );
         match self.format {
             Format::Event => {
-                message.push_header("content-type", |text| text.push_str("application/json"));
+                message.push_header(CONTENT_TYPE, |text| text.push_str("application/json"));
                 for attribute in ATTRIBUTES {
-                    let [kafka, nats, _] = attribute.names();
+                    let names = attribute.names();
                     match self.dialect {
-                        Dialect::Kafka => message.push_header(kafka, |text| self.write(attribute, event, text)),
-                        Dialect::Nats => message.push_header(nats, |text| {
+                        Dialect::Kafka => message.push_header(names.kafka, |text| self.write(attribute, event, text)),
+                        Dialect::Nats => message.push_header(names.nats, |text| {
                             let start = text.len();
                             self.write(attribute, event, text);
-                            make_header_value(text, start);
+                            if attribute.is_free() {
+                                make_header_value(text, start);
+                            }
                         }),
                     }
                 }
             }
             Format::CloudEvents => {
-                message
-                    .push_header("content-type", |text| text.push_str("application/cloudevents+json; charset=UTF-8"));
+                message.push_header(CONTENT_TYPE, |text| text.push_str("application/cloudevents+json; charset=UTF-8"));
             }
         }
         if self.dialect == Dialect::Kafka && (message.topic().len() > 249 || matches!(message.topic(), "" | "." | ".."))
@@ -256,8 +260,7 @@ impl Route {
         let mut value = String::with_capacity(64);
         bytes.push(b'{');
         for attribute in ATTRIBUTES {
-            let [.., name] = attribute.names();
-            json::write_string(name, &mut bytes);
+            json::write_string(attribute.names().json, &mut bytes);
             bytes.push(b':');
             value.clear();
             self.write(attribute, event, &mut value);
@@ -278,6 +281,21 @@ impl Route {
     }
 }
 
+const CONTENT_TYPE: HeaderName = HeaderName::new("content-type");
+
+/// How an attribute is called.
+struct Names {
+    kafka: HeaderName,
+    nats: HeaderName,
+    json: &'static str,
+}
+
+impl Names {
+    const fn of(kafka: &'static str, nats: &'static str, json: &'static str) -> Self {
+        Self { kafka: HeaderName::new(kafka), nats: HeaderName::new(nats), json }
+    }
+}
+
 /// All attributes, in the order of the headers.
 const ATTRIBUTES: [Attribute; 6] =
     [Attribute::SpecVersion, Attribute::Id, Attribute::Source, Attribute::Type, Attribute::Subject, Attribute::Time];
@@ -293,25 +311,30 @@ enum Attribute {
 }
 
 impl Attribute {
-    /// The names as a Kafka header, as a NATS header, and in JSON.
-    fn names(self) -> [&'static str; 3] {
+    fn names(self) -> Names {
         match self {
-            Self::SpecVersion => ["ce_specversion", "ce-specversion", "specversion"],
-            Self::Id => ["ce_id", "ce-id", "id"],
-            Self::Source => ["ce_source", "ce-source", "source"],
-            Self::Type => ["ce_type", "ce-type", "type"],
-            Self::Subject => ["ce_subject", "ce-subject", "subject"],
-            Self::Time => ["ce_time", "ce-time", "time"],
+            Self::SpecVersion => const { Names::of("ce_specversion", "ce-specversion", "specversion") },
+            Self::Id => const { Names::of("ce_id", "ce-id", "id") },
+            Self::Source => const { Names::of("ce_source", "ce-source", "source") },
+            Self::Type => const { Names::of("ce_type", "ce-type", "type") },
+            Self::Subject => const { Names::of("ce_subject", "ce-subject", "subject") },
+            Self::Time => const { Names::of("ce_time", "ce-time", "time") },
         }
+    }
+
+    /// Whether it may hold any character. What we write into the others is letters, digits and `.:_-`.
+    fn is_free(self) -> bool {
+        matches!(self, Self::Source | Self::Subject)
     }
 }
 
 /// Writes `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
 fn write_type(event: &Event, out: &mut String) {
     out.push_str("com.telecmi");
-    for part in ["type", "direction", "status"].iter().filter_map(|name| event.text(name)) {
+    const PARTS: [Name; 3] = [Name::of("type"), Name::of("direction"), Name::of("status")];
+    for part in PARTS.iter().filter_map(|name| event.field(name)) {
         out.push('.');
-        let legal = |character| matches!(character, 'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-');
+        let legal = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
         if part.len() <= 64 && part.bytes().all(|byte| legal(char::from(byte))) {
             out.push_str(&part);
         } else {
@@ -342,13 +365,21 @@ fn subject_token(value: &str, out: &mut String) {
     if value.is_empty() {
         out.push('~');
     }
-    out.extend(utf8_percent_encode(value, TOKEN));
+    percent_encode(value, TOKEN, out);
 }
 
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 fn uri_segment(value: &str, out: &mut String) {
-    out.extend(utf8_percent_encode(value, SEGMENT));
+    percent_encode(value, SEGMENT, out);
+}
+
+/// Encodes what is in `set`. Most values are of letters and digits alone, which no set here has.
+fn percent_encode(value: &str, set: &'static AsciiSet, out: &mut String) {
+    match value.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        true => out.push_str(value),
+        false => out.extend(utf8_percent_encode(value, set)),
+    }
 }
 
 /// As the HTTP protocol binding of CloudEvents 1.0 has it (section 3.1.3.2), which the one for NATS refers to.
@@ -357,8 +388,8 @@ const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 /// Percent-encodes the end of `text`.
 fn make_header_value(text: &mut String, start: usize) {
     let value = text.get(start..).unwrap_or_default();
-    // As nearly every value is.
-    if value.bytes().all(|byte| matches!(byte, b'!'..=b'~') && byte != b'"' && byte != b'%') {
+    // As nearly every value is. Without a way out at the first byte that is not, many are looked at together.
+    if value.bytes().fold(true, |plain, byte| plain & matches!(byte, b'!'..=b'~') & (byte != b'"') & (byte != b'%')) {
         return;
     }
     let encoded: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();

@@ -6,7 +6,7 @@ pub mod nats;
 pub(crate) mod pending;
 pub mod stdout;
 
-pub use message::Message;
+pub use message::{HeaderName, Message};
 pub use pending::{Outcome, Outcomes, Pending};
 
 use kafka::KafkaSink;

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 const PLACES: usize = 11;
 
 /// The place of a name that nearly every event has and is asked for: looked for once, when the event is read.
-fn place(name: &[u8]) -> Option<usize> {
+const fn place(name: &[u8]) -> Option<usize> {
     Some(match name {
         b"appid" => 0,
         b"app_id" => 1,
@@ -31,6 +31,26 @@ fn alike(place: &usize) -> &[usize] {
         0 | 1 => &[0, 1],
         2 | 3 => &[3, 2],
         _ => std::slice::from_ref(place),
+    }
+}
+
+/// A name to ask many events for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    text: Cow<'static, str>,
+    place: Option<usize>,
+}
+
+impl Name {
+    /// This name.
+    pub const fn of(text: &'static str) -> Self {
+        Self { text: Cow::Borrowed(text), place: place(text.as_bytes()) }
+    }
+}
+
+impl From<String> for Name {
+    fn from(text: String) -> Self {
+        Self { place: place(text.as_bytes()), text: Cow::Owned(text) }
     }
 }
 
@@ -69,13 +89,13 @@ impl Fields {
     }
 
     /// The text of a field under any of its names; `None` if it is missing, null or empty.
-    pub fn text_of<'a>(&self, text: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    pub fn text_of<'a>(&self, text: &'a str, name: &Name) -> Option<Cow<'a, str>> {
         self.find(text.as_bytes(), name, |_| true).map(|value| value.text(text))
     }
 
     /// An identifier under any of its names: the first that is a scalar, and not the text of null, of an object or of an array, which
     /// is all that a query string can make of these.
-    pub fn scalar(&self, text: &[u8], name: &str) -> Option<Value> {
+    pub fn scalar(&self, text: &[u8], name: &Name) -> Option<Value> {
         self.find(text, name, |value| {
             let bytes = value.bytes(text);
             !matches!(value.kind, Kind::Object | Kind::Array) && *bytes != *b"null" && !is_structure(&bytes)
@@ -83,15 +103,15 @@ impl Fields {
     }
 
     /// The first of the field's names under which there is a value that is not null, not empty, and passes.
-    fn find(&self, text: &[u8], name: &str, passes: impl Fn(&Value) -> bool) -> Option<Value> {
+    fn find(&self, text: &[u8], name: &Name, passes: impl Fn(&Value) -> bool) -> Option<Value> {
         let says = |member: &Member| {
             let value = member.value;
             (value.kind != Kind::Null && !value.span.range().is_empty() && passes(&value)).then_some(value)
         };
         // Of members with the same name the last one counts, as for most JSON readers.
-        match place(name.as_bytes()) {
-            Some(place) => alike(&place).iter().find_map(|place| says(self.at(*place)?)),
-            None => says(self.members.iter().rev().find(|member| member.is_named(name, text))?),
+        match &name.place {
+            Some(place) => alike(place).iter().find_map(|place| says(self.at(*place)?)),
+            None => says(self.members.iter().rev().find(|member| member.is_named(&name.text, text))?),
         }
     }
 
@@ -129,7 +149,7 @@ mod tests {
             for name in ["team", "user", "appid", "leg", "x", "y", "status"] {
                 let last =
                     members.iter().rev().find(|(other, _)| plain(other) == name).map(|(_, number)| number.to_string());
-                assert_eq!(fields.text_of(&text, name).as_deref(), last.as_deref(), "{name} in {text}");
+                assert_eq!(fields.text_of(&text, &Name::of(name)).as_deref(), last.as_deref(), "{name} in {text}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What makes two webhooks the same event.
 
-use super::fields::Fields;
+use super::fields::{Fields, Name};
 use super::json::{self, Kind, Member, Reader, Value};
 use super::{EventId, MAX_DEPTH};
 use sha2::{Digest, Sha256};
@@ -8,11 +8,12 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 /// The natural identity of one leg's notification; the content is added to it.
-const NATURAL_IDENTITY: [&str; 5] = ["appid", "type", "cmiuuid", "leg", "status"];
+const NATURAL_IDENTITY: [Name; 5] =
+    [Name::of("appid"), Name::of("type"), Name::of("cmiuuid"), Name::of("leg"), Name::of("status")];
 
 thread_local! {
     /// What is hashed, for the room it takes: each event needs as much as the one before, about.
-    static CANON: RefCell<Canon> = const { RefCell::new(Canon { order: Vec::new(), bytes: Vec::new(), end: 0 }) };
+    static CANON: RefCell<Canon> = const { RefCell::new(Canon { order: Order::new(), bytes: Vec::new(), end: 0 }) };
 }
 /// More room than this is not kept.
 const KEPT: usize = 64 << 10;
@@ -26,12 +27,11 @@ pub fn of(text: &[u8], fields: &Fields) -> EventId {
     canon.clear();
     canon.push(b"cdrelay event 1");
     for name in NATURAL_IDENTITY {
-        let value = fields.scalar(text, name);
+        let value = fields.scalar(text, &name);
         canon.write_scalar(&value.map_or_else(Cow::default, |value| value.bytes(text)));
     }
     let mut order = std::mem::take(&mut canon.order);
-    sort(text, fields.members(), &mut order);
-    for member in order.iter().filter_map(|(_, index)| fields.members().get(*index as usize)) {
+    for member in order.of(text, fields.members()).iter().filter_map(|index| fields.members().get(*index as usize)) {
         let value = member.value.bytes(text);
         if member.value.kind == Kind::Null || value.is_empty() || *value == *b"null" {
             continue;
@@ -50,21 +50,56 @@ pub fn of(text: &[u8], fields: &Fields) -> EventId {
     EventId(digest.first_chunk().copied().unwrap_or_default())
 }
 
-/// Puts the first bytes of the members' names and the members' indices into `order`, by name; those with the same one in their order.
-fn sort(text: &[u8], members: &[Member], order: &mut Vec<(u64, u32)>) {
-    let name = |index: u32| members.get(index as usize).map_or_else(Cow::default, |member| member.name.bytes(text));
-    order.clear();
-    order.extend((0..).zip(members).map(|(index, member)| {
-        let first = match (member.name.kind, text.get(member.name.span.range().start..)) {
-            (Kind::String, Some(rest)) => beginning(rest, member.name.span.range().len()),
-            _ => beginning(&name(index), usize::MAX),
-        };
-        (first, index)
-    }));
-    // The first bytes tell most names apart.
-    order.sort_by_key(|(first, _)| *first);
-    for alike in order.chunk_by_mut(|left, right| left.0 == right.0).filter(|alike| alike.len() > 1) {
-        alike.sort_by(|left, right| name(left.1).cmp(&name(right.1)));
+/// Where the members of an object belong by their names; those with the same one stay in their order.
+#[derive(Default)]
+struct Order {
+    /// The first bytes of the names, as the members come.
+    first: Vec<u64>,
+    /// The members' indices by name, with the first bytes.
+    sorted: Vec<(u64, u32)>,
+    /// The indices alone.
+    indices: Vec<u32>,
+    /// Whether the first bytes tell all names apart, and so the order.
+    tells: bool,
+}
+
+impl Order {
+    const fn new() -> Self {
+        Self { first: Vec::new(), sorted: Vec::new(), indices: Vec::new(), tells: false }
+    }
+
+    /// The indices of the members by name. Whoever sends events writes their members in the same order again and again: then it is known.
+    fn of(&mut self, text: &[u8], members: &[Member]) -> &[u32] {
+        let mut known = self.tells && self.first.len() == members.len();
+        self.first.resize(members.len(), 0);
+        for (first, member) in self.first.iter_mut().zip(members) {
+            let span = member.name.span.range();
+            let now = match (member.name.kind, text.get(span.start..)) {
+                (Kind::String, Some(rest)) => beginning(rest, span.len()),
+                _ => beginning(&member.name.bytes(text), usize::MAX),
+            };
+            known &= *first == now;
+            *first = now;
+        }
+        if !known {
+            self.sort(text, members);
+        }
+        &self.indices
+    }
+
+    #[inline(never)]
+    fn sort(&mut self, text: &[u8], members: &[Member]) {
+        let name = |index: u32| members.get(index as usize).map_or_else(Cow::default, |member| member.name.bytes(text));
+        self.sorted.clear();
+        self.sorted.extend(self.first.iter().copied().zip(0..));
+        self.sorted.sort_by_key(|(first, _)| *first);
+        self.tells = true;
+        for alike in self.sorted.chunk_by_mut(|left, right| left.0 == right.0).filter(|alike| alike.len() > 1) {
+            self.tells = false;
+            alike.sort_by(|left, right| name(left.1).cmp(&name(right.1)));
+        }
+        self.indices.clear();
+        self.indices.extend(self.sorted.iter().map(|(_, index)| *index));
     }
 }
 
@@ -82,8 +117,8 @@ fn beginning(bytes: &[u8], length: usize) -> u64 {
 /// What is hashed. It is written in steps of a fixed size, which takes less than copying texts that are this short byte for byte.
 #[derive(Default)]
 struct Canon {
-    /// Where the sorted members are, for the room it takes.
-    order: Vec<(u64, u32)>,
+    /// How the members before were sorted.
+    order: Order,
     /// What has been written, and at least [`STEP`] more.
     bytes: Vec<u8>,
     end: usize,
@@ -206,4 +241,50 @@ fn write_next(reader: &mut Reader<'_>, text: &str, canon: &mut Canon) -> Result<
         _ => canon.write_member(text.as_bytes(), reader.value()?),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_does_not_depend_on_the_objects_before() {
+        let names = [
+            "a",
+            "b",
+            "a\\u0000",
+            "cmiuuid",
+            "conversation",
+            "conversation_uuid",
+            "conversations",
+            "\\u0061b",
+            "",
+            "é",
+        ];
+        let mut random = fastrand::Rng::with_seed(77);
+        let mut order = Order::new();
+        let mut written = Vec::new();
+        for _ in 0..20_000 {
+            // One object in three is like the one before, another has one name less, more or else.
+            match random.usize(0..3) {
+                0 => {}
+                1 if !written.is_empty() => {
+                    let at = random.usize(0..written.len());
+                    match random.usize(0..3) {
+                        0 => drop(written.remove(at)),
+                        1 => written.insert(at, *random.choice(&names).unwrap()),
+                        _ => written[at] = *random.choice(&names).unwrap(),
+                    }
+                }
+                _ => written = (0..random.usize(0..9)).map(|_| *random.choice(&names).unwrap()).collect(),
+            }
+            let text =
+                format!("{{{}}}", written.iter().map(|name| format!("\"{name}\":1")).collect::<Vec<_>>().join(","));
+            let mut members = Vec::new();
+            Reader::new(&text, 9).object(&mut members).unwrap();
+            let mut expected: Vec<_> = (0..members.len() as u32).collect();
+            expected.sort_by_key(|index| members[*index as usize].name.bytes(text.as_bytes()).into_owned());
+            assert_eq!(order.of(text.as_bytes(), &members), expected, "{text}");
+        }
+    }
 }

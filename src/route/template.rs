@@ -1,7 +1,7 @@
 //! Templates such as `cdr.{team|unassigned}`: text with fields of the event in it.
 
 use super::Origins;
-use crate::event::Event;
+use crate::event::{Event, Name};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -24,7 +24,8 @@ enum Part {
     Text(String),
     Ingress,
     Label { name: String, values: BTreeMap<String, String>, fallback: String },
-    Field { name: String, fallback: String },
+    Conversation,
+    Field { name: Name, fallback: String },
 }
 
 /// Why a text is no template.
@@ -72,8 +73,9 @@ impl Template {
                 let fallback = fallback.to_owned();
                 parts.push(match name.strip_prefix(LABEL) {
                     _ if name == "ingress" => Part::Ingress,
+                    _ if name == "conversation_uuid" => Part::Conversation,
                     Some(label) => Part::Label { name: label.to_owned(), values: BTreeMap::new(), fallback },
-                    None => Part::Field { name: name.to_owned(), fallback },
+                    None => Part::Field { name: name.to_owned().into(), fallback },
                 });
                 rest = behind;
             } else {
@@ -110,9 +112,9 @@ impl Template {
                 Part::Text(text) => out.push_str(text),
                 Part::Ingress => encode(event.ingress(), out),
                 Part::Label { values, fallback, .. } => encode(values.get(event.ingress()).unwrap_or(fallback), out),
-                Part::Field { name, .. } if name == "conversation_uuid" => encode(event.conversation(), out),
+                Part::Conversation => encode(event.conversation(), out),
                 Part::Field { name, fallback } => {
-                    encode(&event.text(name).unwrap_or(Cow::Borrowed(fallback.as_str())), out);
+                    encode(&event.field(name).unwrap_or(Cow::Borrowed(fallback.as_str())), out);
                 }
             }
         }
@@ -132,7 +134,7 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Ingress | Part::Label { .. } | Part::Field { .. } => out.push(placeholder),
+                Part::Ingress | Part::Label { .. } | Part::Conversation | Part::Field { .. } => out.push(placeholder),
             }
         }
         out

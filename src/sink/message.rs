@@ -10,6 +10,23 @@ const HEADERS: usize = 7;
 /// How long all texts together usually are.
 const TEXT: usize = 384;
 
+/// The name of a header: visible ASCII without a colon, which every destination takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderName(&'static str);
+
+impl HeaderName {
+    /// This name. Panics if it is not legal: in a constant, when that is compiled.
+    pub const fn new(name: &'static str) -> Self {
+        let mut rest = name.as_bytes();
+        assert!(!rest.is_empty(), "a header's name is empty");
+        while let [first, behind @ ..] = rest {
+            assert!(first.is_ascii_graphic() && *first != b':', "a header's name is of visible ASCII and has no colon");
+            rest = behind;
+        }
+        Self(name)
+    }
+}
+
 /// A record rendered for one sink. Its texts lie behind each other in one piece of memory: there are many, and they are short.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
@@ -47,15 +64,15 @@ impl Message {
         Self::new(id, payload.into(), text(topic), text(key), text(partition_by))
     }
 
-    /// Adds a header whose value is written by `value`. Name and value have to be legal for the destination.
-    pub fn push_header(&mut self, name: &'static str, value: impl FnOnce(&mut String)) {
+    /// Adds a header whose value is written by `value`, and has to be legal for the destination.
+    pub fn push_header(&mut self, name: HeaderName, value: impl FnOnce(&mut String)) {
         value(&mut self.text);
-        self.headers.push((name, self.text.len()));
+        self.headers.push((name.0, self.text.len()));
     }
 
-    /// The same message with one more header.
+    /// The same message with one more header. Panics if the name is not legal.
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
-        self.push_header(name, |text| text.push_str(value));
+        self.push_header(HeaderName::new(name), |text| text.push_str(value));
         self
     }
 
@@ -111,6 +128,16 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_could_break_out_is_none() {
+        for name in ["content-type", "ce_id", "Nats-Msg-Id", "~!"] {
+            assert_eq!(HeaderName::new(name).0, name);
+        }
+        for name in ["", "ce:x", "ce\r\nx", "ce\n", "ce x", "\t", "é", "\u{7f}"] {
+            assert!(std::panic::catch_unwind(|| HeaderName::new(name)).is_err(), "{name:?}");
+        }
+    }
 
     #[test]
     fn every_text_is_found_again() {

@@ -15,29 +15,26 @@
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
 
 mod auth;
+mod config;
 mod connection;
+mod headers;
 mod link;
+mod puback;
 mod replies;
 mod stream;
 
+pub use config::{Config, Mode, Servers, TlsConfig};
 pub use connection::Connection;
 pub use stream::{Discard, Storage, StreamConfig};
 
-use crate::event::json::{Kind, Reader};
-use crate::setting::{Secret, period};
 use crate::sink::{Failure, Message, Pending, SetupError, Sink};
 use async_nats::client::PublishErrorKind;
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::response::Response;
-use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use async_nats::{Client, HeaderMap, StatusCode};
 use bytes::Bytes;
-use bytesize::ByteSize;
 use futures_util::FutureExt as _;
+use headers::Headers;
 use link::Link;
 use replies::Replies;
-use serde::{Deserialize, Deserializer};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::StreamCheck;
@@ -48,133 +45,12 @@ use tokio::task::{AbortHandle, unconstrained};
 /// sizes on the way in, and the acknowledgement address on the way to a consumer, whose client may enforce the same limit.
 const MAX_SUBJECT: usize = 4096 - 512;
 
-/// Where and how to publish.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Config {
-    /// One server or several, as `nats://host:4222` or `tls://host:4222`, as a list or as one text with commas. Further
-    /// servers of a cluster are learnt from the first one that answers. Default: `nats://127.0.0.1:4222`.
-    #[serde(default)]
-    pub servers: Servers,
-    /// `jetstream` (default) waits until a stream has stored the message; `core` only until the server has processed it.
-    #[serde(default)]
-    pub mode: Mode,
-    /// User name, with `password`.
-    #[serde(default)]
-    pub user: Option<String>,
-    /// The user's password.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// A file that holds the password. Secret files are read again at each connect.
-    #[serde(default)]
-    pub password_file: Option<PathBuf>,
-    /// A token, instead of a user.
-    #[serde(default)]
-    pub token: Option<Secret>,
-    /// A file that holds the token.
-    #[serde(default)]
-    pub token_file: Option<PathBuf>,
-    /// The seed of a user nkey (`SU…`), instead of a user.
-    #[serde(default)]
-    pub nkey: Option<Secret>,
-    /// A file that holds the seed.
-    #[serde(default)]
-    pub nkey_file: Option<PathBuf>,
-    /// A `.creds` file with user JWT and seed, as `nsc` writes it, instead of a user.
-    #[serde(default)]
-    pub credentials_file: Option<PathBuf>,
-    /// TLS. Its presence demands an encrypted connection.
-    #[serde(default)]
-    pub tls: Option<TlsConfig>,
-    /// How long to wait for an acknowledgement before the message is sent again. Default: 10 s.
-    #[serde(default = "ten_seconds", with = "period")]
-    pub ack_timeout: Duration,
-    /// The stream that must store the messages. Default: whichever takes the subject.
-    #[serde(default)]
-    pub stream: Option<StreamConfig>,
-    /// JetStream domain, where the streams live behind a leaf node.
-    #[serde(default)]
-    pub domain: Option<String>,
-    /// The name under which the server lists this connection. Default: `cdrelay`.
-    #[serde(default)]
-    pub client_name: Option<String>,
-    /// Where replies arrive, for accounts that may not subscribe below `_INBOX`.
-    #[serde(default)]
-    pub inbox_prefix: Option<String>,
-    /// Refuse messages over this size even though the server announces more: for users whose JWT allows less than the server.
-    #[serde(default)]
-    pub max_payload: Option<ByteSize>,
-}
-
-/// What counts as delivered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Stored by a stream.
-    #[default]
-    Jetstream,
-    /// Processed by the server: best effort.
-    Core,
-}
-
-/// TLS to the servers. Files are PEM, checked at load and read again at each connect.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// Refuse a server that offers no TLS. Default: true.
-    #[serde(default = "yes")]
-    pub required: bool,
-    /// Begin with the TLS handshake, for servers with `handshake_first`. Default: false.
-    #[serde(default)]
-    pub handshake_first: bool,
-    /// The authorities to trust, instead of the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// The certificate that identifies this client, with `key_file`.
-    #[serde(default)]
-    pub cert_file: Option<PathBuf>,
-    /// The key of that certificate.
-    #[serde(default)]
-    pub key_file: Option<PathBuf>,
-}
-
-/// One or several server addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Servers(pub Vec<String>);
-
-impl Default for Servers {
-    fn default() -> Self {
-        Self(vec!["nats://127.0.0.1:4222".to_owned()])
-    }
-}
-
-impl<'de> Deserialize<'de> for Servers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "an address like \"nats://host:4222\", or a list of them")]
-        enum OneOrMany {
-            One(String),
-            Many(Vec<String>),
-        }
-        Ok(Self(match OneOrMany::deserialize(deserializer)? {
-            OneOrMany::One(text) => text.split(',').map(|url| url.trim().to_owned()).collect(),
-            OneOrMany::Many(urls) => urls,
-        }))
-    }
-}
-
-fn ten_seconds() -> Duration {
-    Duration::from_secs(10)
-}
-
-fn yes() -> bool {
-    true
-}
-
 /// A [`Sink`] over one connection, which is made and kept in the background.
 pub struct NatsSink {
     link: Arc<Link>,
     /// `None` in core mode.
     stream: Option<Arc<StreamCheck>>,
+    headers: Headers,
     ack_timeout: Duration,
     max_payload: Option<usize>,
     /// Tasks that look after the stream and the replies.
@@ -207,6 +83,7 @@ impl NatsSink {
             }
         }
         Ok(Self {
+            headers: Headers::new(stream.as_ref().and_then(|stream| stream.name())),
             link,
             stream,
             ack_timeout: config.ack_timeout,
@@ -236,12 +113,14 @@ impl NatsSink {
     /// The headers of a message that the server may be sent.
     fn check(&self, message: &Message) -> Result<HeaderMap, Failure> {
         check_subject(message.topic())?;
-        let headers = self.headers(message)?;
-        let bytes = message.payload().len() + size(&headers);
-        match self.max_payload.filter(|limit| bytes > *limit) {
-            Some(limit) => Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}"))),
-            None => Ok(headers),
+        let headers = self.headers.of(message)?;
+        if let Some(limit) = self.max_payload {
+            let bytes = message.payload().len() + headers::size(&headers);
+            if bytes > limit {
+                return Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")));
+            }
         }
+        Ok(headers)
     }
 
     /// JetStream: resolves with the stream's acknowledgement.
@@ -265,7 +144,7 @@ impl NatsSink {
             self.link.stream_wanted.notify_one();
             return Err(Failure::unavailable(stream.describe_missing(message.topic())));
         }
-        acknowledged(&reply.payload)
+        puback::acknowledged(&reply.payload)
     }
 
     /// Core: resolves once the server has processed the message, as far as a server without acknowledgements tells.
@@ -291,23 +170,6 @@ impl NatsSink {
             )),
             false => Ok(()),
         }
-    }
-
-    fn headers(&self, message: &Message) -> Result<HeaderMap, Failure> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in message.headers() {
-            let illegal = || Failure::rejected(format!("header `{name}` holds a character that NATS does not allow"));
-            // What is parsed is copied. The names are ours, and need no copy.
-            if !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
-                return Err(illegal());
-            }
-            headers.insert(HeaderName::from_static(name), value.parse::<HeaderValue>().map_err(|_| illegal())?);
-        }
-        headers.insert(header::NATS_MESSAGE_ID, message.id().to_string());
-        if let Some(name) = self.stream.as_ref().and_then(|stream| stream.name()) {
-            headers.insert(header::NATS_EXPECTED_STREAM, name);
-        }
-        Ok(headers)
     }
 }
 
@@ -362,24 +224,6 @@ async fn expire(replies: Arc<Replies>, ack_timeout: Duration) {
     }
 }
 
-/// Whether a reply says that the message is stored: it is a PubAck and tells stream and sequence. Of any other, [`acknowledged`] has to
-/// say what it means.
-fn confirms(reply: &async_nats::Message) -> bool {
-    let Ok(text) = std::str::from_utf8(&reply.payload) else { return false };
-    let (mut reader, mut stored) = (Reader::new(text, 4), [false; 2]);
-    let read = reader.members(|reader, name| {
-        let value = reader.value()?;
-        match name.span.of(text.as_bytes()) {
-            b"stream" => stored[0] = value.kind == Kind::String,
-            b"seq" => stored[1] = value.kind == Kind::Number,
-            b"error" => return Err(reader.error("no PubAck")),
-            _ => {}
-        }
-        Ok(())
-    });
-    reply.status.is_none() && stored == [true; 2] && read.is_ok() && reader.peek().is_none()
-}
-
 /// A subject that the server would answer by dropping the connection, or never store, is this message's own fault.
 fn check_subject(subject: &str) -> Result<(), Failure> {
     if subject.len() > MAX_SUBJECT {
@@ -397,12 +241,6 @@ fn check_subject(subject: &str) -> Result<(), Failure> {
     }
 }
 
-/// Bytes on the wire, as the server counts them: `NATS/1.0␍␊`, a line for each header, an empty line.
-fn size(headers: &HeaderMap) -> usize {
-    let lines = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
-    12 + lines.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4).sum::<usize>()
-}
-
 /// The library refuses on its own what is over the server's `max_payload`; the server would drop the connection.
 fn send_failure(error: async_nats::PublishError) -> Failure {
     match error.kind() {
@@ -416,23 +254,6 @@ fn connection_lost() -> Failure {
     Failure::unavailable("the connection to nats was lost before the acknowledgement")
 }
 
-/// Reads a PubAck; a duplicate is as good as stored. Of the errors, only those that no retry and no operator can mend on the
-/// server's side are the message's own.
-fn acknowledged(payload: &[u8]) -> Result<(), Failure> {
-    match serde_json::from_slice::<Response<PublishAck>>(payload) {
-        Ok(Response::Ok(_)) => Ok(()),
-        Ok(Response::Err { error }) => match error.error_code() {
-            ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
-                Err(Failure::rejected(format!("the stream refuses the message: {error}")))
-            }
-            _ => Err(Failure::unavailable(format!("the stream does not take messages: {error}"))),
-        },
-        Err(_) => Err(Failure::unavailable(
-            "something other than JetStream answers on this subject; no stream confirmed the message",
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,22 +263,6 @@ mod tests {
 
     fn config(toml: &str) -> Config {
         Figment::from(Toml::string(toml)).extract().unwrap()
-    }
-
-    #[test]
-    fn an_empty_table_means_jetstream_on_this_machine() {
-        let config = config("");
-        assert_eq!(config.servers, Servers::default());
-        assert_eq!((config.mode, config.ack_timeout), (Mode::Jetstream, Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn servers_are_a_text_or_a_list() {
-        let both = Servers(vec!["nats://a:1".to_owned(), "b".to_owned()]);
-        assert_eq!(config("servers = 'nats://a:1, b'").servers, both);
-        assert_eq!(config("servers = ['nats://a:1', 'b']").servers, both);
-        let error = Figment::from(Toml::string("servers = 1")).extract::<Config>().unwrap_err().to_string();
-        assert!(error.contains("an address like"), "{error}");
     }
 
     #[tokio::test]
@@ -488,54 +293,12 @@ mod tests {
         sink.close().await;
     }
 
-    #[tokio::test]
-    async fn no_header_can_break_out() {
-        let sink = NatsSink::new("n", &config("servers = '127.0.0.1:1'"), None).unwrap();
-        for (name, value) in [("ce-x", "a\r\nNats-Msg-Id: 1"), ("ce-x", "a\nb"), ("ce:x", "a"), ("ce\r\nx", "a")] {
-            let message = message("a.b").with_header(name, value);
-            assert!(matches!(sink.publish(&message).await, Err(Failure::Rejected { .. })), "{name}: {value}");
-        }
-    }
-
     #[test]
     fn a_subject_that_would_harm_the_connection_is_the_messages_fault() {
         assert_eq!(check_subject(&"a".repeat(MAX_SUBJECT)), Ok(()));
         for subject in ["", "a..b", "a.*.b", "a.>", "a b", "a\r\nPUB x 0", "a\tb", "a.", &"a".repeat(MAX_SUBJECT + 1)] {
             assert!(matches!(check_subject(subject), Err(Failure::Rejected { .. })), "{subject}");
         }
-    }
-
-    #[test]
-    fn only_what_no_operator_can_mend_is_rejected() {
-        let ack = |text: &str| acknowledged(text.as_bytes());
-        assert_eq!(ack(r#"{"stream":"A","seq":7}"#), Ok(()));
-        assert_eq!(ack(r#"{"stream":"A","seq":7,"duplicate":true,"domain":"hub"}"#), Ok(()));
-        let error = |code: u64| {
-            format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"x"}},"stream":"A","seq":0}}"#)
-        };
-        for code in [10054, 10097] {
-            assert!(matches!(ack(&error(code)), Err(Failure::Rejected { .. })), "{code}");
-        }
-        for code in [0, 10023, 10047, 10060, 10077, 99999] {
-            assert!(matches!(ack(&error(code)), Err(Failure::Unavailable { .. })), "{code}");
-        }
-        for text in [r#"{"stream":"A","seq":7}"#, r#"{"stream":"A", "seq":7,"duplicate":true,"domain":"hub"}"#] {
-            assert!(confirms(&reply(text, None)), "{text}");
-            assert!(!confirms(&reply(text, Some(StatusCode::NO_RESPONDERS))), "{text}");
-        }
-        let refused =
-            [error(10077), error(0), "+OK".into(), "{}".into(), String::new(), r#"{"stream":"A","seq":7"#.into()];
-        for text in refused {
-            assert!(!confirms(&reply(&text, None)), "{text}");
-        }
-        assert!(matches!(ack("+OK"), Err(Failure::Unavailable { .. })));
-        assert!(matches!(ack("{}"), Err(Failure::Unavailable { .. })));
-    }
-
-    fn reply(payload: &str, status: Option<StatusCode>) -> async_nats::Message {
-        let payload = Bytes::copy_from_slice(payload.as_bytes());
-        let (reply, headers, description) = (None, None, None);
-        async_nats::Message { subject: "a.1".into(), reply, payload, headers, status, description, length: 0 }
     }
 
     fn message(subject: &str) -> Message {

@@ -4,8 +4,9 @@
 //! that the spool keeps anyway. So a publish asks [`Link::client`] first and learns at once why there is no connection.
 
 use crate::sink::nats::auth::Identity;
+use crate::sink::nats::puback::confirms;
 use crate::sink::nats::replies::Replies;
-use crate::sink::nats::{Config, TlsConfig, confirms};
+use crate::sink::nats::{Config, TlsConfig};
 use crate::sink::{Failure, SetupError};
 use async_nats::connection::State;
 use async_nats::rustls::pki_types::pem::PemObject;

@@ -5,7 +5,9 @@
 
 use crate::sink::Pending;
 use async_nats::Message;
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -17,7 +19,7 @@ pub(super) struct Replies {
     /// Whether a reply says that the message is stored.
     confirms: fn(&Message) -> bool,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    waiting: Mutex<HashMap<u64, Waiting, RandomState>>,
 }
 
 /// Who waits for a reply.
@@ -100,10 +102,13 @@ impl Replies {
     }
 
     fn inbox(&self, number: u64) -> String {
-        format!("{}.{number}", self.inbox)
+        let mut inbox = String::with_capacity(self.inbox.len() + 21);
+        inbox.push_str(&self.inbox);
+        let _ = write!(inbox, ".{number}");
+        inbox
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting, RandomState>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,157 @@
+//! What a `[sinks.<name>]` section of type `nats` may hold.
+
+use super::StreamConfig;
+use crate::setting::{Secret, period};
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where and how to publish.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    /// One server or several, as `nats://host:4222` or `tls://host:4222`, as a list or as one text with commas. Further
+    /// servers of a cluster are learnt from the first one that answers. Default: `nats://127.0.0.1:4222`.
+    #[serde(default)]
+    pub servers: Servers,
+    /// `jetstream` (default) waits until a stream has stored the message; `core` only until the server has processed it.
+    #[serde(default)]
+    pub mode: Mode,
+    /// User name, with `password`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The user's password.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// A file that holds the password. Secret files are read again at each connect.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// A token, instead of a user.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// A file that holds the token.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// The seed of a user nkey (`SU…`), instead of a user.
+    #[serde(default)]
+    pub nkey: Option<Secret>,
+    /// A file that holds the seed.
+    #[serde(default)]
+    pub nkey_file: Option<PathBuf>,
+    /// A `.creds` file with user JWT and seed, as `nsc` writes it, instead of a user.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    /// TLS. Its presence demands an encrypted connection.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+    /// How long to wait for an acknowledgement before the message is sent again. Default: 10 s.
+    #[serde(default = "ten_seconds", with = "period")]
+    pub ack_timeout: Duration,
+    /// The stream that must store the messages. Default: whichever takes the subject.
+    #[serde(default)]
+    pub stream: Option<StreamConfig>,
+    /// JetStream domain, where the streams live behind a leaf node.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// The name under which the server lists this connection. Default: `cdrelay`.
+    #[serde(default)]
+    pub client_name: Option<String>,
+    /// Where replies arrive, for accounts that may not subscribe below `_INBOX`.
+    #[serde(default)]
+    pub inbox_prefix: Option<String>,
+    /// Refuse messages over this size even though the server announces more: for users whose JWT allows less than the server.
+    #[serde(default)]
+    pub max_payload: Option<ByteSize>,
+}
+
+/// What counts as delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Stored by a stream.
+    #[default]
+    Jetstream,
+    /// Processed by the server: best effort.
+    Core,
+}
+
+/// TLS to the servers. Files are PEM, checked at load and read again at each connect.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Refuse a server that offers no TLS. Default: true.
+    #[serde(default = "yes")]
+    pub required: bool,
+    /// Begin with the TLS handshake, for servers with `handshake_first`. Default: false.
+    #[serde(default)]
+    pub handshake_first: bool,
+    /// The authorities to trust, instead of the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that identifies this client, with `key_file`.
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
+    /// The key of that certificate.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+}
+
+/// One or several server addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Servers(pub Vec<String>);
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self(vec!["nats://127.0.0.1:4222".to_owned()])
+    }
+}
+
+impl<'de> Deserialize<'de> for Servers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "an address like \"nats://host:4222\", or a list of them")]
+        enum OneOrMany {
+            One(String),
+            Many(Vec<String>),
+        }
+        Ok(Self(match OneOrMany::deserialize(deserializer)? {
+            OneOrMany::One(text) => text.split(',').map(|url| url.trim().to_owned()).collect(),
+            OneOrMany::Many(urls) => urls,
+        }))
+    }
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use figment::Figment;
+    use figment::providers::{Format, Toml};
+
+    fn config(toml: &str) -> Config {
+        Figment::from(Toml::string(toml)).extract().unwrap()
+    }
+
+    #[test]
+    fn an_empty_table_means_jetstream_on_this_machine() {
+        let config = config("");
+        assert_eq!(config.servers, Servers::default());
+        assert_eq!((config.mode, config.ack_timeout), (Mode::Jetstream, Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn servers_are_a_text_or_a_list() {
+        let both = Servers(vec!["nats://a:1".to_owned(), "b".to_owned()]);
+        assert_eq!(config("servers = 'nats://a:1, b'").servers, both);
+        assert_eq!(config("servers = ['nats://a:1', 'b']").servers, both);
+        let error = Figment::from(Toml::string("servers = 1")).extract::<Config>().unwrap_err().to_string();
+        assert!(error.contains("an address like"), "{error}");
+    }
+}
