@@ -47,7 +47,7 @@ fn decode(bencher: Bencher, (events, bytes): (u64, usize)) {
     bencher
         .counter(BytesCount::of_str(&text))
         .counter(ItemsCount::new(events))
-        .bench_local(|| body(black_box(text.as_bytes()), Some("application/json"), &config, Arrival(1)).unwrap());
+        .bench_local(|| body(black_box(text.as_bytes()), Some(b"application/json"), &config, Arrival(1)).unwrap());
 }
 
 /// A record to a message: topic or subject, key, headers.

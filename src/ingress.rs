@@ -310,7 +310,11 @@ impl Ingress {
             place: refusal.place,
             ingress: route.name().into(),
             method: content.method.into(),
-            content_type: content.content_type.map(Into::into),
+            content_type: content
+                .content_type
+                .and_then(|value| str::from_utf8(value).ok())
+                .filter(|value| value.is_ascii())
+                .map(Into::into),
             query: query.map(Into::into),
             body: content.body.into(),
         });
@@ -365,7 +369,7 @@ fn content_of<T>(route: &Route, parts: &Parts, body: &[u8], then: impl FnOnce(&C
     then(&Content {
         method: parts.method.as_str(),
         query: query.as_deref(),
-        content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()),
+        content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
         body,
     })
 }

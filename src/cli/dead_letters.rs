@@ -186,7 +186,7 @@ impl Letterbox<'_> {
         let content = Content {
             method: &kept.method,
             query: kept.query.as_deref(),
-            content_type: kept.content_type.as_deref(),
+            content_type: kept.content_type.as_deref().map(str::as_bytes),
             body,
         };
         let ingress = &self.site.config.ingress;

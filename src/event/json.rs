@@ -177,10 +177,12 @@ impl<'a> Reader<'a> {
 
     /// The next byte that is not white space, which is passed over; `None` at the end.
     pub fn peek(&mut self) -> Option<u8> {
-        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.byte() {
-            self.at += 1;
+        loop {
+            match self.byte() {
+                Some(b' ' | b'\t' | b'\n' | b'\r') => self.at += 1,
+                next => return next,
+            }
         }
-        self.byte()
     }
 
     /// Reads an object and puts its members in place of what is in `members`.
@@ -313,7 +315,7 @@ impl<'a> Reader<'a> {
         Err(self.error("expected a value"))
     }
 
-    #[inline]
+    #[inline(always)]
     fn string(&mut self) -> Result<Value, Error> {
         let start = self.at + 1;
         let end = start + plain(self.text.as_bytes().get(start..).unwrap_or_default());

@@ -8,7 +8,7 @@ use form_urlencoded::Serializer;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-const FORM: &str = "application/x-www-form-urlencoded";
+const FORM: &[u8] = b"application/x-www-form-urlencoded";
 
 /// The first byte says what kind of request it is, the rest is its body or query.
 pub fn decode(data: &[u8]) {
@@ -17,7 +17,7 @@ pub fn decode(data: &[u8]) {
     let body = input.0;
     let config = config(kind & 4 != 0);
     let query = std::str::from_utf8(body).ok();
-    let content_type = [Some("application/json"), Some(FORM), None, None];
+    let content_type = [Some(&b"application/json"[..]), Some(FORM), None, None];
     let content = match (kind & 3, query) {
         (3, Some(query)) => Content { method: "GET", query: Some(query), content_type: None, body: b"" },
         (kind, _) => Content { method: "POST", query: None, content_type: content_type[usize::from(kind)], body },

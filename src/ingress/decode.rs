@@ -59,7 +59,7 @@ pub struct Content<'a> {
     /// The query string, percent-encoded.
     pub query: Option<&'a str>,
     /// The Content-Type.
-    pub content_type: Option<&'a str>,
+    pub content_type: Option<&'a [u8]>,
     /// The whole body.
     pub body: &'a [u8],
 }
@@ -122,7 +122,7 @@ const FORM: &[u8] = b"application/x-www-form-urlencoded";
 /// The events in a request's body, in their order.
 pub fn body(
     bytes: &[u8],
-    content_type: Option<&str>,
+    content_type: Option<&[u8]>,
     config: &Config,
     arrival: Arrival,
 ) -> Result<Events, DecodeError> {
@@ -133,7 +133,7 @@ pub fn body(
         malformed(valid, valid.len(), "not valid UTF-8")
     })?;
     let form = content_type
-        .and_then(|value| value.trim_start().as_bytes().get(..FORM.len()))
+        .and_then(|value| value.trim_ascii_start().get(..FORM.len()))
         .is_some_and(|value| value.eq_ignore_ascii_case(FORM));
     match text.trim_start().as_bytes().first() {
         None => Err(DecodeError::Malformed { detail: "the body is empty; expected a JSON object".into(), place: None }),
@@ -264,6 +264,9 @@ impl Found<'_> {
     /// identifiers too.
     fn envelope(&self) -> Option<std::ops::Range<usize>> {
         let find = |name: &str| self.members.iter().find(|member| member.is_named(name, self.text.as_bytes()));
+        if !self.members.iter().any(|member| member.value.kind == Kind::Array) {
+            return None;
+        }
         let cdr = find("cdr").filter(|member| member.value.kind == Kind::Array)?;
         find("count").filter(|member| member.value.kind == Kind::Number)?;
         let is_event = IDENTIFIERS.iter().any(|name| find(name).is_some());
@@ -299,14 +302,14 @@ mod tests {
     use super::*;
 
     const SAMPLES: &str = include_str!("../../tests/support/payloads.ndjson");
-    const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
-    const JSON: Option<&str> = Some("application/json");
+    const FORM: Option<&[u8]> = Some(b"application/x-www-form-urlencoded; charset=utf-8");
+    const JSON: Option<&[u8]> = Some(b"application/json");
 
-    fn decode(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Events, DecodeError> {
+    fn decode(text: impl AsRef<[u8]>, content_type: Option<&[u8]>) -> Result<Events, DecodeError> {
         body(text.as_ref(), content_type, &Config::default(), Arrival(1))
     }
 
-    fn payloads(text: impl AsRef<[u8]>, content_type: Option<&str>) -> Vec<String> {
+    fn payloads(text: impl AsRef<[u8]>, content_type: Option<&[u8]>) -> Vec<String> {
         let events = decode(text, content_type).unwrap();
         events.iter().map(|event| event.payload().to_string()).collect()
     }
@@ -319,7 +322,7 @@ mod tests {
     fn objects_arrays_lines_and_envelopes_keep_the_exact_bytes() {
         let lines: Vec<_> = SAMPLES.lines().collect();
         for line in &lines {
-            for content_type in [JSON, FORM, None, Some("text/plain")] {
+            for content_type in [JSON, FORM, None, Some(b"text/plain")] {
                 assert_eq!(payloads(format!("\u{feff} {line}\r\n"), content_type), [*line]);
             }
         }

@@ -24,7 +24,7 @@ use topics::Topics;
 
 /// Bytes that librdkafka may hold at once. It copies what it is given; the process is meant to fit in 64 MiB.
 const ROOM: usize = 8 << 20;
-/// What librdkafka keeps beside the bytes of a message.
+/// What librdkafka keeps beside the payload and the texts of a message, the names of its headers included.
 const OVERHEAD: usize = 512;
 
 /// A Kafka cluster.
@@ -144,8 +144,7 @@ impl Sink for KafkaSink {
 }
 
 fn needed_room(message: &Message) -> u32 {
-    let headers: usize = message.headers().map(|(key, value)| key.len() + value.len()).sum();
-    let bytes = message.payload().len() + message.key().len() + headers + OVERHEAD;
+    let bytes = message.payload().len() + message.texts().len() + OVERHEAD;
     u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX)
 }
 

@@ -167,7 +167,7 @@ pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
 
 /// The text with every NUL as two bytes that no text holds.
 fn concealed(text: &[u8]) -> Cow<'_, [u8]> {
-    if !text.contains(&0) {
+    if memchr::memchr(0, text).is_none() {
         return Cow::Borrowed(text);
     }
     let bytes = text.iter().flat_map(|byte| if *byte == 0 { NUL.to_vec() } else { vec![*byte] });

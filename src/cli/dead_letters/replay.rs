@@ -102,7 +102,12 @@ impl Letterbox<'_> {
         };
         read.map_err(|error| CommandError::Usage(format!("--with {name}: cannot be read: {error}")))?;
         let config = &self.site.config.ingress.decode;
-        let events = crate::ingress::decode::body(&body, kept.content_type.as_deref(), config, arrival(&kept));
+        let events = crate::ingress::decode::body(
+            &body,
+            kept.content_type.as_deref().map(str::as_bytes),
+            config,
+            arrival(&kept),
+        );
         let events = events
             .map(|events| by_route(events, &kept))
             .map_err(|error| CommandError::Usage(format!("--with {name}: {error}")))?;

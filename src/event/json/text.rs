@@ -4,14 +4,17 @@
 #[inline(always)]
 pub fn plain(bytes: &[u8]) -> usize {
     let mut rest = bytes;
+    let mut words = 0;
     while let Some((word, behind)) = rest.split_first_chunk() {
         let special = special(*word);
         if special != 0 {
             return bytes.len() - rest.len() + special.trailing_zeros() as usize / 8;
         }
         rest = behind;
-        // What is longer than a word is often much longer.
-        while let Some((chunk, behind)) = rest.split_first_chunk::<16>()
+        words += 1;
+        // What is longer than two words is often much longer.
+        while words > 1
+            && let Some((chunk, behind)) = rest.split_first_chunk::<16>()
             && chunk.iter().fold(true, |plain, byte| plain & stands_for_itself(*byte))
         {
             rest = behind;

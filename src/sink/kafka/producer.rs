@@ -287,7 +287,7 @@ impl Link {
 
     /// Something worked.
     pub(super) fn up(&self) {
-        if self.troubled.swap(false, Ordering::Relaxed) {
+        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::Relaxed) {
             let mut state = lock(&self.state);
             state.reason = None;
             if std::mem::take(&mut state.down) {
