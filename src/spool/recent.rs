@@ -97,6 +97,15 @@ impl Recent {
         numbers.insert_unique(hash(&number), number, hash);
     }
 
+    /// Lets go of the oldest, so that there is room for so many more. What they take lies all over memory, and is fetched
+    /// at the same time if it is asked for without anything between.
+    pub fn make_room(&mut self, more: usize) {
+        let room = self.capacity - self.entries.len().min(self.capacity);
+        for _ in room..more.min(self.capacity) {
+            self.forget_oldest();
+        }
+    }
+
     /// The index among the entries.
     fn find(&self, id: &EventId) -> Option<usize> {
         let index = |number: &u32| number.wrapping_sub(self.gone) as usize;
@@ -182,6 +191,10 @@ mod tests {
                 now += random.u64(0..400);
                 let wanted = EventId([random.u8(0..120); 16]);
                 plain.retain(|(_, arrival, _)| arrival + 10_000 >= now);
+                if plain.iter().all(|(known, ..)| *known != wanted) && random.bool() {
+                    recent.make_room(1);
+                    assert!(recent.len() < capacity);
+                }
                 match plain.iter_mut().find(|(id, ..)| *id == wanted) {
                     Some((.., known)) => *known = offset,
                     None => {

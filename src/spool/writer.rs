@@ -214,7 +214,9 @@ impl Writer {
         let now = Arrival::now();
         // What is published again came long ago, and what is like it may come again.
         let mut recent = self.shared.recent();
-        for record in commit.records.iter().filter(|record| record.target.is_none()) {
+        let fresh = commit.records.iter().filter(|record| record.target.is_none());
+        recent.make_room(fresh.clone().count());
+        for record in fresh {
             recent.insert(record.event.id(), record.event.arrival(), record.offset, now);
         }
         drop(recent);
