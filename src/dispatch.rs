@@ -8,6 +8,7 @@ mod backoff;
 mod health;
 pub mod in_flight;
 mod lane;
+mod turn;
 mod under_way;
 mod watch;
 
@@ -27,8 +28,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch as signal};
-use tokio::task::yield_now;
 use tokio::time::Instant;
+use turn::Turn;
 use under_way::UnderWay;
 use watch::{Asked, Progress};
 
@@ -92,8 +93,6 @@ const READ: usize = 16 << 10;
 const FAST: usize = 8;
 const GATHER: Duration = Duration::from_millis(10);
 const GATHER_AWAITED: Duration = Duration::from_millis(4);
-/// How many records are seen to before other tasks have their turn: requests are not to wait for a sink that has much to do.
-const TURN: usize = 32;
 /// What a record under way takes besides its own memory: the message that was made of it, headers included, wherever that is until it is
 /// answered for. One that waits behind a busy conversation has none, and the more of those are at hand, the more conversations are under way.
 const UNDER_WAY: usize = 2048;
@@ -132,13 +131,10 @@ impl<S: Sink> Dispatcher<S> {
         let mut not_before = None;
         let (mut read, mut gathering) = (0, None);
         let gather = if watches.is_some() { GATHER_AWAITED } else { GATHER };
-        let mut seen = 0;
+        let mut turn = Turn::begin();
         loop {
-            seen += 1;
-            if seen > TURN {
-                yield_now().await;
-                seen = 0;
-            }
+            turn.see(1);
+            turn.share().await;
             let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
             reader.advance(cursor.position());
             if room == 0 || reader.is_at_end() || not_before.or(gathering).is_some() {
@@ -149,9 +145,9 @@ impl<S: Sink> Dispatcher<S> {
                 () = told_to_stop(&mut stop) => break,
                 () = under_way.some_ended(), if under_way.len() > 0 => {
                     // What has ended meanwhile is settled along with it.
-                    while seen <= TURN && let Some((record, outcome)) = under_way.take_ended() {
+                    while !turn.is_used_up() && let Some((record, outcome)) = under_way.take_ended() {
                         finish(record, outcome, &mut window, &mut watches);
-                        seen += 1;
+                        turn.see(1);
                     }
                     gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
                 }
@@ -170,7 +166,7 @@ impl<S: Sink> Dispatcher<S> {
                         if not_before.take().is_some() {
                             lane.health.readable();
                         }
-                        seen += records.len();
+                        turn.see(records.len());
                         for record in records {
                             window.push(&record);
                             if let Some(record) = gate.enter(record) {
