@@ -35,7 +35,7 @@ impl Default for Config {
             duplicate_window: Duration::from_secs(45 * 60),
             duplicate_capacity: 100_000,
             retain: None,
-            memory: ByteSize::mib(2),
+            memory: ByteSize::mib(4),
         }
     }
 }
