@@ -48,6 +48,7 @@ mod room;
 pub mod segment;
 mod spare;
 mod sums;
+mod tail;
 mod writer;
 
 pub use config::{Config, Retain};
@@ -65,11 +66,12 @@ use queue::{Queue, Release};
 use recent::Recent;
 use recovery::Segment;
 use room::Next;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use tail::Tail;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 /// An event at its place in the log.
@@ -148,9 +150,7 @@ struct Log {
     /// without, the file's name is soon another's, so they are not left to another thread.
     full: Vec<(Active, u64)>,
     next: Next,
-    /// The latest records, without gaps up to the end.
-    tail: VecDeque<Arc<Record>>,
-    tail_bytes: usize,
+    tail: Tail,
     /// Offsets of records that turned out to be unreadable, from the first to behind the last of each gap: also of segments
     /// that have been removed since, for as long as their events may be sent again. The latest [`GAPS`] of them.
     gone: BTreeMap<u64, u64>,

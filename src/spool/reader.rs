@@ -7,6 +7,7 @@
 //! the file. Giving up what is in a bad sector is for a person to decide, by replacing the file with a copy that leaves it out.
 
 use super::segment::{self, Found, Scan};
+use super::tail::{Place, fitting};
 use super::{Record, Shared};
 use std::collections::VecDeque;
 use std::io;
@@ -26,7 +27,7 @@ const TURN: usize = 16;
 pub struct Reader {
     shared: Arc<Shared>,
     end: watch::Receiver<u64>,
-    next: u64,
+    place: Place,
     /// What was read from disk and not yet asked for.
     ready: VecDeque<Arc<Record>>,
     /// Where reading from disk goes on behind that, unless it does so already.
@@ -49,23 +50,24 @@ type Read = (OnDisk, io::Result<Vec<Arc<Record>>>);
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, next: u64) -> Self {
         let end = shared.end.subscribe();
-        Self { shared, end, next, ready: VecDeque::new(), disk: None, ahead: None }
+        let place = shared.log().tail.join(next);
+        Self { shared, end, place, ready: VecDeque::new(), disk: None, ahead: None }
     }
 
     /// The offset of the record to be read next.
     pub fn position(&self) -> u64 {
-        self.next
+        self.place.next()
     }
 
     /// Whether there is nothing more to read now.
     pub fn is_at_end(&self) -> bool {
-        self.next >= *self.end.borrow()
+        self.position() >= *self.end.borrow()
     }
 
     /// Goes on at `position` if that is further on: the records before it are skipped.
     pub fn advance(&mut self, position: u64) {
-        if position > self.next {
-            self.next = position;
+        if position > self.position() {
+            self.place.go_to(position);
             self.ready.clear();
             (self.disk, self.ahead) = (None, None);
         }
@@ -73,7 +75,7 @@ impl Reader {
 
     /// Waits until there is something to read.
     pub async fn ready(&mut self) {
-        let next = self.next;
+        let next = self.position();
         // The sender lives as long as the spool that this reader holds on to.
         let _ = self.end.wait_for(|end| *end > next).await;
     }
@@ -108,14 +110,14 @@ impl Reader {
 
     /// Where to read on from disk.
     pub(super) fn on_disk(&mut self) -> OnDisk {
-        let begin = || OnDisk { shared: self.shared.clone(), next: self.next, scan: None };
-        self.disk.take().unwrap_or_else(begin)
+        let disk = self.disk.take();
+        disk.unwrap_or_else(|| OnDisk { shared: self.shared.clone(), next: self.position(), scan: None })
     }
 
     /// Takes what was read. After a failure reading begins again where it began.
     pub(super) fn take(&mut self, (disk, records): Read) -> io::Result<()> {
         self.ready = records?.into();
-        self.next = self.ready.front().map_or(disk.next, |first| first.offset);
+        self.place.go_to(self.ready.front().map_or(disk.next, |first| first.offset));
         self.disk = Some(disk);
         Ok(())
     }
@@ -125,7 +127,9 @@ impl Reader {
         let count = self.ready.iter().take_while(fitting(bytes)).count();
         let records: Vec<_> = self.ready.drain(..count).collect();
         let behind = records.last().map(|last| last.offset + 1);
-        self.next = self.ready.front().map(|first| first.offset).or(behind).unwrap_or(self.next);
+        if let Some(next) = self.ready.front().map(|first| first.offset).or(behind) {
+            self.place.go_to(next);
+        }
         records
     }
 
@@ -136,30 +140,15 @@ impl Reader {
     }
 
     fn is_in_memory(&self, offset: u64) -> bool {
-        self.shared.log().tail.front().is_some_and(|first| first.offset <= offset)
+        self.shared.log().tail.first().is_some_and(|first| first <= offset)
     }
 
     fn take_from_memory(&mut self, bytes: usize) -> Vec<Arc<Record>> {
-        let log = self.shared.log();
-        let Some(first) = log.tail.front().map(|record| record.offset) else { return Vec::new() };
-        let Some(skip) = self.next.checked_sub(first) else { return Vec::new() };
-        let records: Vec<_> = log.tail.iter().skip(skip as usize).take_while(fitting(bytes)).cloned().collect();
-        drop(log);
-        if let Some(last) = records.last() {
-            self.next = last.offset + 1;
+        let records = self.shared.log().tail.read(&self.place, bytes);
+        if !records.is_empty() {
             (self.disk, self.ahead) = (None, None);
         }
         records
-    }
-}
-
-/// Takes records until they are more than `bytes`, and at least one.
-fn fitting(bytes: usize) -> impl FnMut(&&Arc<Record>) -> bool {
-    let mut held = 0;
-    move |record| {
-        let first = held == 0;
-        held += record.event.memory();
-        first || held <= bytes
     }
 }
 

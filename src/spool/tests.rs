@@ -18,6 +18,7 @@ use super::writer::Writer;
 use super::*;
 use crate::event::EventId;
 use bytesize::ByteSize;
+use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use super::active::Active;
 use super::queue::{AbandonOnPanic, Append, AppendError, Appended, Placed, Release};
 use super::recent::Recent;
 use super::recovery::Segment;
-use super::{Log, Record, Shared, segment};
+use super::{Record, Shared, segment};
 use crate::event::{Arrival, Event, EventId};
 use commit::Commit;
 use std::collections::VecDeque;
@@ -222,13 +222,7 @@ impl Writer {
         drop(recent);
         if self.next > batch {
             self.shared.metrics.appended_records.inc_by(self.next - batch);
-            let mut log = self.shared.log();
-            for record in commit.records {
-                log.tail_bytes += record.event.memory();
-                log.tail.push_back(record);
-            }
-            trim(&mut log, self.shared.memory, self.shared.slowest());
-            drop(log);
+            self.shared.log().tail.extend(commit.records, self.shared.memory);
             // Who waits for it is woken along with the requests.
             self.shared.end.send_if_modified(|end| {
                 *end = self.next;
@@ -332,16 +326,4 @@ impl Writer {
 fn most(request: &Append) -> usize {
     let target = request.target.as_deref();
     request.events.iter().map(|event| segment::size_of_record(event, target)).sum()
-}
-
-/// Lets go of the oldest records in memory while there are more bytes of them than that, and of those in front of `settled`, which
-/// nobody will read: what is used again soon is near the processor yet.
-fn trim(log: &mut Log, memory: usize, settled: u64) {
-    while let Some(oldest) = log.tail.front().filter(|_| log.tail.len() > 1) {
-        if log.tail_bytes <= memory && oldest.offset >= settled {
-            break;
-        }
-        log.tail_bytes -= oldest.event.memory();
-        log.tail.pop_front();
-    }
 }
