@@ -1,13 +1,12 @@
 //! The port for Kubernetes, Prometheus and whoever wants to know the API: [`Page::ALL`].
 
 use crate::dispatch::Health;
-use crate::http::Answer;
+use crate::http::{Answer, Head};
 use crate::metrics::Metrics;
 use crate::spool::Spool;
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -75,19 +74,21 @@ impl AdminService {
     }
 
     /// Answers one request.
-    pub fn answer<B>(&self, request: &Request<B>) -> Answer {
+    pub fn answer(&self, request: &Head) -> Answer {
         if !METHODS.contains(request.method()) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n");
-            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(ALLOW));
-            return answer;
+            let header = Some((header::ALLOW, HeaderValue::from_static(ALLOW)));
+            return Answer {
+                header,
+                ..Answer::new(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n")
+            };
         }
-        let path = request.uri().path();
+        let path = request.path();
         let Some(page) = Page::ALL.into_iter().find(|page| page.path() == path) else {
             let paths = Page::ALL.map(Page::path).join(" ");
-            return text(StatusCode::NOT_FOUND, "text/plain", format!("{paths}\n"));
+            return Answer::new(StatusCode::NOT_FOUND, "text/plain", format!("{paths}\n"));
         };
         match page {
-            Page::Live => text(StatusCode::OK, "text/plain", "ok\n"),
+            Page::Live => Answer::new(StatusCode::OK, "text/plain", "ok\n"),
             Page::Ready => {
                 let (ready, state) = self.readiness();
                 report(ready, &state)
@@ -98,9 +99,9 @@ impl AdminService {
             }
             Page::Metrics => {
                 self.refresh();
-                text(StatusCode::OK, METRICS, self.metrics.render())
+                Answer::new(StatusCode::OK, METRICS, self.metrics.render())
             }
-            Page::OpenApi => text(StatusCode::OK, "application/json", Bytes::clone(&self.api)),
+            Page::OpenApi => Answer::new(StatusCode::OK, "application/json", Bytes::clone(&self.api)),
         }
     }
 
@@ -152,12 +153,5 @@ fn verdict(check: Result<(), String>) -> Value {
 
 fn report(ready: bool, state: &Value) -> Answer {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    text(status, "application/json", format!("{state:#}\n"))
-}
-
-fn text(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    answer
+    Answer::new(status, "application/json", format!("{state:#}\n"))
 }

@@ -216,7 +216,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     }));
     let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, Beginning::default(), admin_serving, {
         let admin = admin.clone();
-        move |request, _| std::future::ready(admin.answer(&request))
+        move |request, _| std::future::ready(admin.answer(&request.head))
     }));
 
     let defect = tokio::select! {

@@ -1,26 +1,28 @@
 //! Serving connections until told to stop: what ingress and admin have in common.
 
+mod answer;
 mod arriving;
 mod beginning;
 mod connection;
 mod places;
 pub mod proxy_protocol;
+mod request;
 mod socket;
 mod tls;
 mod waking;
+mod whole;
 
+pub use answer::Answer;
 pub use arriving::Arriving;
 pub use beginning::Beginning;
 pub use proxy_protocol::ProxyProtocol;
+pub use request::{Head, Request, text};
 pub use tls::Tls;
 
 use crate::metrics::LimitMetrics;
 use beginning::Spoken;
-use bytes::Bytes;
 use connection::{Connection, Server};
-use http_body_util::Full;
 use hyper::server::conn::http1;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use places::Places;
@@ -47,14 +49,6 @@ const RESETS: usize = 20;
 const OWN_RESETS: usize = 128;
 /// After a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// A complete answer.
-pub type Answer = Response<Full<Bytes>>;
-
-/// Put among the extensions of an answer that was given without reading the request's body to its end: the connection is
-/// closed behind it, gently, so that a client that is still sending gets to read it.
-#[derive(Clone, Copy, Debug)]
-pub struct BodyUnread;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +124,7 @@ pub async fn serve<A, F>(
     mut stop: watch::Receiver<bool>,
     answer: A,
 ) where
-    A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
+    A: Fn(Request, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let places = Places::new(limits.max_connections, limits.max_connections_per_peer);

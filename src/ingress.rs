@@ -18,7 +18,7 @@ pub use unpack::TAKEN as PACKINGS;
 
 use crate::dead_letter::undecodable::{self, Refused, Undecodable};
 use crate::event::Arrival;
-use crate::http::{Answer, Arriving, Limits, Peer, proxy_protocol};
+use crate::http::{self, Answer, Arriving, Limits, Peer, Request, proxy_protocol};
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
 use crate::spool::{AppendError, Appended, Placed, Spool};
 use auth::Head;
@@ -27,10 +27,8 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use decode::Content;
 use delivery::Delivered;
-use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
-use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use prometheus_client::metrics::counter::Counter;
 use refusal::{Refusal, refusal, unauthorized, unavailable};
 use routes::{Route, Routes};
@@ -193,23 +191,23 @@ impl Ingress {
     }
 
     /// Answers one request. What is done at once is done before there is a future, which would have room for it until the end.
-    pub fn answer(self: &Arc<Self>, request: Request<Arriving>, peer: Peer) -> impl Future<Output = Answer> + use<> {
+    pub fn answer(self: &Arc<Self>, request: Request, peer: Peer) -> impl Future<Output = Answer> + use<> {
         self.metrics.in_flight.inc();
         let in_flight = InFlight(self.clone());
-        let (parts, body) = request.into_parts();
+        let Request { head, body } = request;
         async move {
             let ingress = &in_flight.0;
-            let head = parts.method == Method::HEAD;
-            let accepted = ingress.accept(&parts, body, peer).await;
+            let bodiless = head.method() == Method::HEAD;
+            let accepted = ingress.accept(&head, body, peer).await;
             // With them goes the permit of a request that is stored now, and may wait for the sinks yet.
-            drop(parts);
+            drop(head);
             let mut answer = match accepted {
                 Ok(placed) => ingress.acknowledge(placed).await,
                 Err(refusal) => refusal.answer(),
             };
-            ingress.count(answer.status());
-            if head {
-                *answer.body_mut() = Full::default();
+            ingress.count(answer.status);
+            if bodiless {
+                answer.body = Bytes::new();
             }
             answer
         }
@@ -223,15 +221,15 @@ impl Ingress {
         };
     }
 
-    async fn accept(&self, parts: &Parts, body: Arriving, peer: Peer) -> Result<Placed, Refusal> {
+    async fn accept(&self, request: &http::Head, body: Arriving, peer: Peer) -> Result<Placed, Refusal> {
         let unread = |refusal| Refusal { body_unread: true, ..refusal };
         if peer.crowded {
             return Err(unread(unavailable(1, "too many requests are on their way")));
         }
-        let (route, path_secret) = self.routes.find(parts.uri.path()).ok_or_else(|| unread(self.not_found()))?;
-        let head = Head { parts, path_secret, peer: peer.address.ip() };
+        let (route, path_secret) = self.routes.find(request.path()).ok_or_else(|| unread(self.not_found()))?;
+        let head = Head { request, path_secret, peer: peer.address.ip() };
         let packing = self.check(route, &head).map_err(unread)?;
-        if parts.method == Method::HEAD {
+        if request.method() == Method::HEAD {
             route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
             return Ok(Placed::default());
         }
@@ -241,12 +239,12 @@ impl Ingress {
         let (bytes, held) = if packing.is_none() {
             (bytes, held)
         } else {
-            Box::pin(self.unpack(route, parts, packing, (bytes, held), arrival)).await?
+            Box::pin(self.unpack(route, request, packing, (bytes, held), arrival)).await?
         };
-        let memory = content_of(route, parts, &bytes, |content| content.memory(&self.config.decode));
+        let memory = content_of(route, request, &bytes, |content| content.memory(&self.config.decode));
         let memory = reserve(&self.events, memory.min(self.budget)).await?;
         // What takes room is done with before what is waited for.
-        let placing = self.place(route, parts, &bytes, arrival, memory)?;
+        let placing = self.place(route, request, &bytes, arrival, memory)?;
         drop((bytes, held));
         match placing {
             Some(placing) => placing.await.map_err(Refusal::from),
@@ -257,7 +255,7 @@ impl Ingress {
     async fn unpack(
         &self,
         route: &Route,
-        parts: &Parts,
+        request: &http::Head,
         packing: Packing,
         (packed, held): Held,
         arrival: Arrival,
@@ -267,7 +265,7 @@ impl Ingress {
             && refusal.reason == Reason::Malformed
         {
             // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
-            content_of(route, parts, &packed, |content| self.keep(route, content, arrival, refusal));
+            content_of(route, request, &packed, |content| self.keep(route, content, arrival, refusal));
         }
         unpacked
     }
@@ -276,12 +274,12 @@ impl Ingress {
     fn place<'a>(
         &'a self,
         route: &Route,
-        parts: &Parts,
+        request: &http::Head,
         body: &[u8],
         arrival: Arrival,
         memory: OwnedSemaphorePermit,
     ) -> Result<Option<impl Future<Output = Result<Placed, AppendError>> + use<'a>>, Refusal> {
-        let events = content_of(route, parts, body, |content| {
+        let events = content_of(route, request, body, |content| {
             content.decode(&self.config.decode, arrival).map_err(|error| {
                 let refusal = Refusal::from(error);
                 self.keep(route, content, arrival, &refusal);
@@ -322,12 +320,12 @@ impl Ingress {
 
     /// What can be said without the body: whether it is wanted, and how it is packed.
     fn check(&self, route: &Route, head: &Head<'_>) -> Result<Packing, Refusal> {
-        let parts = head.parts;
+        let request = head.request;
         if let Err(denied) = route.auth.check_path(head.path_secret) {
             route.denied(denied);
             return Err(self.not_found());
         }
-        if !route.takes(&parts.method) {
+        if !route.takes(request.method()) {
             let (methods, allow) = route.methods();
             return Err(Refusal {
                 remedy: Some(allow),
@@ -335,8 +333,7 @@ impl Ingress {
             });
         }
         route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
-        let encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
-        Packing::of(encodings).map_err(|encoding| Refusal {
+        Packing::of(request.values(&header::CONTENT_ENCODING)).map_err(|encoding| Refusal {
             remedy: Some(HeaderValue::from_static(unpack::TAKEN)),
             ..refusal(
                 Reason::Packing,
@@ -364,12 +361,12 @@ impl Ingress {
 }
 
 /// The parts of a request with this body that say what it holds, secrets left out.
-fn content_of<T>(route: &Route, parts: &Parts, body: &[u8], then: impl FnOnce(&Content<'_>) -> T) -> T {
-    let query = parts.uri.query().map(|query| route.auth.strip(query));
+fn content_of<T>(route: &Route, request: &http::Head, body: &[u8], then: impl FnOnce(&Content<'_>) -> T) -> T {
+    let query = request.query().map(|query| route.auth.strip(query));
     then(&Content {
-        method: parts.method.as_str(),
+        method: request.method().as_str(),
         query: query.as_deref(),
-        content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+        content_type: request.value(&header::CONTENT_TYPE),
         body,
     })
 }
@@ -388,8 +385,5 @@ fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: 
         (1, 0, "") => Bytes::from_static(b"{\"stored\":1,\"duplicates\":0}\n"),
         _ => format!("{{\"stored\":{stored},\"duplicates\":{duplicates}{more}}}\n").into(),
     };
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+    Answer::new(status, "application/json", body)
 }

@@ -270,6 +270,42 @@ async fn unusual_but_legal_requests_are_taken() {
     assert_eq!(arrived, expected);
 }
 
+/// Requests that come in one piece are answered without hyper, and all others by it: a client cannot tell.
+#[tokio::test]
+async fn a_connection_carries_requests_in_one_piece_and_in_several() {
+    let bridge = bridge().await;
+    let body = |n: usize| format!("{{\"n\":{n}}}");
+    let (mut sent, mut client) = (0, Raw::connect(&bridge).await);
+    // After none, one or two in one piece something comes that is not.
+    for before in 0..3 {
+        for cut in [1, 40, Raw::post(&body(0)).len() - 1] {
+            for _ in 0..before {
+                assert_eq!(client.exchange(&body(sent)).await, Ok(200));
+                sent += 1;
+            }
+            let whole = Raw::post(&body(sent));
+            let (first, second) = whole.split_at(cut);
+            client.send(first).await;
+            assert!(client.try_answer(Duration::from_millis(50)).await.is_none(), "{before} {cut}");
+            client.send(second.to_owned() + &Raw::post(&body(sent + 1))).await;
+            assert_eq!((client.answer().await.status, client.answer().await.status), (200, 200), "{before} {cut}");
+            let refused = client.exchange("{").await;
+            assert_eq!((refused, client.exchange(&body(sent + 2)).await), (Ok(400), Ok(200)), "{before} {cut}");
+            sent += 3;
+            client = Raw::connect(&bridge).await;
+        }
+    }
+    // A refused request that has come whole does not end the connection, and one that asks for its end does.
+    client.send(Raw::post(&body(sent)).replace("/cdr", "/none")).await;
+    let refused = client.answer().await;
+    assert_eq!((refused.status, refused.headers.get(CONNECTION)), (404, None));
+    client.send(Raw::post(&body(sent)).replace("host: test", "host: test\r\nConnection: close")).await;
+    let last = client.answer().await;
+    assert_eq!((last.status, last.headers[CONNECTION].to_str().unwrap()), (200, "close"));
+    assert!(client.ends(PATIENCE).await);
+    assert_eq!(accepted(&bridge).await as usize, sent + 1);
+}
+
 #[tokio::test]
 async fn http2_without_asking_carries_many_streams() {
     let bridge = Bridge::start(&format!("{ANY_PORTS}max_body = '256KiB'\n[sinks.out]\ntype = 'stdout'\n")).await;

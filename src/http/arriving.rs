@@ -8,9 +8,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// As hyper's, and tells the connection's watcher when it is the client's turn.
+/// As hyper's, and tells the connection's watcher when it is the client's turn; or one that is there.
 #[derive(Debug)]
-pub struct Arriving {
+pub struct Arriving(Source);
+
+#[derive(Debug)]
+enum Source {
+    Whole(Bytes),
+    Pieces(Pieces),
+}
+
+#[derive(Debug)]
+struct Pieces {
     body: Incoming,
     watcher: Arc<Watcher>,
     awaited: bool,
@@ -20,9 +29,16 @@ pub struct Arriving {
 
 impl Arriving {
     pub(super) fn new(body: Incoming, watcher: Arc<Watcher>) -> Self {
-        Self { body, watcher, awaited: false, begun: false }
+        Self(Source::Pieces(Pieces { body, watcher, awaited: false, begun: false }))
     }
 
+    /// One of which nothing more is to come.
+    pub(super) fn whole(body: Bytes) -> Self {
+        Self(Source::Whole(body))
+    }
+}
+
+impl Pieces {
     fn set_awaited(&mut self, awaited: bool) {
         if self.awaited != awaited {
             self.awaited = awaited;
@@ -33,13 +49,8 @@ impl Arriving {
             }
         }
     }
-}
 
-impl Body for Arriving {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let (frame, woken) = waking::hold(|| Pin::new(&mut self.body).poll_frame(cx));
         self.set_awaited(frame.is_pending());
         // Who took a piece has the connection look for the next, and there is none.
@@ -48,17 +59,36 @@ impl Body for Arriving {
         }
         frame
     }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Source::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Source::Pieces(pieces) => pieces.poll(cx),
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.0 {
+            Source::Whole(bytes) => bytes.is_empty(),
+            Source::Pieces(pieces) => pieces.body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.0 {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Pieces(pieces) => pieces.body.size_hint(),
+        }
     }
 }
 
-impl Drop for Arriving {
+impl Drop for Pieces {
     fn drop(&mut self) {
         self.set_awaited(false);
     }

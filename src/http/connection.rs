@@ -9,13 +9,15 @@ use super::places::Place;
 use super::socket::{Socket, Watcher};
 use super::tls::Stream;
 use super::waking::Waking;
-use super::{Answer, Arriving, Beginning, BodyUnread, Builders, Limits, Peer};
+use super::whole::{self, Whole};
+use super::{Answer, Arriving, Beginning, Builders, Limits, Peer, Request};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
+use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1::Parts;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Version};
+use hyper::{Response, Version};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -24,7 +26,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 
 /// How many connections of a crowd are served at a time, and how long the next waits for its turn at the most: should those before it
@@ -56,7 +59,7 @@ pub(super) struct Connection {
 
 impl<A, F> Server<A>
 where
-    A: Fn(Request<Arriving>, Peer) -> F + Send + Sync + 'static,
+    A: Fn(Request, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     pub fn new(answer: A, beginning: Beginning, limits: Limits) -> Self {
@@ -119,26 +122,19 @@ where
     ) -> Result<(), String> {
         let told = stop.clone();
         let mut stopped = pin!(told_to_stop(&mut stop));
-        // Asked for once, which has this task woken, and again when there is news: not with every piece of every request.
-        let mut awaits_stop = false;
-        let mut stopping = false;
+        let mut stopping = Stopping { told, stopped: stopped.as_mut(), awaited: false, begun: false };
         loop {
-            let mut turn = None;
-            if place.is_in_a_crowd() {
-                turn = timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok);
-            }
+            let served = self.serve_whole(&mut socket, watcher, peer, place, &mut stopping).await;
+            let Some(mut turn) = served.map_err(|error| error.to_string())? else { return Ok(()) };
+            stopping.awaited = false;
             let service = self.service(watcher.clone(), peer);
             let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
             let mut waking = Waking::default();
             let served = poll_fn(|cx| {
                 let cx = &mut Context::from_waker(waking.by(cx.waker()));
                 let mut connection = Pin::new(&mut *connection);
-                if !stopping && (!awaits_stop || told.has_changed().unwrap_or(true)) {
-                    awaits_stop = true;
-                    if stopped.as_mut().poll(cx).is_ready() {
-                        stopping = true;
-                        connection.as_mut().graceful_shutdown();
-                    }
+                if !stopping.begun && stopping.poll(cx).is_ready() {
+                    connection.as_mut().graceful_shutdown();
                 }
                 if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                     return Poll::Ready(Some(served));
@@ -146,7 +142,7 @@ where
                 if watcher.is_waiting() {
                     turn = None;
                 }
-                if stopping || !place.is_in_a_crowd() || !watcher.rests() {
+                if stopping.begun || !place.is_in_a_crowd() || !watcher.rests() {
                     return Poll::Pending;
                 }
                 // It ends now if hyper agrees that it rests; else behind its next answer, which tells the client so.
@@ -161,13 +157,51 @@ where
             }
             let Parts { io, read_buf, .. } = connection.into_parts();
             socket = io.into_inner();
-            socket.give_back(&read_buf);
-            drop((read_buf, turn));
-            awaits_stop = false;
-            tokio::select! {
-                biased;
-                () = stopped.as_mut() => return Ok(()),
-                readable = socket.readable() => readable.map_err(|error| error.to_string())?,
+            // Copied, as it lies in a buffer that is larger.
+            socket.give_back(Bytes::copy_from_slice(&read_buf));
+            stopping.awaited = false;
+        }
+    }
+
+    /// Serves requests that come whole. What is left of the turn when another comes, which is to be read again; nothing if the
+    /// connection is at its end.
+    async fn serve_whole(
+        &self,
+        socket: &mut Socket,
+        watcher: &Arc<Watcher>,
+        peer: Peer,
+        place: &Place,
+        stopping: &mut Stopping<'_>,
+    ) -> io::Result<Option<Option<SemaphorePermit<'_>>>> {
+        loop {
+            let mut turn = None;
+            if place.is_in_a_crowd() {
+                let Some(readable) = stopping.or(|cx| socket.poll_readable(cx)).await else { return Ok(None) };
+                readable?;
+                turn = timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok);
+            }
+            let read = stopping.or(|cx| {
+                let read = whole::poll_read(Pin::new(&mut *socket), cx);
+                turn = turn.take().filter(|_| read.is_ready());
+                read
+            });
+            let Some(read) = read.await else { return Ok(None) };
+            let Whole { request, closes } = match read? {
+                Ok(whole) => whole,
+                Err(bytes) if bytes.is_empty() => return Ok(None),
+                Err(bytes) => {
+                    socket.give_back(bytes);
+                    return Ok(Some(turn));
+                }
+            };
+            let (open, _) = watcher.request_begins(false);
+            let answer = Box::pin((self.answer)(request, peer)).await;
+            watcher.answered(false);
+            drop((open, turn));
+            let closes = closes || stopping.told();
+            whole::write(socket, answer, closes).await?;
+            if closes {
+                return socket.shutdown().await.map(|()| None);
             }
         }
     }
@@ -176,9 +210,11 @@ where
         self: &Arc<Self>,
         watcher: Arc<Watcher>,
         peer: Peer,
-    ) -> impl Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send> + Send + use<A, F> {
+    ) -> impl Service<hyper::Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>
+    + Send
+    + use<A, F> {
         let server = self.clone();
-        service_fn(move |mut request: Request<Incoming>| {
+        service_fn(move |mut request: hyper::Request<Incoming>| {
             let watcher = watcher.clone();
             let (version, has_body) = (request.version(), !request.body().is_end_stream());
             let (open, others) = watcher.request_begins(version == Version::HTTP_2);
@@ -191,18 +227,51 @@ where
                 }
                 server.limits.metrics.requests.inc_by(u64::from(peer.crowded));
             }
-            let request = request.map(|body| Arriving::new(body, watcher.clone()));
+            let (parts, body) = request.into_parts();
+            let request = Request { head: parts.into(), body: Arriving::new(body, watcher.clone()) };
             // Mapped and not awaited, as this future would then have room for that one twice.
-            (server.answer)(request, peer).map(move |mut answer| {
-                let unread = has_body && answer.extensions().get::<BodyUnread>().is_some();
-                if unread && version != Version::HTTP_2 {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
+            (server.answer)(request, peer).map(move |answer| {
+                let unread = has_body && answer.body_unread;
                 watcher.answered(unread);
                 drop(open);
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.response(unread && version != Version::HTTP_2))
             })
         })
+    }
+}
+
+/// Whether the server is to stop. Asked for once, which has the task woken, and again when there is news: not with every piece of every
+/// request.
+struct Stopping<'a> {
+    told: watch::Receiver<bool>,
+    stopped: Pin<&'a mut (dyn Future<Output = ()> + Send)>,
+    /// The task is woken for it.
+    awaited: bool,
+    /// It is.
+    begun: bool,
+}
+
+impl Stopping<'_> {
+    /// Whether there is news.
+    fn told(&self) -> bool {
+        self.begun || self.told.has_changed().unwrap_or(true)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.begun && (!self.awaited || self.told()) {
+            self.awaited = true;
+            self.begun = self.stopped.as_mut().poll(cx).is_ready();
+        }
+        if self.begun { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// What is waited for, unless the server is to stop before.
+    async fn or<T>(&mut self, mut awaited: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
+        poll_fn(|cx| match awaited(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => self.poll(cx).map(|()| None),
+        })
+        .await
     }
 }
 

@@ -205,24 +205,23 @@ impl Socket {
         self.allowance = bytes;
     }
 
-    /// Has these bytes read again, which were read last. Copied, as they lie in a buffer that is larger.
-    pub fn give_back(&mut self, bytes: &[u8]) {
-        self.returned = Bytes::copy_from_slice(bytes);
+    /// Has these bytes read again, which were read last.
+    pub fn give_back(&mut self, bytes: Bytes) {
+        self.returned = bytes;
     }
 
-    /// Waits until there is something to read, or the client has ended its side.
-    pub async fn readable(&mut self) -> io::Result<()> {
+    /// Ready when there is something to read, or the client has ended its side.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.returned.is_empty() {
-            return Ok(());
+            return Poll::Ready(Ok(()));
         }
-        poll_fn(|cx| match self.stream.poll_read_ready(cx) {
+        match self.stream.poll_read_ready(cx) {
             Poll::Ready(ready) => {
                 self.watcher.waiting.store(false, Ordering::Relaxed);
                 Poll::Ready(ready)
             }
             Poll::Pending => self.poll_waiting(cx).map(Err),
-        })
-        .await
+        }
     }
 
     /// Waits until something comes, which stays to be read, and says how much of it is now in `room`; nothing if the client has

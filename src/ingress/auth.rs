@@ -18,11 +18,11 @@ pub use secrets::{Secrets, watch};
 pub use settings::{Algorithm, Config, Encoding, Problem, Type};
 
 use crate::event::Event;
+use crate::http;
 use crate::metrics::SecretMetrics;
 use cidr::Cidr;
 use hmac::Hmac;
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::http::request::Parts;
 use standard_webhooks::StandardWebhooks;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ use twilio::Twilio;
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Request line and header fields.
-    pub parts: &'a Parts,
+    pub request: &'a http::Head,
     /// What stands in the path where `{secret}` does in the route's.
     pub path_secret: Option<&'a str>,
     /// The other end of the connection.
@@ -44,8 +44,8 @@ pub struct Head<'a> {
 impl<'a> Head<'a> {
     /// The value of a header field that came exactly once: of several, each reader might take another.
     fn only(&self, name: &HeaderName) -> Option<&'a [u8]> {
-        let mut values = self.parts.headers.get_all(name).iter();
-        values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
+        let mut values = self.request.values(name);
+        values.next().filter(|_| values.next().is_none())
     }
 
     /// The same as text.
@@ -213,7 +213,7 @@ impl Check {
 
     fn head(&self, head: &Head<'_>, now: u64) -> Result<(), &'static str> {
         match self {
-            Self::Query(parameter, secrets) => token::query(head.parts.uri.query(), parameter, secrets),
+            Self::Query(parameter, secrets) => token::query(head.request.query(), parameter, secrets),
             Self::Header(name, secrets) => token::header(head.only(name), secrets),
             Self::Bearer(secrets) => token::bearer(head.only(&header::AUTHORIZATION), secrets),
             Self::Basic(secrets) => token::basic(head.only(&header::AUTHORIZATION), secrets),

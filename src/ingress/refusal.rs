@@ -3,11 +3,10 @@
 use super::auth::Denied;
 use super::decode::DecodeError;
 use super::routes::Route;
-use crate::http::{Answer, BodyUnread};
+use crate::http::Answer;
 use crate::spool::AppendError;
-use http_body_util::Full;
+use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{Response, StatusCode};
 
 /// What refused requests are answered with.
 pub const PROBLEM: &str = "application/problem+json";
@@ -133,15 +132,7 @@ impl Refusal {
             members.insert("line".into(), line.into());
             members.insert("column".into(), column.into());
         }
-        let mut answer = Response::new(Full::new(format!("{problem}\n").into()));
-        *answer.status_mut() = status;
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
-        if let (Some(name), Some(value)) = (self.reason.remedy(), self.remedy) {
-            answer.headers_mut().insert(name, value);
-        }
-        if self.body_unread {
-            answer.extensions_mut().insert(BodyUnread);
-        }
-        answer
+        let header = self.reason.remedy().zip(self.remedy);
+        Answer { header, body_unread: self.body_unread, ..Answer::new(status, PROBLEM, format!("{problem}\n")) }
     }
 }

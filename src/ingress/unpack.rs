@@ -5,12 +5,12 @@
 //! brotli, up to 2 GiB and 16 MiB at the sender's choice, are no part of it: a whole body is there, and unpacks into one piece of memory
 //! that zstd needs no window beside, and brotli none that is larger than what the body comes to.
 
+use crate::http;
 use brotli_decompressor::{
     Allocator, BrotliDecoderErrorCode, BrotliDecompressStream, BrotliResult, BrotliState, SliceWrapper, StandardAlloc,
 };
 use flate2::bufread::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
-use hyper::header::HeaderValue;
 use std::cell::Cell;
 use std::io::Read;
 use std::rc::Rc;
@@ -53,10 +53,10 @@ pub enum UnpackError {
 
 impl Packing {
     /// What the values of `Content-Encoding` say, or what of it is not taken.
-    pub fn of<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> Result<Self, String> {
+    pub fn of<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Self, String> {
         let mut codings = Vec::new();
         for value in values {
-            let text = value.to_str().map_err(|_| format!("{value:?}"))?;
+            let text = http::text(value).ok_or_else(|| format!("\"{}\"", value.escape_ascii()))?;
             for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
                 match name.to_ascii_lowercase().as_str() {
                     "identity" => {}

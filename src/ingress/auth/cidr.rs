@@ -2,6 +2,7 @@
 
 use super::Head;
 use super::settings::{Config, Problem};
+use crate::http;
 use crate::setting::{List, Network};
 use hyper::header::{self, HeaderName};
 use std::net::{IpAddr, SocketAddr};
@@ -44,8 +45,8 @@ impl Cidr {
             return Ok(sender);
         }
         let mut hops = Vec::new();
-        for value in head.parts.headers.get_all(&self.header) {
-            let value = value.to_str().map_err(|_| "what the proxy says is no text")?;
+        for value in head.request.values(&self.header) {
+            let value = http::text(value).ok_or("what the proxy says is no text")?;
             if self.header == header::FORWARDED {
                 hops.extend(forwarded(value));
             } else {

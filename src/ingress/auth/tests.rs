@@ -17,9 +17,9 @@ fn open(configs: serde_json::Value) -> Result<Auth, String> {
     Auth::open(&configs, "ingress.auth", &Metrics::default().ingress.secrets)
 }
 
-fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
+fn parts(uri: &str, headers: &[(&str, &str)]) -> http::Head {
     let request = headers.iter().fold(Request::post(uri), |request, (name, value)| request.header(*name, *value));
-    request.body(()).unwrap().into_parts().0
+    request.body(()).unwrap().into_parts().0.into()
 }
 
 fn peer(address: &str) -> IpAddr {
@@ -27,8 +27,8 @@ fn peer(address: &str) -> IpAddr {
 }
 
 /// All checks, at a moment.
-fn allowed_at(auth: &Auth, now: u64, parts: &Parts, body: &[u8], path_secret: Option<&str>) -> bool {
-    let head = Head { parts, path_secret, peer: peer("192.0.2.1") };
+fn allowed_at(auth: &Auth, now: u64, parts: &http::Head, body: &[u8], path_secret: Option<&str>) -> bool {
+    let head = Head { request: parts, path_secret, peer: peer("192.0.2.1") };
     let early = auth.checks.iter().all(|check| check.head(&head, now).is_ok());
     early && auth.check_path(path_secret).is_ok() && auth.check_body(&head, body).is_ok()
 }
@@ -60,7 +60,7 @@ fn assert_tight(auth: &Auth, now: u64, uri: &str, headers: &[(&str, &str)], sign
         let request = headers.iter().try_fold(request, |request, (name, value)| {
             Some(request.header(*name, HeaderValue::from_bytes(value).ok()?))
         });
-        Some(request?.body(()).unwrap().into_parts().0)
+        Some(http::Head::from(request?.body(()).unwrap().into_parts().0))
     };
     let right = request(&all).unwrap();
     assert!(allowed_at(auth, now, &right, body, None), "the right one is refused");
@@ -181,7 +181,7 @@ fn networks_and_what_trusted_proxies_say() {
     let check = |config: serde_json::Value, address: &str, headers: &[(&str, &str)]| {
         let auth = auth(serde_json::json!([config]));
         let parts = parts("/", headers);
-        auth.check_head(&Head { parts: &parts, path_secret: None, peer: peer(address) }).is_ok()
+        auth.check_head(&Head { request: &parts, path_secret: None, peer: peer(address) }).is_ok()
     };
     let plain = serde_json::json!({ "type": "cidr", "networks": ["192.0.2.0/24", "2001:db8::/32", "127.0.0.1"] });
     for (address, right) in [

@@ -65,7 +65,7 @@ impl Twilio {
                 String::new()
             }
         };
-        let path = head.parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = head.request.target();
         let signed =
             |base: &String| self.secrets.signed(&[base.as_bytes(), path.as_bytes(), fields.as_bytes()], &signature);
         if self.bases.iter().any(signed) { Ok(()) } else { Err("the signature is wrong") }
@@ -104,7 +104,7 @@ fn sorted_fields(body: &[u8]) -> Option<String> {
 }
 
 fn check_digest(head: &Head<'_>, body: &[u8]) -> Result<(), &'static str> {
-    let query = form_urlencoded::parse(head.parts.uri.query().unwrap_or_default().as_bytes());
+    let query = form_urlencoded::parse(head.request.query().unwrap_or_default().as_bytes());
     let mut given = query.filter(|(name, _)| name == BODY);
     let (Some((_, given)), None) = (given.next(), given.next()) else {
         return Err("nothing in the URL says what the body is");

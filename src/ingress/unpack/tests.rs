@@ -7,7 +7,7 @@ const NAMES: [&str; 4] = ["gzip", "deflate", "zstd", "br"];
 const MIB: usize = 1 << 20;
 
 fn packing(value: &str) -> Packing {
-    Packing::of([HeaderValue::from_str(value).unwrap()].iter()).unwrap()
+    Packing::of([value.as_bytes()].into_iter()).unwrap()
 }
 
 fn pack(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -93,9 +93,9 @@ fn only_known_codings_are_taken_and_no_more_than_two() {
     }
     assert_eq!(packing("X-GZIP"), packing("gzip"));
     for value in ["compress", "gzip, aes128gcm", "gzip;q=1", "gzip, br, gzip"] {
-        Packing::of([HeaderValue::from_str(value).unwrap()].iter()).unwrap_err();
+        Packing::of([value.as_bytes()].into_iter()).unwrap_err();
     }
-    Packing::of(["gzip", "br", "zstd"].map(HeaderValue::from_static).iter()).unwrap_err();
+    Packing::of([&b"gzip"[..], b"br", b"zstd"].into_iter()).unwrap_err();
 }
 
 #[test]
