@@ -33,6 +33,7 @@ use prometheus_client::metrics::counter::Counter;
 use refusal::{Refusal, refusal, unauthorized, unavailable};
 use routes::{Route, Routes};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -241,11 +242,12 @@ impl Ingress {
         } else {
             Box::pin(self.unpack(route, request, packing, (bytes, held), arrival)).await?
         };
-        let memory = content_of(route, request, &bytes, |content| content.memory(&self.config.decode));
-        let memory = reserve(&self.events, memory.min(self.budget)).await?;
+        let query = query(route, request);
+        let content = content(request, query.as_deref(), &bytes);
+        let memory = reserve(&self.events, content.memory(&self.config.decode).min(self.budget)).await?;
         // What takes room is done with before what is waited for.
-        let placing = self.place(route, request, &bytes, arrival, memory)?;
-        drop((bytes, held));
+        let placing = self.place(route, &content, arrival, memory)?;
+        drop((query, bytes, held));
         match placing {
             Some(placing) => placing.await.map_err(Refusal::from),
             None => Ok(Placed::default()),
@@ -265,7 +267,8 @@ impl Ingress {
             && refusal.reason == Reason::Malformed
         {
             // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
-            content_of(route, request, &packed, |content| self.keep(route, content, arrival, refusal));
+            let query = query(route, request);
+            self.keep(route, &content(request, query.as_deref(), &packed), arrival, refusal);
         }
         unpacked
     }
@@ -274,17 +277,14 @@ impl Ingress {
     fn place<'a>(
         &'a self,
         route: &Route,
-        request: &http::Head,
-        body: &[u8],
+        content: &Content<'_>,
         arrival: Arrival,
         memory: OwnedSemaphorePermit,
     ) -> Result<Option<impl Future<Output = Result<Placed, AppendError>> + use<'a>>, Refusal> {
-        let events = content_of(route, request, body, |content| {
-            content.decode(&self.config.decode, arrival).map_err(|error| {
-                let refusal = Refusal::from(error);
-                self.keep(route, content, arrival, &refusal);
-                refusal
-            })
+        let events = content.decode(&self.config.decode, arrival).map_err(|error| {
+            let refusal = Refusal::from(error);
+            self.keep(route, content, arrival, &refusal);
+            refusal
         })?;
         route.auth.check_events(&events).map_err(|denied| unauthorized(route, denied))?;
         if events.is_empty() {
@@ -360,15 +360,14 @@ impl Ingress {
     }
 }
 
-/// The parts of a request with this body that say what it holds, secrets left out.
-fn content_of<T>(route: &Route, request: &http::Head, body: &[u8], then: impl FnOnce(&Content<'_>) -> T) -> T {
-    let query = request.query().map(|query| route.auth.strip(query));
-    then(&Content {
-        method: request.method().as_str(),
-        query: query.as_deref(),
-        content_type: request.value(&header::CONTENT_TYPE),
-        body,
-    })
+/// The query of a request, secrets left out.
+fn query<'a>(route: &Route, request: &'a http::Head) -> Option<Cow<'a, str>> {
+    request.query().map(|query| route.auth.strip(query))
+}
+
+/// The parts of a request with this query and this body that say what it holds.
+fn content<'a>(request: &'a http::Head, query: Option<&'a str>, body: &'a [u8]) -> Content<'a> {
+    Content { method: request.method().as_str(), query, content_type: request.value(&header::CONTENT_TYPE), body }
 }
 
 struct InFlight(Arc<Ingress>);

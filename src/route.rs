@@ -1,17 +1,19 @@
 //! From a record to the message for one sink: filter, topic, key and CloudEvents attributes, compiled and checked at load.
 
+mod attribute;
+mod encode;
 mod filter;
 mod template;
 
+use attribute::{ATTRIBUTES, Attribute, CONTENT_TYPE, write_type};
+use encode::{legal_in_topic, make_header_value, subject_token, topic_characters, uri_segment, verbatim};
 use filter::{Filter, FilterError};
 pub use template::{Template, TemplateError};
 
-use crate::event::{Event, Name, json};
-use crate::sink::{HeaderName, Message};
+use crate::event::{Event, json};
+use crate::sink::Message;
 use crate::spool::Record;
-use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -278,125 +280,6 @@ impl Route {
             return &self.source;
         }
         self.sources.get(event.ingress()).unwrap_or(&self.source)
-    }
-}
-
-const CONTENT_TYPE: HeaderName = HeaderName::new("content-type");
-
-/// How an attribute is called.
-struct Names {
-    kafka: HeaderName,
-    nats: HeaderName,
-    json: &'static str,
-}
-
-impl Names {
-    const fn of(kafka: &'static str, nats: &'static str, json: &'static str) -> Self {
-        Self { kafka: HeaderName::new(kafka), nats: HeaderName::new(nats), json }
-    }
-}
-
-/// All attributes, in the order of the headers.
-const ATTRIBUTES: [Attribute; 6] =
-    [Attribute::SpecVersion, Attribute::Id, Attribute::Source, Attribute::Type, Attribute::Subject, Attribute::Time];
-
-#[derive(Clone, Copy, Debug)]
-enum Attribute {
-    SpecVersion,
-    Id,
-    Source,
-    Type,
-    Subject,
-    Time,
-}
-
-impl Attribute {
-    fn names(self) -> Names {
-        match self {
-            Self::SpecVersion => const { Names::of("ce_specversion", "ce-specversion", "specversion") },
-            Self::Id => const { Names::of("ce_id", "ce-id", "id") },
-            Self::Source => const { Names::of("ce_source", "ce-source", "source") },
-            Self::Type => const { Names::of("ce_type", "ce-type", "type") },
-            Self::Subject => const { Names::of("ce_subject", "ce-subject", "subject") },
-            Self::Time => const { Names::of("ce_time", "ce-time", "time") },
-        }
-    }
-
-    /// Whether it may hold any character. What we write into the others is letters, digits and `.:_-`.
-    fn is_free(self) -> bool {
-        matches!(self, Self::Source | Self::Subject)
-    }
-}
-
-/// Writes `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
-fn write_type(event: &Event, out: &mut String) {
-    out.push_str("com.telecmi");
-    const PARTS: [Name; 3] = [Name::of("type"), Name::of("direction"), Name::of("status")];
-    for part in PARTS.iter().filter_map(|name| event.field(name)) {
-        out.push('.');
-        let legal = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
-        if part.len() <= 64 && part.bytes().all(|byte| legal(char::from(byte))) {
-            out.push_str(&part);
-        } else {
-            out.extend(part.chars().take(64).map(|character| if legal(character) { character } else { '_' }));
-        }
-    }
-}
-
-fn verbatim(value: &str, out: &mut String) {
-    out.push_str(value);
-}
-
-/// A character that a Kafka topic cannot have becomes `_`.
-fn topic_characters(value: &str, out: &mut String) {
-    out.extend(value.chars().map(|character| if legal_in_topic(character) { character } else { '_' }));
-}
-
-fn legal_in_topic(character: char) -> bool {
-    matches!(character, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-')
-}
-
-/// All that could end a token, match more than itself, or leave ASCII.
-const TOKEN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
-
-/// Percent-encodes a value so that it is one token of a NATS subject; `~` stands for the empty text, which no token may be.
-/// Percent-decoding gives the value back.
-fn subject_token(value: &str, out: &mut String) {
-    if value.is_empty() {
-        out.push('~');
-    }
-    percent_encode(value, TOKEN, out);
-}
-
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-fn uri_segment(value: &str, out: &mut String) {
-    percent_encode(value, SEGMENT, out);
-}
-
-/// Encodes what is in `set`. Most values are of letters and digits alone, which no set here has.
-fn percent_encode(value: &str, set: &'static AsciiSet, out: &mut String) {
-    match value.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        true => out.push_str(value),
-        false => out.extend(utf8_percent_encode(value, set)),
-    }
-}
-
-/// As the HTTP protocol binding of CloudEvents 1.0 has it (section 3.1.3.2), which the one for NATS refers to.
-const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
-
-/// Percent-encodes the end of `text`.
-fn make_header_value(text: &mut String, start: usize) {
-    let value = text.get(start..).unwrap_or_default();
-    // As nearly every value is. Without a way out at the first byte that is not, many are looked at together.
-    if value.bytes().fold(true, |plain, byte| plain & matches!(byte, b'!'..=b'~') & (byte != b'"') & (byte != b'%')) {
-        return;
-    }
-    let encoded: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();
-    if encoded != value {
-        let encoded = encoded.into_owned();
-        text.truncate(start);
-        text.push_str(&encoded);
     }
 }
 
