@@ -132,8 +132,11 @@ fn is_ordinary(byte: &u8) -> bool {
     matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'Z' | b'_' | b'a'..=b'z' | b'~')
 }
 
-/// Where `part` lies in `whole`, of which it is a part, and which is no larger than what is read here.
+/// Where `part` lies in `whole`, of which it is a part, and which is no larger than what is read here. What is empty may lie anywhere.
 fn place(part: &[u8], whole: &[u8]) -> Range<u16> {
+    if part.is_empty() {
+        return 0..0;
+    }
     let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr()) as u16;
     start..start.wrapping_add(part.len() as u16)
 }

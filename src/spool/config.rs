@@ -22,7 +22,7 @@ pub struct Config {
     pub duplicate_capacity: usize,
     /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
     pub retain: Option<Retain>,
-    /// How many bytes of the latest events are kept in memory for sinks that keep up.
+    /// How many bytes of the latest events that some sink has yet to read are kept in memory.
     pub memory: ByteSize,
 }
 
