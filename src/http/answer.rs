@@ -82,7 +82,7 @@ type Date = [u8; 29];
 
 thread_local! {
     /// The second that an answer was dated last, counted from 1970, and how.
-    static DATED: Cell<(u64, Date)> = const { Cell::new((0, [b' '; 29])) };
+    static DATED: Cell<(u64, Date)> = const { Cell::new((u64::MAX, [b' '; 29])) };
 }
 
 /// Now, as an answer tells it.

@@ -130,9 +130,16 @@ where
             let service = self.service(watcher.clone(), peer);
             let mut connection = Box::new(self.builders.http1.serve_connection(TokioIo::new(socket), service));
             let mut waking = Waking::default();
+            let mut begun = false;
             let served = poll_fn(|cx| {
                 let cx = &mut Context::from_waker(waking.by(cx.waker()));
                 let mut connection = Pin::new(&mut *connection);
+                // What was taken from the socket has begun, before anything is to stop: hyper is to know of it.
+                if !std::mem::replace(&mut begun, true)
+                    && let Poll::Ready(served) = connection.as_mut().poll(cx)
+                {
+                    return Poll::Ready(Some(served));
+                }
                 if !stopping.begun && stopping.poll(cx).is_ready() {
                     connection.as_mut().graceful_shutdown();
                 }
@@ -178,7 +185,7 @@ where
             if place.is_in_a_crowd() {
                 let Some(readable) = stopping.or(|cx| socket.poll_readable(cx)).await else { return Ok(None) };
                 readable?;
-                turn = timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok);
+                turn = self.turn().await;
             }
             let read = stopping.or(|cx| {
                 let read = whole::poll_read(Pin::new(&mut *socket), cx);
@@ -191,6 +198,9 @@ where
                 Err(bytes) if bytes.is_empty() => return Ok(None),
                 Err(bytes) => {
                     socket.give_back(bytes);
+                    if turn.is_none() && place.is_in_a_crowd() {
+                        turn = self.turn().await;
+                    }
                     return Ok(Some(turn));
                 }
             };
@@ -204,6 +214,11 @@ where
                 return socket.shutdown().await.map(|()| None);
             }
         }
+    }
+
+    /// The next turn; nothing if that takes too long.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok)
     }
 
     fn service(

@@ -205,9 +205,12 @@ impl Socket {
         self.allowance = bytes;
     }
 
-    /// Has these bytes read again, which were read last.
+    /// Has these bytes read again, which were read last: before what was given back and not been read again yet.
     pub fn give_back(&mut self, bytes: Bytes) {
-        self.returned = bytes;
+        self.returned = match self.returned.as_ref() {
+            [] => bytes,
+            behind => [&bytes, behind].concat().into(),
+        };
     }
 
     /// Ready when there is something to read, or the client has ended its side.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::http::Socket;
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -12,6 +13,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, duplex};
+use tokio::net::{TcpListener, TcpStream};
 
 /// What hyper takes of these bytes, and what the client reads.
 async fn by_hyper(bytes: &[u8], answer: &Answer) -> (Vec<(Parts, Bytes)>, String) {
@@ -214,4 +216,23 @@ async fn an_answer_that_is_not_taken_at_once_is_sent_whole() {
         received.unwrap();
         assert!(read.ends_with(b"xxx") && read[..100] == expected[..100], "{room}");
     }
+}
+
+#[tokio::test]
+async fn what_is_given_back_comes_before_what_was_given_back_earlier() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    client.unwrap().write_all(b"the rest").await.unwrap();
+    let (mut socket, _) = Socket::new(accepted.unwrap().0, Duration::from_secs(60));
+    let earlier: Vec<u8> = (0..3 * ROOM + 100).map(|at| b'a' + (at % 26) as u8).collect();
+    socket.give_back(Bytes::copy_from_slice(&earlier));
+    for _ in 0..3 {
+        let read = poll_fn(|cx| poll_read(Pin::new(&mut socket), cx)).await.unwrap();
+        let bytes = read.expect_err("no request is as large");
+        assert_eq!(bytes, earlier[..ROOM]);
+        socket.give_back(bytes);
+    }
+    let mut all = Vec::new();
+    socket.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all, [&earlier, &b"the rest"[..]].concat());
 }
