@@ -1,6 +1,7 @@
 //! One connection, from what comes before HTTP to its end.
 //!
-//! For each connection over HTTP/1 hyper holds 16 KiB of buffers and the room for an answer's future, also while the connection
+//! Over HTTP/1 without TLS, requests that come whole are answered here, see `whole.rs`, until one does not: then hyper has the connection.
+//! For each, hyper holds 16 KiB of buffers and the room for an answer's future, also while the connection
 //! waits for the next request. One in a crowd is taken out of hyper whenever it does, and nothing is left of it but the socket; and
 //! those whose requests have come take turns.
 
