@@ -5,6 +5,7 @@ use http_body_util::Full;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::cell::Cell;
+use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 /// A complete answer.
@@ -54,27 +55,11 @@ impl Answer {
         if closes {
             put(&[b"\r\nconnection: close"]);
         }
-        let mut digits = [0; DIGITS];
-        put(&[b"\r\ncontent-length: ", decimal(self.body.len(), &mut digits)]);
-        put(&[b"\r\ndate: ", &date(), b"\r\n\r\n", &self.body]);
+        put(&[b"\r\ndate: ", &date()]);
+        // A vector takes all.
+        let _ = write!(out, "\r\ncontent-length: {}\r\n\r\n", self.body.len());
+        out.extend_from_slice(&self.body);
     }
-}
-
-/// As many as a length has at the most.
-const DIGITS: usize = 20;
-
-/// The number in decimal digits.
-fn decimal(mut number: usize, digits: &mut [u8; DIGITS]) -> &[u8] {
-    let mut first = DIGITS;
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        first = at;
-        if number == 0 {
-            break;
-        }
-    }
-    digits.get(first..).unwrap_or_default()
 }
 
 /// As in `Sun, 06 Nov 1994 08:49:37 GMT`.
