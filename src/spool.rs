@@ -36,6 +36,7 @@ mod active;
 mod config;
 pub mod cursor;
 pub mod disk;
+mod gone;
 pub mod inspect;
 mod janitor;
 mod known;
@@ -60,6 +61,7 @@ use crate::event::{Arrival, Event, Events};
 use crate::metrics::SpoolMetrics;
 use active::Active;
 use disk::{Directory, Disk, LockError};
+use gone::Gone;
 use janitor::Janitor;
 use opening::assemble;
 use queue::{Queue, Release};
@@ -151,21 +153,13 @@ struct Log {
     full: Vec<(Active, u64)>,
     next: Next,
     tail: Tail,
-    /// Offsets of records that turned out to be unreadable, from the first to behind the last of each gap: also of segments
-    /// that have been removed since, for as long as their events may be sent again. The latest [`GAPS`] of them.
-    gone: BTreeMap<u64, u64>,
+    /// Also in segments that have been removed since, for as long as their events may be sent again.
+    gone: Gone,
 }
-
-/// A disk that has more gaps than this is past mending.
-const GAPS: usize = 10_000;
 
 impl Log {
     fn segment_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
-    }
-
-    fn is_gone(&self, offset: u64) -> bool {
-        self.gone.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
     }
 
     /// All that counts as the spool's size.
@@ -346,16 +340,17 @@ impl Shared {
     }
 
     fn is_gone(&self, offset: u64) -> bool {
-        self.log().is_gone(offset)
+        self.log().gone.contains(offset)
     }
 
-    /// Takes note of acknowledged records that cannot be read, and tells of them once.
+    /// Takes note of acknowledged records that cannot be read, and tells of them once. A reader whose sink has passed them meanwhile proves
+    /// nothing: their file may be another segment's already.
     fn lose(&self, base: u64, gone: Range<u64>) {
-        let mut log = self.log();
-        log.gone.insert(gone.start, gone.end);
-        if log.gone.len() > GAPS {
-            log.gone.pop_first();
+        if gone.end <= self.slowest() {
+            return;
         }
+        let mut log = self.log();
+        log.gone.insert(gone.clone());
         let news = match log.segments.get_mut(&base) {
             Some(segment) => segment.lose(gone.clone()),
             None => gone.end - gone.start,

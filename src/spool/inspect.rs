@@ -73,7 +73,7 @@ impl Inspection {
     }
 
     /// Calls `each` with every intact record from offset `from` on, and returns the offsets of those that are damaged. A
-    /// segment that the bridge removes meanwhile is left out.
+    /// segment that the bridge removes meanwhile is left out, or what is left of it.
     pub fn read(&self, from: u64, mut each: impl FnMut(Record) -> io::Result<()>) -> io::Result<Vec<Range<u64>>> {
         let mut damaged = Vec::new();
         for SegmentInfo { file, offsets, .. } in self.segments() {
@@ -94,6 +94,8 @@ impl Inspection {
                         }
                         continue;
                     }
+                    // What is missing from a file that has lost its name was given back, or is another segment's.
+                    _ if self.is_removed(&file)? => break,
                     Found::Damage(frame) => frame.offset,
                     Found::End => offsets.end,
                 };
@@ -103,11 +105,21 @@ impl Inspection {
         }
         Ok(damaged)
     }
+
+    fn is_removed(&self, file: &str) -> io::Result<bool> {
+        match self.disk.open(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            other => other.map(|_| false),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Arrival, Event, EventId};
+    use crate::metrics::SpoolMetrics;
+    use crate::spool::{Config, Spool};
 
     #[test]
     fn what_is_removed_while_it_is_looked_at_is_left_out() {
@@ -122,5 +134,37 @@ mod tests {
         let mut segments = BTreeMap::from([(7, Segment::default())]);
         assert_eq!(recovery::look(&disk, &mut segments, 3).unwrap(), 7);
         assert!(segments.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_while_it_is_read_is_no_damage() {
+        for removed in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = Config { path: dir.path().into(), ..Config::default() };
+            let events: Vec<_> = (0..1000u128)
+                .map(|number| {
+                    Event::restore("{}", EventId(number.to_be_bytes()), &format!("call-{number}"), Arrival::now())
+                })
+                .collect();
+            let spool = Spool::open(&config, &["analytics"], SpoolMetrics::default()).unwrap();
+            spool.append(events).await.unwrap();
+            drop(spool);
+            let inspection = Inspection::of(dir.path()).unwrap();
+            let mut intact = 0;
+            let damaged = inspection.read(0, |_| {
+                intact += 1;
+                let path = dir.path().join(segment::name(0));
+                if let Ok(file) = std::fs::File::options().write(true).open(&path) {
+                    file.set_len(0)?;
+                    if removed {
+                        std::fs::remove_file(&path)?;
+                    }
+                }
+                Ok(())
+            });
+            let damaged: u64 = damaged.unwrap().iter().map(|gone| gone.end - gone.start).sum();
+            assert!(intact > 0 && intact < 1000, "{intact} had been read ahead");
+            assert_eq!(damaged, if removed { 0 } else { 1000 - intact });
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! one. It sleeps while nothing changes.
 
 use super::cursor::Written;
+use super::disk::{DiskFile, free};
 use super::known::{Identities, Known};
 use super::queue::AbandonOnPanic;
 use super::spare::{Filling, Spare};
@@ -105,6 +106,8 @@ pub struct Keeper {
     removed: bool,
     /// The file of a removed segment, to be offered when that is durable.
     recycled: Option<Spare>,
+    /// The same, to be freed then.
+    unnamed: Option<Box<dyn DiskFile>>,
     /// The file of the next segment is being filled.
     filling: bool,
     /// The last round did not do all it should have.
@@ -123,6 +126,7 @@ impl Keeper {
             measured,
             removed: false,
             recycled: None,
+            unnamed: None,
             filling: false,
             failing: false,
         }
@@ -295,10 +299,14 @@ impl Keeper {
             if let Some(spare) = self.recycled.take() {
                 self.shared.offer(spare);
             }
+            if let Some(file) = self.unnamed.take() {
+                // What is left is freed when it is closed.
+                let _ = free(&*file);
+            }
             let Some(offsets) = self.removable(durable) else { return Ok(()) };
             let base = offsets.start;
             let name = segment::name(base);
-            let identities = self.shared.identities(offsets);
+            let identities = self.shared.identities(&offsets);
             if let Err(error) = self.known.keep(&*self.shared.disk, base, &identities) {
                 tracing::warn!(%error, file = name, "its events would not be recognised if they were resent after a restart");
             }
@@ -323,17 +331,28 @@ impl Keeper {
             self.recycled = Some(Spare::recycle(&*self.shared.disk, base, self.shared.segment_size)?);
             return Ok(());
         }
-        self.shared.disk.remove(&segment::name(base))
+        let name = segment::name(base);
+        // Who replays what is retained may be reading it. One that cannot be opened is freed along with its name.
+        let file = self.shared.retain.is_none().then(|| self.shared.disk.open(&name).ok()).flatten();
+        self.shared.disk.remove(&name)?;
+        self.unnamed = file;
+        Ok(())
     }
 }
 
 impl Shared {
     /// The identities of what lies at these offsets and may be sent again; not of what could not be read, which is stored anew then.
-    fn identities(&self, offsets: Range<u64>) -> Identities {
-        let mut found: Vec<_> = self.recent().within(offsets).collect();
-        let log = self.log();
-        found.retain(|(.., offset)| !log.is_gone(*offset));
-        drop(log);
+    fn identities(&self, offsets: &Range<u64>) -> Identities {
+        let (mut found, mut place) = (Vec::new(), None);
+        // Who has the lock for long, and little of the processor, lets the writer wait for even longer.
+        loop {
+            place = self.recent().look_for(offsets, place, &mut found);
+            if place.is_none() {
+                break;
+            }
+        }
+        let gone = self.log().gone.below(offsets.end);
+        found.retain(|(.., offset)| !gone.contains(*offset));
         found.into_iter().map(|(id, arrival, _)| (id, arrival)).collect()
     }
 

@@ -8,6 +8,9 @@ use std::hash::BuildHasher;
 use std::ops::Range;
 use std::time::Duration;
 
+/// How many entries are looked through at once: requests wait meanwhile.
+const AT_ONCE: usize = 4096;
+
 /// A window bounded in time and in number. An entry takes about 40 bytes of memory.
 #[derive(Debug)]
 pub struct Recent {
@@ -30,6 +33,10 @@ struct Entry {
     /// Where the event is in the log.
     offset: u64,
 }
+
+/// How many entries had come before the one to be looked at next, counted as [`Recent::numbers`] are.
+#[derive(Clone, Copy, Debug)]
+pub struct Looking(u32);
 
 impl Recent {
     /// An empty window; with no length or no capacity it never knows anything.
@@ -61,10 +68,20 @@ impl Recent {
         self.entries.get(self.find(id)?).map(|entry| entry.offset)
     }
 
-    /// The events that lie at these offsets, with identity, arrival and offset.
-    pub fn within(&self, offsets: Range<u64>) -> impl Iterator<Item = (EventId, Arrival, u64)> {
-        let entries = self.entries.iter().map(|entry| (entry.id, entry.arrival, entry.offset));
-        entries.filter(move |(.., offset)| offsets.contains(offset))
+    /// Looks through some of the entries, from `place` on or from the first, for the events that lie at these offsets, and adds them with
+    /// identity, arrival and offset. Returns the place to go on from; `None` after the last.
+    pub fn look_for(
+        &self,
+        offsets: &Range<u64>,
+        place: Option<Looking>,
+        found: &mut Vec<(EventId, Arrival, u64)>,
+    ) -> Option<Looking> {
+        // Negative once what comes first there has gone meanwhile.
+        let from = place.map_or(0, |Looking(number)| number.wrapping_sub(self.gone) as i32).max(0) as usize;
+        let until = self.entries.len().min(from + AT_ONCE);
+        let entries = self.entries.range(from.min(until)..until).filter(|entry| offsets.contains(&entry.offset));
+        found.extend(entries.map(|entry| (entry.id, entry.arrival, entry.offset)));
+        (until < self.entries.len()).then(|| Looking(self.gone.wrapping_add(until as u32)))
     }
 
     /// Adds an event that was stored at `now`, and lets go of those that have become too old or too many. One that arrived
@@ -211,6 +228,30 @@ mod tests {
                     assert_eq!(recent.offset(&id(n)), known);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_lies_at_some_offsets_is_found_a_part_at_a_time_while_others_come_and_go() {
+        let numbered = |offset: u64| EventId(u128::from(offset).to_be_bytes());
+        for gone in [0, u32::MAX - 6_000] {
+            let mut recent = Recent::new(Duration::from_secs(10), 3 * AT_ONCE);
+            recent.gone = gone;
+            let add = |recent: &mut Recent, offset| recent.insert(numbered(offset), Arrival(5), offset, Arrival(5));
+            (0..3 * AT_ONCE as u64).for_each(|offset| add(&mut recent, offset));
+            let (mut found, mut place) = (Vec::new(), None);
+            // After the first part some of it go, after the second more than that.
+            let come = [50_000..50_500, 60_000..69_000].into_iter().chain(std::iter::repeat_n(0..0, 100));
+            for offsets in come {
+                place = recent.look_for(&(100..10_000), place, &mut found);
+                if place.is_none() {
+                    break;
+                }
+                offsets.for_each(|offset| add(&mut recent, offset));
+            }
+            assert!(place.is_none());
+            let expected = (100..2 * AT_ONCE as u64).chain(9_500..10_000);
+            assert!(found.iter().map(|(id, ..)| *id).eq(expected.map(numbered)), "{} found", found.len());
         }
     }
 

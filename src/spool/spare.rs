@@ -6,14 +6,12 @@
 //! for the first two alone, and then they take turns: a segment that all sinks have passed becomes the next one. What is in it stays
 //! there until something else is written over it, and its records have offsets that are never given again.
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, STEP};
 use super::segment;
 use std::io;
 
 /// Its name until it is a segment's; that of a former segment has its base behind it.
 const NAME: &str = "spare";
-/// How much is written and synced at once: as little as keeps webhooks from waiting behind it.
-const STEP: usize = 256 << 10;
 
 /// A file that was written to its end, durable but for its name.
 #[derive(Debug)]

@@ -116,6 +116,56 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
 }
 
 #[test]
+fn the_space_of_a_segment_is_given_back_a_part_at_a_time_once_it_is_gone_for_good() {
+    for retained in [false, true] {
+        let machine = Machine::new(0);
+        let retain = retained.then_some(Retain { age: Duration::ZERO, size: None });
+        let large = Config { max_size: ByteSize::mib(8), segment_size: Some(ByteSize::mib(1)), retain, ..config() };
+        let large = Config { duplicate_window: Duration::ZERO, ..large };
+        let mut life = Life::begin(&machine, &large, &["analytics"]).unwrap();
+        for number in 0..2 {
+            life.store(vec![event(number, 700_000)]).unwrap();
+            life.keeper.round(false);
+        }
+        let resized = machine.count(Operation::Resize);
+        machine.fail(Operation::SyncDirectory, 1);
+        life.settle(1);
+        assert_eq!((life.start(), machine.count(Operation::Resize) - resized), (1, 0), "its name may come back");
+        machine.mend();
+        life.settle(1);
+        // A reader from before, who replays what was retained, can go on.
+        let steps = if retained { 0 } else { 3 };
+        assert_eq!(machine.count(Operation::Resize) - resized, steps);
+    }
+}
+
+#[test]
+fn a_reader_that_was_overtaken_takes_nothing_for_damage() {
+    // Full segments become others, the rest is given back.
+    for size in [900, 9_000] {
+        let machine = Machine::new(0);
+        let larger = Config { max_size: ByteSize::mib(1), segment_size: Some(ByteSize::kib(32)), ..config() };
+        let mut life = Life::begin(&machine, &larger, &["analytics"]).unwrap();
+        let store = |life: &mut Life, numbers: Range<u64>| {
+            for number in numbers {
+                life.store(vec![event(number, size)]).unwrap();
+                life.keeper.round(false);
+            }
+        };
+        store(&mut life, 0..100);
+        let mut disk = life.reader(0).on_disk();
+        assert_eq!(offsets(&disk.read(1).unwrap()), [0]);
+        life.settle(100);
+        store(&mut life, 100..200);
+        while !disk.read(1_000).unwrap().is_empty() {}
+        // What it comes upon that was in the midst of it.
+        life.shared.lose(0, 20..21);
+        assert_eq!((life.damaged_records(), life.shared.is_gone(20)), (0, false), "{size}");
+        assert_eq!(offsets(&life.read_from(100)), (100..200).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn the_position_of_a_new_sink_survives_a_power_cut() {
     for seed in 0..50 {
         let machine = Machine::new(seed);
