@@ -9,6 +9,7 @@ pub mod proxy_protocol;
 mod request;
 mod socket;
 mod tls;
+mod turns;
 mod waking;
 mod whole;
 
@@ -121,15 +122,27 @@ pub async fn serve<A, F>(
     listener: TcpListener,
     limits: Limits,
     beginning: Beginning,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     answer: A,
 ) where
     A: Fn(Request, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
     let server = Arc::new(Server::new(answer, beginning, limits));
-    let Server { beginning, limits, .. } = &*server;
+    tokio::select! {
+        () = serve_all(listener, &server, stop) => {}
+        never = server.turns.watch() => match never {},
+    }
+}
+
+/// Serves connections as they come until told to stop, and then those that are there.
+async fn serve_all<A, F>(listener: TcpListener, server: &Arc<Server<A>>, mut stop: watch::Receiver<bool>)
+where
+    A: Fn(Request, Peer) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let Server { beginning, limits, .. } = &**server;
+    let places = Places::new(limits.max_connections, limits.max_connections_per_peer);
     // Connections hold a sender each: when all are gone, they have ended.
     let (serving, mut served) = mpsc::channel::<Infallible>(1);
     let mut failing = false;

@@ -9,6 +9,7 @@ use super::beginning::Spoken;
 use super::places::Place;
 use super::socket::{Socket, Watcher};
 use super::tls::Stream;
+use super::turns::{Turn, Turns};
 use super::waking::Waking;
 use super::whole::{self, Whole};
 use super::{Answer, Arriving, Beginning, Builders, Limits, Peer, Request};
@@ -26,15 +27,8 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::timeout;
-
-/// How many connections of a crowd are served at a time, and how long the next waits for its turn at the most: should those before it
-/// wait for something themselves, it is not held up for long. A turn ends when it is the client's again.
-const TURNS: usize = 512;
-const TURN: Duration = Duration::from_secs(1);
+use tokio::sync::{Semaphore, watch};
 
 /// What all connections of a server have in common.
 pub(super) struct Server<A> {
@@ -44,8 +38,8 @@ pub(super) struct Server<A> {
     builders: Builders,
     /// For requests that share a connection.
     requests: Arc<Semaphore>,
-    /// [`TURNS`].
-    turns: Semaphore,
+    /// Of connections in a crowd. One ends when it is the client's turn again.
+    pub turns: Turns,
 }
 
 /// An accepted connection that has its place.
@@ -66,7 +60,7 @@ where
     pub fn new(answer: A, beginning: Beginning, limits: Limits) -> Self {
         let requests = Arc::new(Semaphore::new(limits.max_requests.min(Semaphore::MAX_PERMITS)));
         let builders = Builders::new(&limits);
-        Self { beginning, limits, answer, builders, requests, turns: Semaphore::new(TURNS) }
+        Self { beginning, limits, answer, builders, requests, turns: Turns::new() }
     }
 
     /// Serves a connection until the client or an error ends it, or the server stops and the requests that have begun have their
@@ -180,13 +174,13 @@ where
         peer: Peer,
         place: &Place,
         stopping: &mut Stopping<'_>,
-    ) -> io::Result<Option<Option<SemaphorePermit<'_>>>> {
+    ) -> io::Result<Option<Option<Turn<'_>>>> {
         loop {
             let mut turn = None;
             if place.is_in_a_crowd() {
                 let Some(readable) = stopping.or(|cx| socket.poll_readable(cx)).await else { return Ok(None) };
                 readable?;
-                turn = self.turn().await;
+                turn = Some(self.turns.take().await);
             }
             let read = stopping.or(|cx| {
                 let read = whole::poll_read(Pin::new(&mut *socket), cx);
@@ -200,7 +194,7 @@ where
                 Err(bytes) => {
                     socket.give_back(bytes);
                     if turn.is_none() && place.is_in_a_crowd() {
-                        turn = self.turn().await;
+                        turn = Some(self.turns.take().await);
                     }
                     return Ok(Some(turn));
                 }
@@ -215,11 +209,6 @@ where
                 return socket.shutdown().await.map(|()| None);
             }
         }
-    }
-
-    /// The next turn; nothing if that takes too long.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        timeout(TURN, self.turns.acquire()).await.ok().and_then(Result::ok)
     }
 
     fn service(

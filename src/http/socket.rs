@@ -29,6 +29,8 @@ pub struct Socket {
     awaited: usize,
     until: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// When that goes off.
+    rings: Option<Instant>,
     /// Until when the client has to read something, while there is more than the system takes for it.
     writable: Option<Pin<Box<Sleep>>>,
     closing: Option<Pin<Box<Sleep>>>,
@@ -190,6 +192,7 @@ impl Socket {
                 awaited: 0,
                 until: Instant::now() + patience,
                 timer: None,
+                rings: None,
                 writable: None,
                 closing: None,
                 discarded: 0,
@@ -260,9 +263,16 @@ impl Socket {
             self.awaited = requests;
             self.until = self.watcher.begun + self.watcher.since() + self.patience;
         }
+        // Asked for already, by this very task. The timer is far from the processor where there are many.
+        if self.rings.is_some_and(|rings| Instant::now() < rings) {
+            return Poll::Pending;
+        }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.until)));
         loop {
-            ready!(timer.as_mut().poll(cx));
+            if timer.as_mut().poll(cx).is_pending() {
+                self.rings = Some(timer.deadline());
+                return Poll::Pending;
+            }
             if timer.deadline() >= self.until {
                 return Poll::Ready(());
             }
