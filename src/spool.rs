@@ -257,6 +257,13 @@ impl Spool {
         Some(Reader::new(self.shared.clone(), cursor.position()))
     }
 
+    /// Reads the record at `offset` again, from memory or from disk. `None` if it has been removed, or is damaged; an error if the disk
+    /// refuses to read, which may pass.
+    pub async fn read_at(&self, offset: u64) -> io::Result<Option<Arc<Record>>> {
+        let records = Reader::new(self.shared.clone(), offset).read(1).await?;
+        Ok(records.into_iter().next().filter(|record| record.offset == offset))
+    }
+
     /// The cursor of `sink`; `None` if the spool was opened without it.
     pub fn cursor(&self, sink: &str) -> Option<Arc<Cursor>> {
         self.shared.cursors.iter().find(|cursor| cursor.sink() == sink).cloned()
