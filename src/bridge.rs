@@ -17,7 +17,7 @@ use crate::route::{Route, RouteError};
 use crate::sink::kafka::KafkaSink;
 use crate::sink::nats::NatsSink;
 use crate::sink::stdout::StdoutSink;
-use crate::sink::{AnySink, SetupError, Sink as _};
+use crate::sink::{SetupError, Sink};
 use crate::spool::{OpenError, Spool};
 use futures_util::future::{join, join_all};
 use std::io;
@@ -102,7 +102,7 @@ pub struct Prepared {
     name: String,
     config: SinkConfig,
     route: Route,
-    sink: Arc<AnySink>,
+    sink: Arc<dyn Sink>,
 }
 
 /// Makes the sinks, which checks all their settings. They connect in the background; needs a tokio runtime.
@@ -111,12 +111,14 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
         let failed = |source| RunError::Sink { name: name.clone(), source };
         let route = Route::compile(&config.route, config.destination.dialect());
         let route = route.map_err(|error: RouteError| failed(SetupError(error.to_string())))?;
-        let sink = match &config.destination {
-            Destination::Stdout(_) => StdoutSink::new().map(AnySink::Stdout),
-            Destination::Kafka(kafka) => KafkaSink::new(name, kafka, route.constant_topic()).map(AnySink::Kafka),
-            Destination::Nats(nats) => NatsSink::new(name, nats, Some(&route.subject_wildcard())).map(AnySink::Nats),
+        let sink: Arc<dyn Sink> = match &config.destination {
+            Destination::Stdout(_) => Arc::new(StdoutSink::new().map_err(failed)?),
+            Destination::Kafka(kafka) => Arc::new(KafkaSink::new(name, kafka, route.constant_topic()).map_err(failed)?),
+            Destination::Nats(nats) => {
+                Arc::new(NatsSink::new(name, nats, Some(&route.subject_wildcard())).map_err(failed)?)
+            }
         };
-        Ok(Prepared { name: name.clone(), config: config.clone(), route, sink: Arc::new(sink.map_err(failed)?) })
+        Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
     };
     config.sinks.iter().map(prepare).collect()
 }
@@ -279,7 +281,7 @@ async fn caught_up(spool: &Spool, healths: &[Arc<Health>]) {
     }
 }
 
-async fn probe(sink: Arc<AnySink>, health: Arc<Health>) {
+async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
     loop {
         let result = match timeout(PROBE_TIMEOUT, sink.probe()).await {
             Ok(result) => result.map_err(|failure| failure.to_string()),

@@ -52,18 +52,18 @@ impl Default for Config {
 }
 
 /// Everything one sink's loop works with.
-pub struct Dispatcher<S> {
+pub struct Dispatcher {
     spool: Arc<Spool>,
     reader: Reader,
     cursor: Arc<Cursor>,
     look_ahead: usize,
-    lane: Arc<Lane<S>>,
+    lane: Arc<Lane>,
     watches: Option<Watches>,
     stop: signal::Receiver<bool>,
 }
 
 /// The parts that a [`Dispatcher`] is put together from.
-pub struct Parts<S> {
+pub struct Parts {
     /// The sink's name.
     pub name: String,
     /// How messages are sent.
@@ -71,7 +71,7 @@ pub struct Parts<S> {
     /// What is sent where.
     pub route: Route,
     /// The destination.
-    pub sink: Arc<S>,
+    pub sink: Arc<dyn Sink>,
     /// Where refused messages go.
     pub dead_letters: DeadLetters,
     /// What it counts.
@@ -87,19 +87,13 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
 /// and while the disk is waited for, nothing else moves.
 const READ: usize = 16 << 10;
-/// Where so many records come at a time they come fast, and the next are left to gather for a while: what goes out together costs less,
-/// most of all as the batch of a client library. A sink that is behind has enough at hand and waits for nothing. Not for so long where
-/// requests wait for the sink.
-const FAST: usize = 8;
-const GATHER: Duration = Duration::from_millis(10);
-const GATHER_AWAITED: Duration = Duration::from_millis(4);
 /// What a record under way takes besides its own memory: the message that was made of it, headers included, wherever that is until it is
 /// answered for. One that waits behind a busy conversation has none, and the more of those are at hand, the more conversations are under way.
 const UNDER_WAY: usize = 2048;
 
-impl<S: Sink> Dispatcher<S> {
+impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
-    pub fn new(spool: Arc<Spool>, parts: Parts<S>, stop: signal::Receiver<bool>) -> Option<Self> {
+    pub fn new(spool: Arc<Spool>, parts: Parts, stop: signal::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
         if !parts.config.required {
             cursor.make_optional();
@@ -111,7 +105,7 @@ impl<S: Sink> Dispatcher<S> {
             sink: parts.sink,
             dead_letters: parts.dead_letters,
             places: Semaphore::new(parts.config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
-            handed_over: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             metrics: parts.metrics,
             health: parts.health,
             stop: stop.clone(),
@@ -129,40 +123,25 @@ impl<S: Sink> Dispatcher<S> {
         let mut gate = Gate::default();
         let mut window = Window::default();
         let mut not_before = None;
-        let (mut read, mut gathering) = (0, None);
-        let gather = if watches.is_some() { GATHER_AWAITED } else { GATHER };
         let mut turn = Turn::begin();
         loop {
             turn.see(1);
             turn.share().await;
             let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
             reader.advance(cursor.position());
-            if room == 0 || reader.is_at_end() || not_before.or(gathering).is_some() {
-                under_way.flush();
-            }
             tokio::select! {
                 biased;
                 () = told_to_stop(&mut stop) => break,
-                () = under_way.some_ended(), if under_way.len() > 0 => {
-                    // What has ended meanwhile is settled along with it.
-                    while !turn.is_used_up() && let Some((record, outcome)) = under_way.take_ended() {
-                        finish(record, outcome, &mut window, &mut watches);
-                        turn.see(1);
-                    }
+                Some((record, outcome)) = under_way.next(), if under_way.len() > 0 => {
+                    finish(record, outcome, &mut window, &mut watches);
                     gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
                 }
                 Some((asked, watches)) = asked(&mut watches), if watches.is_some() => watches.take(asked, |offset| {
                     let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
                     if passed { Progress::Settled } else { Progress::Open }
                 }),
-                () = readable(&mut reader, not_before.or(gathering)), if room > 0 => match reader.read(room.min(READ)).await {
+                () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
                     Ok(records) => {
-                        read += records.len();
-                        gathering = None;
-                        if reader.is_at_end() {
-                            gathering = (read >= FAST).then(|| Instant::now() + gather);
-                            read = 0;
-                        }
                         if not_before.take().is_some() {
                             lane.health.readable();
                         }
@@ -186,12 +165,8 @@ impl<S: Sink> Dispatcher<S> {
                 lane.health.set_oldest(spool.begun(reader.position()));
             }
         }
-        while under_way.len() > 0 {
-            under_way.flush();
-            under_way.some_ended().await;
-            while let Some((record, outcome)) = under_way.take_ended() {
-                finish(record, outcome, &mut window, &mut watches);
-            }
+        while let Some((record, outcome)) = under_way.next().await {
+            finish(record, outcome, &mut window, &mut watches);
             gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
             settle(&spool, &cursor, &reader, &lane, &window);
         }
@@ -230,7 +205,7 @@ fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &
     window.settle(record);
 }
 
-fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane<impl Sink>, window: &Window) {
+fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: &Window) {
     let oldest = window.watermark();
     lane.health.set_oldest(oldest.map(|(_, arrival)| arrival));
     let position = oldest.map_or(reader.position(), |(offset, _)| offset);

@@ -17,7 +17,7 @@
 //! | a new cursor's name is not synced (`spool/cursor.rs`, `open`) | `spool::tests::promises::the_position_of_a_new_sink_survives_a_power_cut` |
 //! | a read that the disk refuses is taken for damage (`spool/reader.rs`) | the model |
 //! | several messages of a conversation are under way (`dispatch/in_flight.rs`, `Gate::enter`) | `dispatch::in_flight::tests::a_conversation_goes_one_by_one_and_others_pass`, `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
-//! | the cursor moves before the destination has acknowledged (`dispatch.rs`, `settle`) | `dispatch::tests::a_stop_leaves_nothing_open_below_what_was_handed_over`, and the one above |
+//! | the cursor moves before the destination has acknowledged (`dispatch.rs`, `settle`) | `dispatch::tests::a_stop_leaves_nothing_open_below_what_was_sent`, and the one above |
 //! | a failed message is not tried again (`Lane::publish`) | `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
 //! | a timeout is taken for a refusal, Kafka (`classify`) | `sink::kafka::tests::a_timeout_says_nothing_about_the_message` |
 //! | a timeout is taken for a refusal, NATS (`send`) | `nats_sink::a_server_that_falls_silent_times_out_and_is_used_again` |

@@ -6,7 +6,7 @@ use crate::dead_letter::DeadLetters;
 use crate::dispatch::Health;
 use crate::metrics::SinkMetrics;
 use crate::route::{Route, Routed};
-use crate::sink::{Failure, Message, Pending, Sink};
+use crate::sink::{Failure, Message, Sink};
 use crate::spool::Record;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,14 +14,14 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch as signal};
 
 /// What every message under way needs.
-pub struct Lane<S> {
+pub struct Lane {
     pub name: String,
     pub route: Route,
-    pub sink: Arc<S>,
+    pub sink: Arc<dyn Sink>,
     pub dead_letters: DeadLetters,
     pub places: Semaphore,
     /// One more than the highest offset that was handed to the destination.
-    pub handed_over: AtomicU64,
+    pub sent: AtomicU64,
     pub metrics: SinkMetrics,
     pub health: Arc<Health>,
     pub stop: signal::Receiver<bool>,
@@ -38,18 +38,8 @@ pub enum Outcome {
     Kept,
 }
 
-/// What becomes of a record whose turn it is.
-pub enum Begun {
-    /// The sink has it.
-    HandedOver,
-    /// There is nothing to wait for.
-    Ended(Outcome),
-    /// It has to be seen through.
-    Attempt(Box<Attempt>),
-}
-
-/// Where to go on with a record.
-pub enum Attempt {
+/// What to do with a record.
+enum Attempt {
     /// It has to be published.
     Publish(Message),
     /// It cannot be, for this reason.
@@ -58,46 +48,10 @@ pub enum Attempt {
     End(Outcome),
 }
 
-impl<S: Sink> Lane<S> {
-    /// Hands the record over, if nothing has to be waited for.
-    pub fn begin(&self, record: &Record, pending: impl FnOnce() -> Pending) -> Begun {
+impl Lane {
+    /// Sees a record through.
+    pub async fn go_on(&self, record: &Record) -> Outcome {
         match self.render(record) {
-            Attempt::End(outcome) => Begun::Ended(outcome),
-            Attempt::Publish(message) => {
-                let Ok(place) = self.places.try_acquire() else {
-                    return Begun::Attempt(Attempt::Publish(message).into());
-                };
-                if !self.may_be_sent(record) {
-                    return Begun::Ended(Outcome::Kept);
-                }
-                match self.sink.hand_over(&message, pending()) {
-                    None => {
-                        self.sent(record);
-                        // Given back in `answered`.
-                        place.forget();
-                        self.metrics.in_flight.inc();
-                        Begun::HandedOver
-                    }
-                    Some(mut pending) => {
-                        pending.withdraw();
-                        Begun::Attempt(Attempt::Publish(message).into())
-                    }
-                }
-            }
-            refuse => Begun::Attempt(refuse.into()),
-        }
-    }
-
-    /// The sink has answered for so many of those that were handed over.
-    pub fn answered(&self, delivered: usize, others: usize) {
-        self.places.add_permits(delivered + others);
-        self.metrics.in_flight.dec_by((delivered + others) as i64);
-        self.metrics.published.inc_by(delivered as u64);
-    }
-
-    /// Sees a record through that was begun with, or handed over in vain.
-    pub async fn go_on(&self, record: &Record, attempt: Option<Box<Attempt>>) -> Outcome {
-        match attempt.map_or_else(|| self.render(record), |attempt| *attempt) {
             Attempt::Publish(message) => self.publish(record, &message).await,
             Attempt::Refuse(message, cause) => self.refuse(record, &message, &cause).await,
             Attempt::End(outcome) => outcome,
@@ -125,11 +79,11 @@ impl<S: Sink> Lane<S> {
 
     /// Once the bridge stops, those alone are sent that others behind them have overtaken.
     fn may_be_sent(&self, record: &Record) -> bool {
-        !*self.stop.borrow() || record.offset < self.handed_over.load(Ordering::Relaxed)
+        !*self.stop.borrow() || record.offset < self.sent.load(Ordering::Relaxed)
     }
 
     fn sent(&self, record: &Record) {
-        self.handed_over.fetch_max(record.offset + 1, Ordering::Relaxed);
+        self.sent.fetch_max(record.offset + 1, Ordering::Relaxed);
     }
 
     async fn publish(&self, record: &Record, message: &Message) -> Outcome {
@@ -155,7 +109,11 @@ impl<S: Sink> Lane<S> {
                     drop(retry);
                     return self.refuse(record, message, &cause).await;
                 }
-                Err(Failure::Unavailable { cause, retry_after }) => {
+                Err(failure) => {
+                    let (cause, retry_after) = match failure {
+                        Failure::Unavailable { cause, retry_after } => (cause, retry_after),
+                        place => (place.to_string(), None),
+                    };
                     retry.get_or_insert_with(|| self.health.retrying());
                     if !self.pause(&cause, backoff.next(retry_after), comebacks).await {
                         return Outcome::Kept;

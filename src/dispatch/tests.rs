@@ -4,11 +4,10 @@ use super::*;
 use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
 use crate::route::Dialect;
-use crate::sink::pending::Waiting;
-use crate::sink::{Failure, Message, Pending};
+use crate::sink::{Failure, Message};
 use crate::spool::Placed;
 use futures_util::FutureExt as _;
-use sinks::{AtOnce, FAILURES, Flaky, Flushed, Manual, Silent, Timed};
+use sinks::{Counting, FAILURES, Flaky, Manual, Silent};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Notify, oneshot};
@@ -26,15 +25,15 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A spool with one sink, and the loop that delivers to it.
-struct Bench<S> {
+struct Bench {
     spool: Arc<Spool>,
-    dispatcher: Dispatcher<S>,
+    dispatcher: Dispatcher,
     stop: signal::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
-impl<S: Sink> Bench<S> {
-    async fn new(sink: Arc<S>, config: Config, events: Vec<Event>) -> Self {
+impl Bench {
+    async fn new(sink: Arc<dyn Sink>, config: Config, events: Vec<Event>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&settings, &["sink"], Metrics::default().spool).unwrap());
@@ -58,97 +57,36 @@ impl<S: Sink> Bench<S> {
 #[tokio::test]
 async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
     let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
-    for handed in [None, Some(Mutex::default())] {
-        let sink = Arc::new(Silent { handed, ..Default::default() });
-        // More places than a semaphore can have.
-        let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
-        let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
-        let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
-        assert!(ended.is_err());
-        drop(bench.stop);
-        let taken = sink.taken.load(Ordering::Relaxed);
-        assert!((400..1000).contains(&taken), "{taken}");
-    }
+    let sink = Arc::new(Silent::default());
+    // More places than a semaphore can have.
+    let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
+    let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
+    let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
+    assert!(ended.is_err());
+    drop(bench.stop);
+    let taken = sink.taken.load(Ordering::Relaxed);
+    assert!((400..1000).contains(&taken), "{taken}");
 }
 
 #[tokio::test]
-async fn no_more_are_with_the_destination_than_may_be_however_they_come_there() {
+async fn no_more_are_with_the_destination_than_may_be() {
     let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
-    for takes in [false, true] {
-        let sink = Arc::new(Manual { takes, ..Default::default() });
-        let config = Config { max_in_flight: 2, ..Default::default() };
-        let bench = Bench::new(sink.clone(), config, (0..5).map(event).collect()).await;
-        let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
-        for number in 0..5 {
-            let waiting = sink.waiting(&format!("{{\"n\":{number}}}")).await;
-            // Whatever is ready on this thread has run by then, a message too many with it.
-            for _ in 0..100 {
-                yield_now().await;
-            }
-            assert!(sink.waiting.lock().unwrap().len() < 2);
-            waiting.tell(Ok(()));
-        }
-        until("all are settled", || cursor.position() == 5).await;
-        bench.stop.send_replace(true);
-        running.await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn what_was_handed_over_and_not_delivered_is_published_before_the_next_of_its_conversation() {
-    let payload =
-        |conversation: &str, number: u64| format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
-    let event = |(conversation, number)| Event::parse(&payload(conversation, number), 9, Arrival::now()).unwrap();
-    let sink = Arc::new(Manual { takes: true, ..Default::default() });
-    let events = [("a", 0), ("a", 1), ("b", 2)].map(event).into();
-    let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
-    let running = tokio::spawn(dispatcher.run());
-    let first = sink.waiting(&payload("a", 0)).await;
-    assert!(matches!(first, Waiting::Handed(_)));
-    drop(first);
-    let again = sink.waiting(&payload("a", 0)).await;
-    assert!(matches!(again, Waiting::Published(_)));
-    sink.acknowledge(&payload("b", 2)).await;
-    assert!(sink.waiting.lock().unwrap().is_empty());
-    again.tell(Ok(()));
-    let next = sink.waiting(&payload("a", 1)).await;
-    assert_eq!(spool.cursor("sink").unwrap().position(), 1);
-    assert!(matches!(next, Waiting::Handed(_)));
-    next.tell(Ok(()));
-    until("all are settled", || spool.cursor("sink").unwrap().position() == 3).await;
-    stop.send_replace(true);
-    running.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_sink_learns_whenever_no_more_is_handed_over_for_now() {
-    const EVENTS: usize = 3000;
-    let event =
-        |number| Event::parse(&format!("{{\"conversation_uuid\":\"{}\"}}", number % 50), 9, Arrival(number)).unwrap();
-    let sink = Arc::new(Flushed::default());
-    // Less room than what is there takes.
-    let config = Config { look_ahead: ByteSize::kib(64), ..Default::default() };
-    let bench = Bench::new(sink.clone(), config, (0..EVENTS as u64).map(event).collect()).await;
+    let sink = Arc::new(Manual::default());
+    let config = Config { max_in_flight: 2, ..Default::default() };
+    let bench = Bench::new(sink.clone(), config, (0..5).map(event).collect()).await;
     let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
-    let mut stored = bench.spool.status().end;
-    until("all are settled", || cursor.position() == stored).await;
-    for number in 0..10 {
-        bench
-            .spool
-            .append(
-                (0..=number)
-                    .map(|event| Event::parse(&format!("{{\"n\":\"{number} {event}\"}}"), 9, Arrival::now()).unwrap())
-                    .collect::<Vec<_>>(),
-            )
-            .await
-            .unwrap();
-        stored += number + 1;
-        until("those too", || cursor.position() == stored).await;
+    for number in 0..5 {
+        let waiting = sink.waiting(&format!("{{\"n\":{number}}}")).await;
+        // Whatever is ready on this thread has run by then, a message too many with it.
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        assert!(sink.waiting.lock().unwrap().len() < 2);
+        waiting.send(Ok(())).unwrap();
     }
+    until("all are settled", || cursor.position() == 5).await;
     bench.stop.send_replace(true);
     running.await.unwrap();
-    let flushes = sink.flushes.load(Ordering::Relaxed);
-    assert!(flushes < EVENTS / 4, "{flushes} times for {EVENTS} events");
 }
 
 #[tokio::test]
@@ -168,40 +106,22 @@ async fn what_waits_behind_its_conversation_leaves_room_for_others() {
 }
 
 #[tokio::test]
-async fn thousands_under_way_are_asked_only_when_they_are_answered() {
-    const EVENTS: usize = 2000;
-    let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
-    let sink = Arc::new(AtOnce::default());
-    let config = Config { look_ahead: ByteSize::mib(16), ..Default::default() };
-    let bench = Bench::new(sink.clone(), config, (0..EVENTS).map(event).collect()).await;
-    let (cursor, running) = (bench.spool.cursor("sink").unwrap(), tokio::spawn(bench.dispatcher.run()));
-    until("all are under way", || sink.waiting.lock().unwrap().len() == EVENTS).await;
-    sink.waiting.lock().unwrap().drain(..).for_each(|answer| answer.send(()).unwrap());
-    until("all are settled", || cursor.position() == EVENTS as u64).await;
-    bench.stop.send_replace(true);
-    running.await.unwrap();
-    assert_eq!(sink.asked.load(Ordering::Relaxed), 2 * EVENTS, "once when it begins, once when it is answered");
-}
-
-#[tokio::test]
-async fn a_stop_leaves_nothing_open_below_what_was_handed_over() {
+async fn a_stop_leaves_nothing_open_below_what_was_sent() {
     let payload =
         |conversation: &str, number: u64| format!("{{\"conversation_uuid\":\"{conversation}\",\"n\":{number}}}");
     let event = |(conversation, number)| Event::parse(&payload(conversation, number), 9, Arrival::now()).unwrap();
-    for takes in [false, true] {
-        let sink = Arc::new(Manual { takes, ..Default::default() });
-        let events = [("a", 0), ("a", 1), ("b", 2), ("a", 3)].map(event).into();
-        let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
-        let running = tokio::spawn(dispatcher.run());
-        sink.acknowledge(&payload("b", 2)).await;
-        stop.send_replace(true);
-        // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
-        sink.acknowledge(&payload("a", 0)).await;
-        sink.acknowledge(&payload("a", 1)).await;
-        tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
-        assert_eq!(spool.cursor("sink").unwrap().position(), 3);
-        assert!(sink.waiting.lock().unwrap().is_empty());
-    }
+    let sink = Arc::new(Manual::default());
+    let events = [("a", 0), ("a", 1), ("b", 2), ("a", 3)].map(event).into();
+    let Bench { spool, dispatcher, stop, _dir } = Bench::new(sink.clone(), Config::default(), events).await;
+    let running = tokio::spawn(dispatcher.run());
+    sink.acknowledge(&payload("b", 2)).await;
+    stop.send_replace(true);
+    // 1 has waited for 0, and 2 is settled: without 1 the next process would send 2 again. 3 would be new.
+    sink.acknowledge(&payload("a", 0)).await;
+    sink.acknowledge(&payload("a", 1)).await;
+    tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
+    assert_eq!(spool.cursor("sink").unwrap().position(), 3);
+    assert!(sink.waiting.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -264,41 +184,15 @@ async fn others_have_their_turn_while_a_sink_has_much_to_do() {
         let text = format!("{{\"conversation_uuid\":\"{number}\",\"custom\":\"{}\"}}", "x".repeat(600));
         Event::parse(&text, 9, Arrival::now()).unwrap()
     };
-    let sink = Arc::new(Timed::default());
+    let sink = Arc::new(Counting::default());
     let bench = Bench::new(sink.clone(), Config::default(), (0..EVENTS).map(event).collect()).await;
     let running = tokio::spawn(bench.dispatcher.run());
     let (mut seen, mut longest) = (0, 0);
     while seen < EVENTS {
         yield_now().await;
-        let before = std::mem::replace(&mut seen, sink.count());
+        let before = std::mem::replace(&mut seen, sink.0.load(Ordering::Relaxed));
         longest = longest.max(seen - before);
     }
     running.abort();
     assert!(longest < 4 * turn::RECORDS, "{longest} records before the next one had its turn");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_comes_fast_is_left_to_gather_and_nothing_else_waits() {
-    let event = |number| Event::parse(&format!("{{\"conversation_uuid\":\"{number}\"}}"), 9, Arrival::now()).unwrap();
-    let cases = [
-        (1, false, false),
-        (FAST - 1, false, false),
-        (FAST, true, false),
-        (10 * FAST, true, false),
-        (FAST, false, true),
-    ];
-    for (at_once, gathers, awaited) in cases {
-        let sink = Arc::new(Timed::default());
-        let mut bench = Bench::new(sink.clone(), Config::default(), (0..at_once).map(event).collect()).await;
-        let (_watcher, watches) = watches();
-        bench.dispatcher.watches = awaited.then_some(watches);
-        let running = tokio::spawn(bench.dispatcher.run());
-        sink.taken(at_once).await;
-        bench.spool.append(vec![event(at_once)]).await.unwrap();
-        let taken = sink.taken(at_once + 1).await;
-        let passed = taken[at_once] - taken[0];
-        assert_eq!(passed >= GATHER, gathers, "behind {at_once}");
-        assert_eq!(passed >= GATHER_AWAITED, gathers || awaited, "behind {at_once}");
-        running.abort();
-    }
 }

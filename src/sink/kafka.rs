@@ -13,8 +13,8 @@ mod topics;
 
 pub use config::{Compression, Config, Mechanism, Properties, Sasl, Tls};
 
-use crate::sink::pending::Waiting;
-use crate::sink::{Failure, Message, Pending, SetupError, Sink};
+use crate::sink::{Failure, Message, SetupError, Sink};
+use futures_util::future::BoxFuture;
 use producer::{Link, Producer, Undelivered};
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
@@ -116,30 +116,16 @@ impl KafkaSink {
 }
 
 impl Sink for KafkaSink {
-    async fn publish(&self, message: &Message) -> Result<(), Failure> {
-        self.deliver(message).await
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(self.deliver(message))
     }
 
-    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
-        let Some(partitions) = self.topics.known(message.topic()) else { return Some(pending) };
-        let room = Arc::clone(&self.room).try_acquire_many_owned(needed_room(message));
-        let Ok(room) = room else { return Some(pending) };
-        let partition = partitioner::partition(message.partition_by(), partitions);
-        // What is not taken is told through `pending`.
-        let _ = self.batching.begin(message, partition, room, Waiting::Handed(pending));
-        None
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(self.topics.probe(self.topic.as_deref()))
     }
 
-    fn flush(&self) {
-        self.topics.look_at_the_clock();
-    }
-
-    async fn probe(&self) -> Result<(), Failure> {
-        self.topics.probe(self.topic.as_deref()).await
-    }
-
-    async fn close(&self) {
-        self.finish().await;
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.finish())
     }
 }
 

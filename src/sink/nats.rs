@@ -9,8 +9,6 @@
 //!   arrives before its retry, the retry is answered as a duplicate, which is a success. If it arrives after (then out of an
 //!   old connection, since one connection keeps its order), the server drops it, because the dispatcher moves on in
 //!   that conversation only after the retry was stored. Both hold within the stream's `duplicate_window`.
-//! - What is handed over many at a time waits in the same way, a quarter longer at the most. Whatever its reply says but that it is
-//!   stored, it is published then, and that tells why it fails.
 //! - Core NATS stores nothing. There, each message is followed by an empty one to ourselves, on the same connection: once it is
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
 
@@ -27,18 +25,17 @@ pub use config::{Config, Mode, Servers, TlsConfig};
 pub use connection::Connection;
 pub use stream::{Discard, Storage, StreamConfig};
 
-use crate::sink::{Failure, Message, Pending, SetupError, Sink};
+use crate::sink::{Failure, Message, SetupError, Sink};
 use async_nats::client::PublishErrorKind;
 use async_nats::{Client, HeaderMap, StatusCode};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use headers::Headers;
 use link::Link;
-use replies::Replies;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::StreamCheck;
-use tokio::task::{AbortHandle, unconstrained};
+use tokio::task::AbortHandle;
 
 /// The longest subject that is sent. A server drops the whole connection at a protocol line over 4096 bytes
 /// (`max_control_line`), so one over-long subject would stop every other message. The rest of the line holds verb, inbox and
@@ -53,7 +50,7 @@ pub struct NatsSink {
     headers: Headers,
     ack_timeout: Duration,
     max_payload: Option<usize>,
-    /// Tasks that look after the stream and the replies.
+    /// The task that looks after the stream.
     keepers: Vec<AbortHandle>,
 }
 
@@ -75,12 +72,9 @@ impl NatsSink {
         };
         let link = Link::open(name, config)?;
         let mut keepers = Vec::new();
-        if let Some(stream) = &stream {
-            keepers.push(tokio::spawn(expire(link.replies.clone(), config.ack_timeout)).abort_handle());
-            if stream.creates() {
-                let keep = stream.clone().keep(Arc::downgrade(&link), link.stream_wanted.clone());
-                keepers.push(tokio::spawn(keep).abort_handle());
-            }
+        if let Some(stream) = stream.as_ref().filter(|stream| stream.creates()) {
+            let keep = stream.clone().keep(Arc::downgrade(&link), link.stream_wanted.clone());
+            keepers.push(tokio::spawn(keep).abort_handle());
         }
         Ok(Self {
             headers: Headers::new(stream.as_ref().and_then(|stream| stream.name())),
@@ -99,7 +93,7 @@ impl NatsSink {
         let confirmed = async {
             match &self.stream {
                 Some(stream) => self.store(client, stream, message, headers).await,
-                None => self.hand_over(client, message, headers, start).await,
+                None => self.send_and_echo(client, message, headers, start).await,
             }
         };
         tokio::time::timeout(self.ack_timeout, confirmed).await.unwrap_or_else(|_| {
@@ -148,7 +142,7 @@ impl NatsSink {
     }
 
     /// Core: resolves once the server has processed the message, as far as a server without acknowledgements tells.
-    async fn hand_over(
+    async fn send_and_echo(
         &self,
         client: &Client,
         message: &Message,
@@ -174,53 +168,29 @@ impl NatsSink {
 }
 
 impl Sink for NatsSink {
-    async fn publish(&self, message: &Message) -> Result<(), Failure> {
-        self.send(message).await
-    }
-
-    fn hand_over(&self, message: &Message, pending: Pending) -> Option<Pending> {
-        if self.stream.is_none() {
-            return Some(pending);
-        }
-        let (Ok(client), Ok(headers)) = (self.link.client(), self.check(message)) else { return Some(pending) };
-        let (number, inbox) = self.link.replies.hold(pending);
-        let subject = message.topic().to_owned();
-        let payload = Bytes::from_owner(message.payload().clone());
-        let sent = client.publish_with_reply_and_headers(subject, inbox, headers, payload);
-        match unconstrained(sent).now_or_never() {
-            Some(Ok(())) => None,
-            // It was refused, or the library has no room: it does not have the message.
-            _ => self.link.replies.give_back(number),
-        }
+    fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(self.send(message))
     }
 
     /// Connected, and in JetStream mode a stream takes the subject.
-    async fn probe(&self) -> Result<(), Failure> {
-        let client = self.link.client()?;
-        match &self.stream {
-            Some(stream) => stream.probe(&self.link, client).await,
-            None => Ok(()),
-        }
+    fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async {
+            let client = self.link.client()?;
+            match &self.stream {
+                Some(stream) => stream.probe(&self.link, client).await,
+                None => Ok(()),
+            }
+        })
     }
 
-    async fn close(&self) {
-        self.link.close().await;
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.link.close())
     }
 }
 
 impl Drop for NatsSink {
     fn drop(&mut self) {
         self.keepers.iter().for_each(AbortHandle::abort);
-    }
-}
-
-/// Lets go of what was handed over and has had no reply for so long.
-async fn expire(replies: Arc<Replies>, ack_timeout: Duration) {
-    loop {
-        tokio::time::sleep(ack_timeout / 4).await;
-        if let Some(before) = Instant::now().checked_sub(ack_timeout) {
-            replies.expire(before);
-        }
     }
 }
 

@@ -4,7 +4,6 @@
 //! it takes it away, waits until every message in it is answered for, and builds another.
 
 use super::config::refused;
-use crate::sink::pending::Waiting;
 use crate::sink::{Failure, Message, SetupError};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
@@ -56,7 +55,7 @@ pub(super) enum Undelivered {
 
 /// Travels through librdkafka with its message.
 pub(super) struct Delivery {
-    waiting: Waiting<RDKafkaErrorCode>,
+    waiting: oneshot::Sender<Result<(), RDKafkaErrorCode>>,
     /// Freed with the message's copy in librdkafka, not when the caller loses interest.
     _room: OwnedSemaphorePermit,
 }
@@ -98,21 +97,6 @@ impl Producer {
         room: OwnedSemaphorePermit,
     ) -> Result<(), Undelivered> {
         let (waiting, answer) = oneshot::channel();
-        self.begin(message, partition, room, Waiting::Published(waiting))?;
-        match answer.await {
-            Ok(result) => result.map_err(Undelivered::Failed),
-            Err(_) => Err(Undelivered::Failed(RDKafkaErrorCode::PurgeInflight)),
-        }
-    }
-
-    /// Hands `message` to librdkafka, whose copy occupies `room` until the broker has answered; `waiting` is told then.
-    pub(super) fn begin(
-        &self,
-        message: &Message,
-        partition: i32,
-        room: OwnedSemaphorePermit,
-        waiting: Waiting<RDKafkaErrorCode>,
-    ) -> Result<(), Undelivered> {
         let headers = OwnedHeaders::new_with_capacity(message.headers().len());
         let headers =
             message.headers().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
@@ -122,7 +106,11 @@ impl Producer {
             .payload(&**message.payload())
             .headers(headers);
         let client = self.client().map_err(Undelivered::NoProducer)?;
-        client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)))
+        client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)))?;
+        match answer.await {
+            Ok(result) => result.map_err(Undelivered::Failed),
+            Err(_) => Err(Undelivered::Failed(RDKafkaErrorCode::PurgeInflight)),
+        }
     }
 
     /// Ends the thread and everything in librdkafka. What was not delivered fails.
@@ -228,7 +216,8 @@ impl ProducerContext for Reports {
             }
             Err((error, _)) => Err(code(error)),
         };
-        delivery.waiting.tell(result);
+        // Whoever waited may be gone.
+        let _ = delivery.waiting.send(result);
     }
 }
 

@@ -73,7 +73,7 @@ impl Topics {
     }
 
     /// The number of partitions of `topic`, if it is known.
-    pub(super) fn known(&self, topic: &str) -> Option<i32> {
+    fn known(&self, topic: &str) -> Option<i32> {
         let mut entries = lock(&self.0.entries);
         let entry = entries.get(topic)?;
         let partitions = entry.partitions?;
@@ -85,7 +85,7 @@ impl Topics {
     }
 
     /// Has [`Self::known`] find out what is to be asked for again.
-    pub(super) fn look_at_the_clock(&self) {
+    fn look_at_the_clock(&self) {
         let passed = u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.now.store(passed, Ordering::Relaxed);
     }

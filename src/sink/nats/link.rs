@@ -4,7 +4,6 @@
 //! that the spool keeps anyway. So a publish asks [`Link::client`] first and learns at once why there is no connection.
 
 use crate::sink::nats::auth::Identity;
-use crate::sink::nats::puback::confirms;
 use crate::sink::nats::replies::Replies;
 use crate::sink::nats::{Config, TlsConfig};
 use crate::sink::{Failure, SetupError};
@@ -90,7 +89,7 @@ impl Link {
                 .collect::<Vec<_>>()
                 .join(", "),
             client: OnceLock::new(),
-            replies: Arc::new(Replies::below(prefix, confirms)),
+            replies: Arc::new(Replies::below(prefix)),
             status: Mutex::default(),
             stream_wanted: Arc::default(),
             closed: Notify::new(),

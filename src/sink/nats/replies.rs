@@ -3,31 +3,19 @@
 //! The client library can do this too, but keeps an entry for ever when a reply never comes: a stream without a quorum would
 //! grow the process with every retry. Here an entry lives no longer than the publish that waits for it.
 
-use crate::sink::Pending;
 use async_nats::Message;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// Replies under way, by the number at the end of their inbox.
 pub(super) struct Replies {
     inbox: String,
-    /// Whether a reply says that the message is stored.
-    confirms: fn(&Message) -> bool,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waiting, RandomState>>,
-}
-
-/// Who waits for a reply.
-enum Waiting {
-    /// A publish, which reads it.
-    Publish(oneshot::Sender<Message>),
-    /// A message that was handed over at this moment.
-    Handed(Pending, Instant),
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Message>, RandomState>>,
 }
 
 /// A claim to one reply. Dropping it gives up the claim.
@@ -43,9 +31,9 @@ pub(super) struct ConnectionLost;
 
 impl Replies {
     /// Replies that arrive below `prefix`, at an address no other client uses.
-    pub(super) fn below(prefix: &str, confirms: fn(&Message) -> bool) -> Self {
+    pub(super) fn below(prefix: &str) -> Self {
         let unique: String = std::iter::repeat_with(fastrand::alphanumeric).take(16).collect();
-        Self { inbox: format!("{prefix}.{unique}"), confirms, next: AtomicU64::new(0), waiting: Mutex::default() }
+        Self { inbox: format!("{prefix}.{unique}"), next: AtomicU64::new(0), waiting: Mutex::default() }
     }
 
     /// The subject to subscribe to.
@@ -55,38 +43,16 @@ impl Replies {
 
     pub(super) fn ticket(&self) -> Ticket<'_> {
         let (sender, reply) = oneshot::channel();
-        Ticket { replies: self, number: self.add(Waiting::Publish(sender)), reply }
-    }
-
-    /// Keeps `pending` for its reply. Returns its number, and where the reply has to be sent.
-    pub(super) fn hold(&self, pending: Pending) -> (u64, String) {
-        let number = self.add(Waiting::Handed(pending, Instant::now()));
-        (number, self.inbox(number))
-    }
-
-    /// Gives back what was kept under this number; `None` if that has been let go of meanwhile.
-    pub(super) fn give_back(&self, number: u64) -> Option<Pending> {
-        match self.waiting().remove(&number)? {
-            Waiting::Handed(pending, _) => Some(pending),
-            Waiting::Publish(_) => None,
-        }
-    }
-
-    /// Lets go of what was handed over before this moment.
-    pub(super) fn expire(&self, before: Instant) {
-        self.waiting().retain(|_, waiting| !matches!(waiting, Waiting::Handed(_, since) if *since < before));
+        Ticket { replies: self, number: self.add(sender), reply }
     }
 
     /// Hands a reply to whoever still waits for it.
     pub(super) fn deliver(&self, message: Message) {
         let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let waiting = number.and_then(|number: u64| self.waiting().remove(&number));
-        match waiting {
-            Some(Waiting::Publish(waiter)) => drop(waiter.send(message)),
-            Some(Waiting::Handed(pending, _)) if (self.confirms)(&message) => pending.delivered(),
-            // It is published, and then told why it cannot be.
-            Some(Waiting::Handed(pending, _)) => drop(pending),
-            None => {}
+        if let Some(waiting) = waiting {
+            // The publish may have been given up.
+            let _ = waiting.send(message);
         }
     }
 
@@ -95,7 +61,7 @@ impl Replies {
         self.waiting().clear();
     }
 
-    fn add(&self, waiting: Waiting) -> u64 {
+    fn add(&self, waiting: oneshot::Sender<Message>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.waiting().insert(number, waiting);
         number
@@ -108,7 +74,7 @@ impl Replies {
         inbox
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting, RandomState>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>, RandomState>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -133,11 +99,7 @@ impl Drop for Ticket<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::Outcomes;
     use futures_util::FutureExt;
-    use std::sync::Arc;
-    use std::task::{Context, Waker};
-    use std::time::Duration;
 
     fn reply_to(inbox: &str) -> Message {
         Message {
@@ -153,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_reply_reaches_its_own_ticket_and_leaves_nothing_behind() {
-        let replies = Replies::below("_INBOX", |reply| reply.payload == "stored");
+        let replies = Replies::below("_INBOX");
         let (first, second) = (replies.ticket(), replies.ticket());
         let (first_inbox, second_inbox) = (first.inbox(), second.inbox());
         replies.deliver(reply_to(&second_inbox));
@@ -167,48 +129,9 @@ mod tests {
 
     #[test]
     fn a_lost_connection_releases_every_ticket() {
-        let replies = Replies::below("_INBOX", |reply| reply.payload == "stored");
+        let replies = Replies::below("_INBOX");
         let ticket = replies.ticket();
-        let outcomes = Arc::<Outcomes>::default();
-        replies.hold(Pending::new(1, outcomes.clone()));
         replies.abandon();
         assert!(ticket.reply().now_or_never().unwrap().is_err());
-        assert_eq!(told(&outcomes), [(1, false)]);
-    }
-
-    #[test]
-    fn what_was_handed_over_is_delivered_by_a_reply_that_says_so_and_by_nothing_else() {
-        let replies = Replies::below("_INBOX", |reply| reply.payload == "stored");
-        let outcomes = Arc::<Outcomes>::default();
-        let hold = |number| replies.hold(Pending::new(number, outcomes.clone()));
-        let reply = |inbox: &str, text: &'static str| {
-            replies.deliver(Message { payload: text.into(), ..reply_to(inbox) });
-        };
-        let [stored, refused, given_back] = [1, 2, 3].map(hold);
-        reply(&stored.1, "stored");
-        reply(&stored.1, "stored");
-        reply(&refused.1, "refused");
-        replies.give_back(given_back.0).unwrap().withdraw();
-        assert!(replies.give_back(given_back.0).is_none());
-        assert_eq!(told(&outcomes), [(1, true), (2, false)]);
-
-        let ticket = replies.ticket();
-        let early = hold(4);
-        let between = Instant::now();
-        while Instant::now() == between {}
-        let late = hold(5);
-        replies.expire(between + Duration::from_nanos(1));
-        reply(&early.1, "stored");
-        reply(&late.1, "stored");
-        assert_eq!(told(&outcomes), [(4, false), (5, true)]);
-        replies.deliver(reply_to(&ticket.inbox()));
-        assert!(ticket.reply().now_or_never().unwrap().is_ok());
-        assert!(replies.waiting().is_empty());
-    }
-
-    fn told(outcomes: &Outcomes) -> Vec<(usize, bool)> {
-        let mut told = Vec::new();
-        let _ = outcomes.poll_told(&mut Context::from_waker(Waker::noop()), &mut told);
-        told.iter().map(|outcome| (outcome.number, outcome.delivered)).collect()
     }
 }
