@@ -125,6 +125,7 @@ pub struct Event {
     arrival: Arrival,
     /// `None` is [`DEFAULT_INGRESS`].
     ingress: Option<Arc<str>>,
+    query: Option<Arc<str>>,
 }
 
 impl PartialEq for Event {
@@ -132,6 +133,7 @@ impl PartialEq for Event {
         self.id == other.id
             && self.arrival == other.arrival
             && self.ingress == other.ingress
+            && self.query == other.query
             && self.payload == other.payload
             && self.conversation_bytes() == other.conversation_bytes()
     }
@@ -157,7 +159,7 @@ impl Event {
             None => Conversation::Own(id.to_string().into()),
         };
         // The object is a part of a request's buffer: a copy of its own lets that buffer go.
-        Self { payload: object.into(), fields, id, conversation, arrival, ingress: None }
+        Self { payload: object.into(), fields, id, conversation, arrival, ingress: None, query: None }
     }
 
     /// Reads `object` and takes it as an event.
@@ -184,12 +186,18 @@ impl Event {
             conversation: Conversation::Own(conversation.into()),
             arrival,
             ingress: None,
+            query: None,
         }
     }
 
     /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
     pub fn by(self, ingress: Option<Arc<str>>) -> Self {
         Self { ingress, ..self }
+    }
+
+    /// The same event with the query string of the request whose body it was in; `None` if there was none.
+    pub fn with_query(self, query: Option<Arc<str>>) -> Self {
+        Self { query, ..self }
     }
 
     /// The JSON object, byte for byte as received where it came as JSON.
@@ -233,6 +241,11 @@ impl Event {
         self.ingress.as_ref()
     }
 
+    /// The query string that stood beside the body, percent-encoded, without secrets. It is no part of the identity.
+    pub fn query(&self) -> Option<&str> {
+        self.query.as_deref()
+    }
+
     /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
         self.field(&Name::from(name.to_owned()))
@@ -245,7 +258,11 @@ impl Event {
 
     /// About how many bytes of memory the event holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.payload.len() + self.fields.memory() + self.conversation_bytes().len()
+        size_of::<Self>()
+            + self.payload.len()
+            + self.fields.memory()
+            + self.conversation_bytes().len()
+            + self.query().map_or(0, str::len)
     }
 }
 
