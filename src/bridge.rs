@@ -206,7 +206,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ..config.ingress.limits(LimitMetrics::default())
     };
     let ingress_address = listeners.ingress.local_addr().unwrap_or(config.ingress.listen);
-    let Shutdown { delay, grace } = config.shutdown;
+    let Shutdown { drain_delay, grace_period: grace } = config.shutdown;
     let api = Api::new(Box::new(move || openapi::document(&config, ingress_address).into()));
     let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone(), api));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
@@ -231,7 +231,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     tracing::info!("stopping");
     admin.stop();
     if !defect {
-        tokio::time::sleep(delay).await;
+        tokio::time::sleep(drain_delay).await;
     }
     let deadline = Instant::now() + grace;
     stop_serving.send_replace(true);

@@ -8,6 +8,7 @@ mod error;
 mod ingress;
 mod keys;
 mod log;
+mod renamed;
 
 pub use error::ConfigError;
 pub use log::{Log, LogFormat};
@@ -18,7 +19,7 @@ use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
-use error::{describe, origin};
+use error::{describe, origin, unknown};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata};
@@ -71,15 +72,15 @@ impl Default for Admin {
 pub struct Shutdown {
     /// How long to go on serving after readiness has turned false, so that load balancers notice.
     #[serde(with = "period")]
-    pub delay: Duration,
+    pub drain_delay: Duration,
     /// How long requests and publishes in flight may take to finish.
     #[serde(with = "period")]
-    pub grace: Duration,
+    pub grace_period: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { delay: Duration::ZERO, grace: Duration::from_secs(10) }
+        Self { drain_delay: Duration::ZERO, grace_period: Duration::from_secs(10) }
     }
 }
 
@@ -288,8 +289,7 @@ fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Re
         .filter(|key| !known.contains(&key.as_str()))
         .map(|key| {
             let path = format!("{at}.{key}");
-            let place = origin(figment.find_metadata(&path), &[&path]);
-            format!("{place}`{path}`: is unknown; allowed are {}", known.join(", "))
+            unknown(&origin(figment.find_metadata(&path), &[&path]), &path, &known)
         })
         .collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }

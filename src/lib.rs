@@ -53,8 +53,9 @@ pub mod spool;
 
 pub mod event;
 pub mod http;
+pub mod log_throttle;
 pub mod metrics;
-pub mod seldom;
+pub mod reloaded;
 pub mod setting;
 
 #[cfg(any(test, fuzzing))]

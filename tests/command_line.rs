@@ -83,7 +83,11 @@ fn a_wrong_configuration_exits_with_78_and_says_where_what_and_what_else() {
         let torn = file("torn.toml", "[sinks.");
         refused(&[command, "--config", &torn], 78, &["torn.toml", "line 1"]);
         refused(&[command, "--set", "log.level"], 78, &["KEY=VALUE"]);
-        refused(&[command, "--set", "shutdown.grace=soon"], 78, &["--set: ", "`shutdown.grace`", "\"soon\"", "30s"]);
+        refused(
+            &[command, "--set", "shutdown.grace_period=soon"],
+            78,
+            &["--set: ", "`shutdown.grace_period`", "\"soon\"", "30s"],
+        );
         // `run` takes its ports before it makes its sinks.
         let secret = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
                       [sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n\

@@ -57,9 +57,9 @@ fn the_sidecar_starts_first_stays_and_has_time_to_stop() {
     assert_eq!(sidecar["image"], format!("cdrelay:{}", env!("CARGO_PKG_VERSION")));
     let config = config();
     let disconnecting = Duration::from_secs(2) * config.sinks.len() as u32;
-    let own = config.shutdown.delay + config.shutdown.grace + disconnecting;
+    let own = config.shutdown.drain_delay + config.shutdown.grace_period + disconnecting;
     let all = Duration::from_secs(pod()["terminationGracePeriodSeconds"].as_u64().unwrap());
-    assert!(config.shutdown.delay >= Duration::from_secs(5));
+    assert!(config.shutdown.drain_delay >= Duration::from_secs(5));
     assert!(all >= own + Duration::from_secs(30), "{own:?} of {all:?} leaves the application too little");
 }
 

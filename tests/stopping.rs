@@ -118,7 +118,7 @@ async fn requests_are_still_taken_during_the_delay() {
 
 #[tokio::test]
 async fn a_request_under_way_is_finished() {
-    let mut bridge = bridge("grace = '20s'", STDOUT).await;
+    let mut bridge = bridge("grace_period = '20s'", STDOUT).await;
     let mut client = Raw::connect(&bridge).await;
     let request = Raw::post("{\"whole\":1}");
     client.send(&request[..request.len() - 4]).await;
@@ -140,7 +140,7 @@ async fn a_request_under_way_is_finished() {
 
 #[tokio::test]
 async fn slow_and_silent_clients_do_not_hold_it_up() {
-    let mut bridge = bridge("grace = '2s'", STDOUT).await;
+    let mut bridge = bridge("grace_period = '2s'", STDOUT).await;
     let mut idle = Raw::connect(&bridge).await;
     idle.send(Raw::post("{\"a\":1}")).await;
     assert_eq!(idle.answer().await.status, 200);
@@ -167,7 +167,7 @@ async fn slow_and_silent_clients_do_not_hold_it_up() {
 #[tokio::test]
 async fn a_destination_that_is_gone_does_not_hold_it_up() {
     let nats = format!("[sinks.n]\ntype = 'nats'\nservers = 'nats://127.0.0.1:{}'\n", free_port());
-    let mut bridge = bridge("grace = '2s'", &(dead_kafka() + &nats)).await;
+    let mut bridge = bridge("grace_period = '2s'", &(dead_kafka() + &nats)).await;
     for n in 0..100 {
         assert_eq!(bridge.post(format!("{{\"n\":{n}}}"), JSON).await.status, 200);
     }
@@ -190,7 +190,7 @@ fn unread_stdout(bridge: &Bridge) -> File {
 
 #[tokio::test]
 async fn a_blocked_stdout_does_not_hold_it_up_and_nothing_is_lost() {
-    let mut bridge = bridge("grace = '2s'", STDOUT).await;
+    let mut bridge = bridge("grace_period = '2s'", STDOUT).await;
     bridge.kill();
     let mut pipe = unread_stdout(&bridge);
     bridge.start_again().await;
@@ -274,7 +274,7 @@ async fn what_is_taken_already_is_said_clearly() {
         assert!(stderr.contains(key) && stderr.contains(&address.to_string()), "{stderr}");
         assert!(stderr.contains("in use"), "{stderr}");
     }
-    let (code, stderr) = run("shutdown.grace=1s").await;
+    let (code, stderr) = run("shutdown.grace_period=1s").await;
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("spool") && stderr.contains(&bridge.pid().to_string()), "{stderr}");
     assert_eq!(bridge.post("{\"a\":1}", JSON).await.status, 200);
@@ -283,7 +283,7 @@ async fn what_is_taken_already_is_said_clearly() {
 /// HTTP/2 requests on their way end with a status too.
 #[tokio::test]
 async fn http2_requests_are_finished_before_the_connection_ends() {
-    let mut bridge = bridge("grace = '10s'", STDOUT).await;
+    let mut bridge = bridge("grace_period = '10s'", STDOUT).await;
     let client = crate::support::bridge::client(true);
     let mut round = 0;
     let statuses = loop {

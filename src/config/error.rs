@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, in words: where the value came from, its key, what was found and what is allowed.
 
-use super::environment;
+use super::{environment, renamed};
 use figment::{Metadata, Source};
 use std::fmt;
 
@@ -52,7 +52,7 @@ pub fn describe(error: &figment::Error) -> String {
         Kind::UnknownField(field, allowed) => {
             // The path ends in the unknown field already, except at the very top.
             let key = if path.last() == Some(&field.as_str()) { key } else { [&path[..], &[field]].concat().join(".") };
-            format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", "))
+            unknown(&place, &key, allowed)
         }
         Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
@@ -68,6 +68,14 @@ pub fn describe(error: &figment::Error) -> String {
         }
         other if key.is_empty() => format!("{place}{}", without_source(&other.to_string())),
         other => format!("{place}`{key}`: {other}"),
+    }
+}
+
+/// The line for a key that no struct has; `place` is its [`origin`].
+pub fn unknown(place: &str, key: &str, allowed: &[&str]) -> String {
+    match renamed::new_name(key) {
+        Some(name) => format!("{place}`{key}`: was renamed to `{name}`"),
+        None => format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", ")),
     }
 }
 

@@ -64,8 +64,11 @@ fn errors_name_origin_key_finding_and_remedy() {
     let untyped = problems("[sinks.k]\nbrokers = 'x'");
     assert!(untyped.contains("`sinks.k.type`: is missing"), "{untyped}");
     for found in ["5", "'soon'", "'-5s'"] {
-        let period = problems(&format!("{STDOUT}[shutdown]\ngrace = {found}"));
-        assert!(period.contains("`shutdown.grace`: found ") && period.contains("allowed is a period"), "{period}");
+        let period = problems(&format!("{STDOUT}[shutdown]\ngrace_period = {found}"));
+        assert!(
+            period.contains("`shutdown.grace_period`: found ") && period.contains("allowed is a period"),
+            "{period}"
+        );
     }
     let nested = problems("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\ntls.ca = 'x'");
     assert!(nested.contains("`sinks.k.tls.ca`: is unknown; allowed are enabled, ca_file"), "{nested}");
@@ -92,10 +95,24 @@ fn errors_name_origin_key_finding_and_remedy() {
 }
 
 #[test]
+fn an_old_key_is_refused_with_its_new_name_wherever_it_is_set() {
+    let renamed = "`shutdown.grace`: was renamed to `shutdown.grace_period`";
+    let file = problems(&format!("{STDOUT}[shutdown]\ngrace = '5s'"));
+    assert!(file.ends_with(renamed), "{file}");
+    let variable = layered(STDOUT, &[("CDRELAY_SHUTDOWN__GRACE", "5s")], &[]).unwrap_err().to_string();
+    assert_eq!(variable, format!("environment variable CDRELAY_SHUTDOWN__GRACE: {renamed}"));
+    let set = layered(STDOUT, &[], &["shutdown.grace=5s"]).unwrap_err().to_string();
+    assert_eq!(set, format!("--set: {renamed}"));
+}
+
+#[test]
 fn a_period_beyond_all_reckoning_is_refused() {
-    for (table, key) in
-        [("shutdown", "grace"), ("shutdown", "delay"), ("ingress", "delivery_timeout"), ("spool", "duplicate_window")]
-    {
+    for (table, key) in [
+        ("shutdown", "grace_period"),
+        ("shutdown", "drain_delay"),
+        ("ingress", "delivery_timeout"),
+        ("spool", "duplicate_window"),
+    ] {
         let found = problems(&format!("{STDOUT}[{table}]\n{key} = '5124095576030430h'"));
         assert!(found.contains(&format!("`{table}.{key}`: found")) && found.contains("876000h at the most"), "{found}");
         assert!(Config::from_toml(&format!("{STDOUT}[{table}]\n{key} = '876000h'")).is_ok());

@@ -6,8 +6,8 @@
 mod header;
 
 use super::socket::{Socket, Watcher};
+use crate::log_throttle::LogThrottle;
 use crate::metrics::ProxyProtocolMetrics;
-use crate::seldom::Seldom;
 use crate::setting::{List, Network};
 use header::{Fault, decode, extent};
 use serde::Deserialize;
@@ -35,8 +35,8 @@ pub struct Config {
 pub struct ProxyProtocol {
     trusted: Vec<Network>,
     metrics: ProxyProtocolMetrics,
-    untrusted: Seldom,
-    refused: Seldom,
+    untrusted: LogThrottle,
+    refused: LogThrottle,
 }
 
 impl ProxyProtocol {
@@ -45,8 +45,8 @@ impl ProxyProtocol {
         Self {
             trusted: config.trusted_proxies.0.clone(),
             metrics,
-            untrusted: Seldom::default(),
-            refused: Seldom::default(),
+            untrusted: LogThrottle::default(),
+            refused: LogThrottle::default(),
         }
     }
 
@@ -55,7 +55,7 @@ impl ProxyProtocol {
         let trusted = Network::any_holds(&self.trusted, proxy);
         if !trusted {
             self.metrics.untrusted.inc();
-            if let Some(count) = self.untrusted.happened() {
+            if let Some(count) = self.untrusted.should_log() {
                 tracing::warn!(
                     count,
                     address = %proxy,
@@ -93,7 +93,7 @@ impl ProxyProtocol {
             Err(Broken::Not(Fault::Invalid(reason))) => (reason, &self.metrics.invalid),
         };
         counter.inc();
-        if let Some(count) = self.refused.happened() {
+        if let Some(count) = self.refused.should_log() {
             tracing::warn!(count, reason, %proxy, "connections were closed that did not begin as the PROXY protocol demands");
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, reason))

@@ -5,9 +5,9 @@ mod token;
 use super::auth::{self, Auth, Denied, Type};
 use super::tls;
 use crate::event::{DEFAULT_INGRESS, Event, Events};
+use crate::log_throttle::LogThrottle;
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
-use crate::seldom::Seldom;
 use hyper::Method;
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
@@ -293,7 +293,7 @@ pub struct Route {
     /// What is asked of a request.
     pub auth: Auth,
     unauthorized: Counter,
-    told: Seldom,
+    told: LogThrottle,
 }
 
 impl Routes {
@@ -308,7 +308,7 @@ impl Routes {
                 methods: config.methods,
                 auth: Auth::open(&config.auth, &format!("{at}.auth"), &metrics.secrets)?,
                 unauthorized: metrics.unauthorized(&name),
-                told: Seldom::default(),
+                told: LogThrottle::default(),
                 name,
             })
         };
@@ -370,7 +370,7 @@ impl Route {
     /// Counts a refused request, and tells of it once in a while.
     pub fn denied(&self, denied: Denied) {
         self.unauthorized.inc();
-        if let Some(count) = self.told.happened() {
+        if let Some(count) = self.told.should_log() {
             let Denied { check, reason } = denied;
             tracing::warn!(
                 ingress = self.name,
