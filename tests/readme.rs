@@ -1,4 +1,4 @@
-//! The README says what the program does: its examples, its tables of settings with their defaults, its metrics.
+//! The documents agree with the program: examples, tables of settings with their defaults, metrics, links.
 
 use crate::command_line::cdrelay;
 use crate::support::bridge::Bridge;
@@ -6,9 +6,24 @@ use crate::support::{PATIENCE, eventually};
 use cdrelay::config::Config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use tempfile::TempDir;
 
 const README: &str = include_str!("../README.md");
+const DOCUMENTS: [(&str, &str); 7] = [
+    ("README.md", README),
+    ("config/README.md", include_str!("../config/README.md")),
+    ("deploy/README.md", include_str!("../deploy/README.md")),
+    ("tests/README.md", include_str!("README.md")),
+    ("benches/README.md", include_str!("../benches/README.md")),
+    ("SECURITY.md", include_str!("../SECURITY.md")),
+    ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
+];
+
+/// The lines of all documents.
+fn lines() -> impl Iterator<Item = &'static str> {
+    DOCUMENTS.into_iter().flat_map(|(_, text)| text.lines())
+}
 const PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
 
 #[tokio::test]
@@ -58,7 +73,7 @@ fn every_piece_of_configuration_is_sound() {
 #[test]
 fn every_flag_and_file_named_exists() {
     let help = cdrelay(&["run", "--help"]).stdout;
-    let ours = README.lines().filter_map(|line| {
+    let ours = lines().filter_map(|line| {
         let (_, arguments) = line
             .split_once("release -- ")
             .or_else(|| line.split_once("cdrelay ["))
@@ -72,15 +87,24 @@ fn every_flag_and_file_named_exists() {
     assert_eq!(flags, ["config", "set"].into());
     assert!(flags.iter().all(|flag| help.contains(&format!("--{flag} "))), "{help}");
 
-    let links = README.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
-    let headings: Vec<String> = README.lines().filter_map(|line| Some(anchor(line.strip_prefix('#')?))).collect();
-    for link in links.filter(|link| !link.starts_with("https://")) {
-        match link.strip_prefix('#') {
-            Some(anchor) => assert!(headings.contains(&anchor.to_owned()), "no heading #{anchor}: {headings:?}"),
-            None => assert!(fs::exists(link).unwrap(), "{link}"),
+    let headings =
+        |text: &str| text.lines().filter_map(|line| Some(anchor(line.strip_prefix('#')?))).collect::<Vec<_>>();
+    for (path, text) in DOCUMENTS {
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            let (file, heading) = link.split_once('#').map_or((link, None), |(file, heading)| (file, Some(heading)));
+            let target = match file {
+                "" => Path::new(path).to_owned(),
+                file => Path::new(path).parent().unwrap().join(file),
+            };
+            let target = fs::read_to_string(&target).unwrap_or_else(|error| panic!("{path}: {link}: {error}"));
+            if let Some(heading) = heading {
+                assert!(headings(&target).contains(&heading.to_owned()), "{path}: no heading {link}");
+            }
         }
     }
-    let examples = README.split("--config config/").skip(1).filter_map(|rest| rest.split_whitespace().next());
+    let examples = DOCUMENTS.into_iter().flat_map(|(_, text)| text.split("--config config/").skip(1));
+    let examples = examples.filter_map(|rest| rest.split_whitespace().next());
     for example in examples {
         assert!(fs::exists(format!("config/{example}")).unwrap(), "{example}");
     }
@@ -93,8 +117,7 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn every_command_shown_exists_with_its_flags() {
-    let shown: Vec<Vec<&str>> = README
-        .lines()
+    let shown: Vec<Vec<&str>> = lines()
         .filter_map(|line| line.strip_prefix("cdrelay "))
         .map(|line| line.split_whitespace().collect())
         .filter(|words: &Vec<&str>| !words[0].starts_with('[') && words[0] != "check")
@@ -242,7 +265,7 @@ async fn the_metrics_are_those_of_the_program() {
         bridge.admin("/").await.text().split_whitespace().collect::<BTreeSet<_>>(),
         paths.iter().map(String::as_str).collect()
     );
-    for name in README.split('`').filter(|span| span.starts_with("cdrelay_")) {
+    for name in lines().flat_map(|line| line.split('`')).filter(|span| span.starts_with("cdrelay_")) {
         assert!(documented.iter().any(|(known, _)| known == name), "{name}");
     }
 }
@@ -292,13 +315,14 @@ async fn a_body_that_could_not_be_decoded_has_the_members_shown() {
 /// The code blocks in this language.
 fn blocks(language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    let texts = DOCUMENTS.into_iter().flat_map(|(_, text)| text.split(&fence).skip(1));
+    texts.map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
 /// The rows of the table under a heading, without its head.
 fn table(heading: &str) -> Vec<Vec<String>> {
-    let start = README.lines().position(|line| line.trim_start_matches('#').trim() == heading && line.starts_with('#'));
-    let below = README.lines().skip(start.unwrap_or_else(|| panic!("no heading {heading}")) + 1);
+    let start = lines().position(|line| line.trim_start_matches('#').trim() == heading && line.starts_with('#'));
+    let below = lines().skip(start.unwrap_or_else(|| panic!("no heading {heading}")) + 1);
     let rows = below.take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with('|')).skip(2);
     let cells = |row: &str| {
         let row = row.trim_matches('|').replace("\\|", "\0");
