@@ -114,9 +114,7 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
         let sink: Arc<dyn Sink> = match &config.destination {
             Destination::Stdout(_) => Arc::new(StdoutSink::new().map_err(failed)?),
             Destination::Kafka(kafka) => Arc::new(KafkaSink::new(name, kafka, route.constant_topic()).map_err(failed)?),
-            Destination::Nats(nats) => {
-                Arc::new(NatsSink::new(name, nats, Some(&route.subject_wildcard())).map_err(failed)?)
-            }
+            Destination::Nats(nats) => Arc::new(NatsSink::new(name, nats, &route.subject_wildcard()).map_err(failed)?),
         };
         Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
     };

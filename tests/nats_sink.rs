@@ -20,7 +20,7 @@ const SUBJECT: &str = "telecmi.cdr.*.*";
 fn sink(server: &Server, settings: &str) -> NatsSink {
     let toml = format!("servers = '{}'\n{settings}", server.url());
     let config: Config = Figment::from(Toml::string(&toml)).extract().unwrap();
-    NatsSink::new("nats", &config, Some(SUBJECT)).unwrap()
+    NatsSink::new("nats", &config, SUBJECT).unwrap()
 }
 
 fn message(id: u64, subject: &str) -> Message {
@@ -50,12 +50,12 @@ async fn deliver(sink: &NatsSink, message: &Message) -> HashSet<String> {
     loop {
         match sink.publish(message).await {
             Ok(()) => return causes,
-            Err(Failure::Unavailable { cause, .. }) => {
-                assert!(Instant::now() < deadline, "{cause}");
-                causes.insert(cause);
+            Err(Failure::Rejected { cause }) => panic!("{cause}"),
+            Err(failure) => {
+                assert!(Instant::now() < deadline, "{failure}");
+                causes.insert(failure.to_string());
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            Err(rejected) => panic!("{rejected}"),
         }
     }
 }
@@ -65,7 +65,9 @@ async fn fails_with(sink: &NatsSink, message: &Message, text: &str) -> String {
     let deadline = Instant::now() + Duration::from_secs(15);
     loop {
         match sink.publish(message).await {
-            Err(Failure::Unavailable { cause, .. }) if cause.contains(text) => return cause,
+            Err(Failure::Unavailable { cause, .. } | Failure::Place { cause, .. }) if cause.contains(text) => {
+                return cause;
+            }
             other => assert!(Instant::now() < deadline, "{other:?} instead of {text}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

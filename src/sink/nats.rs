@@ -1,7 +1,7 @@
 //! Publishes to NATS: into a JetStream stream with an acknowledgement for each message, or to core NATS as best effort.
 //!
-//! All publishes share one connection and are pipelined: each waits only for its own acknowledgement. What keeps the promise
-//! of at least once, in order, without copies that a consumer would see:
+//! All publishes share one connection and are pipelined: each waits only for its own acknowledgement. Messages arrive at least
+//! once, in order, and without copies that a consumer would see, because:
 //!
 //! - `Ok` follows the stream's acknowledgement (PubAck). A lost connection fails everything in flight at once, a silent server
 //!   fails it after `ack_timeout`; the dispatcher sends it again with the same `Nats-Msg-Id`.
@@ -11,158 +11,141 @@
 //!   that conversation only after the retry was stored. Both hold within the stream's `duplicate_window`.
 //! - Core NATS stores nothing. There, each message is followed by an empty one to ourselves, on the same connection: once it is
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
+//!
+//! A subject that no stream takes, or that this user may not publish to, is the fault of that subject alone. The server answers
+//! the first at once with "no responders". It reports the second outside of the inbox, and [`connection`] matches the report with
+//! the publish.
 
 mod auth;
 mod config;
-mod connection;
-mod headers;
-mod link;
-mod puback;
+pub(crate) mod connection;
 mod replies;
 mod stream;
 
-pub use config::{Config, Mode, Servers, TlsConfig};
-pub use connection::Connection;
+pub use config::{Config, Mode, TlsConfig};
 pub use stream::{Discard, Storage, StreamConfig};
 
 use crate::sink::{Failure, Message, SetupError, Sink};
-use async_nats::client::PublishErrorKind;
-use async_nats::{Client, HeaderMap, StatusCode};
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
+use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
+use connection::Connection;
 use futures_util::future::BoxFuture;
-use headers::Headers;
-use link::Link;
+use replies::Answer;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use stream::StreamCheck;
-use tokio::task::AbortHandle;
+use std::time::Duration;
+use stream::Streams;
+use tokio::task::JoinSet;
 
 /// The longest subject that is sent. A server drops the whole connection at a protocol line over 4096 bytes
 /// (`max_control_line`), so one over-long subject would stop every other message. The rest of the line holds verb, inbox and
 /// sizes on the way in, and the acknowledgement address on the way to a consumer, whose client may enforce the same limit.
-const MAX_SUBJECT: usize = 4096 - 512;
+const MAX_SUBJECT_BYTES: usize = 4096 - 512;
+/// As much of a subject as names a place.
+const MAX_PLACE_CHARS: usize = 200;
 
 /// A [`Sink`] over one connection, which is made and kept in the background.
 pub struct NatsSink {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     /// `None` in core mode.
-    stream: Option<Arc<StreamCheck>>,
-    headers: Headers,
+    streams: Option<Streams>,
     ack_timeout: Duration,
-    max_payload: Option<usize>,
-    /// The task that looks after the stream.
-    keepers: Vec<AbortHandle>,
+    max_payload_bytes: Option<usize>,
+    /// The task of the connection, aborted when the sink is dropped.
+    _tasks: JoinSet<()>,
 }
 
 impl NatsSink {
     /// Starts connecting and returns at once; needs a tokio runtime, not a server. `name` is the sink's in the configuration;
     /// `subject` is its subject template with a wildcard for each templated token.
-    pub fn new(name: &str, config: &Config, subject: Option<&str>) -> Result<Self, SetupError> {
+    pub fn new(name: &str, config: &Config, subject: &str) -> Result<Self, SetupError> {
         if config.ack_timeout.is_zero() {
             return Err(SetupError("`ack_timeout` is zero, so no message could ever be acknowledged".to_owned()));
         }
-        let stream = match (config.mode, &config.stream) {
+        let streams = match (config.mode, &config.stream) {
             (Mode::Core, Some(_)) => {
                 return Err(SetupError("`stream` has no meaning with mode = \"core\"; remove one of them".to_owned()));
             }
             (Mode::Core, None) => None,
-            (Mode::Jetstream, stream) => {
-                Some(Arc::new(StreamCheck::new(name, config.domain.as_deref(), stream.as_ref(), subject)?))
-            }
+            (Mode::Jetstream, stream) => Some(Streams::new(name, config.domain.as_deref(), stream.as_ref(), subject)?),
         };
-        let link = Link::open(name, config)?;
-        let mut keepers = Vec::new();
-        if let Some(stream) = stream.as_ref().filter(|stream| stream.creates()) {
-            let keep = stream.clone().keep(Arc::downgrade(&link), link.stream_wanted.clone());
-            keepers.push(tokio::spawn(keep).abort_handle());
-        }
+        let mut tasks = JoinSet::new();
         Ok(Self {
-            headers: Headers::new(stream.as_ref().and_then(|stream| stream.name())),
-            link,
-            stream,
+            connection: Connection::open(name, config, &mut tasks)?,
+            streams,
             ack_timeout: config.ack_timeout,
-            max_payload: config.max_payload.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
-            keepers,
+            max_payload_bytes: config.max_payload.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
+            _tasks: tasks,
         })
     }
 
     async fn send(&self, message: &Message) -> Result<(), Failure> {
-        let headers = self.check(message)?;
-        let client = self.link.client()?;
-        let start = Instant::now();
-        let confirmed = async {
-            match &self.stream {
-                Some(stream) => self.store(client, stream, message, headers).await,
-                None => self.send_and_echo(client, message, headers, start).await,
+        let subject = message.topic();
+        check_subject(subject)?;
+        let headers = self.headers(message)?;
+        let payload = Bytes::from_owner(message.payload().clone());
+        if let Some(text) = self.connection.denied(subject) {
+            return Err(denied(subject, text));
+        }
+        let Some(streams) = &self.streams else { return self.send_to_core(subject, headers, payload).await };
+        streams.admit(&self.connection, subject).await?;
+        match self.connection.request(subject, headers, payload, self.ack_timeout).await? {
+            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => {
+                Err(streams.explain(&self.connection, subject, None).await)
             }
-        };
-        tokio::time::timeout(self.ack_timeout, confirmed).await.unwrap_or_else(|_| {
-            let complaint = self.link.complaint_about(&format!("\"{}\"", message.topic()), start);
-            Err(Failure::unavailable(complaint.unwrap_or_else(|| {
-                format!("nats did not acknowledge a message to `{}` within {:?}", message.topic(), self.ack_timeout)
-            })))
-        })
-    }
-
-    /// The headers of a message that the server may be sent.
-    fn check(&self, message: &Message) -> Result<HeaderMap, Failure> {
-        check_subject(message.topic())?;
-        let headers = self.headers.of(message)?;
-        if let Some(limit) = self.max_payload {
-            let bytes = message.payload().len() + headers::size(&headers);
-            if bytes > limit {
-                return Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")));
+            Some(Answer::Reply(reply)) => match acknowledged(subject, &reply.payload) {
+                Err(Refused::Stream(error)) => Err(streams.explain(&self.connection, subject, Some(&error)).await),
+                Err(Refused::Message(failure)) => Err(failure),
+                Ok(_) => Ok(()),
+            },
+            Some(Answer::Denied(text)) => Err(denied(subject, text)),
+            Some(Answer::Unreported) => Err(denied(subject, "denied among many others".to_owned())),
+            Some(Answer::Lost) | None => {
+                // The stream may be one that never confirms.
+                let _ = streams.explain(&self.connection, subject, None).await;
+                streams.admit(&self.connection, subject).await?;
+                Err(self.unanswered(subject))
             }
         }
-        Ok(headers)
     }
 
-    /// JetStream: resolves with the stream's acknowledgement.
-    async fn store(
-        &self,
-        client: &Client,
-        stream: &StreamCheck,
-        message: &Message,
-        headers: HeaderMap,
-    ) -> Result<(), Failure> {
-        let ticket = self.link.replies.ticket();
-        let sent = client.publish_with_reply_and_headers(
-            message.topic().to_owned(),
-            ticket.inbox(),
-            headers,
-            Bytes::from_owner(message.payload().clone()),
-        );
-        sent.await.map_err(send_failure)?;
-        let reply = ticket.reply().await.map_err(|_| connection_lost())?;
-        if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            self.link.stream_wanted.notify_one();
-            return Err(Failure::unavailable(stream.describe_missing(message.topic())));
-        }
-        puback::acknowledged(&reply.payload)
-    }
-
-    /// Core: resolves once the server has processed the message, as far as a server without acknowledgements tells.
-    async fn send_and_echo(
-        &self,
-        client: &Client,
-        message: &Message,
-        headers: HeaderMap,
-        start: Instant,
-    ) -> Result<(), Failure> {
-        client
-            .publish_with_headers(message.topic().to_owned(), headers, Bytes::from_owner(message.payload().clone()))
-            .await
-            .map_err(send_failure)?;
-        let ticket = self.link.replies.ticket();
-        client.publish(ticket.inbox(), Bytes::new()).await.map_err(send_failure)?;
-        ticket.reply().await.map_err(|_| connection_lost())?;
-        // A denied publish is reported before our echo, but through another task of the library; let that one run first.
+    /// Resolves once the server has processed the message, as far as a server without acknowledgements tells.
+    async fn send_to_core(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<(), Failure> {
+        let answer = self.connection.publish_and_flush(subject, headers, payload, self.ack_timeout).await?;
+        // A refusal is reported before the empty message, but through another task of the library; let that one run first.
         tokio::task::yield_now().await;
-        match self.link.denied_since(start) {
-            true => Err(Failure::unavailable(
-                "nats denies publishes to this user (Permissions Violation for Publish); allow the subject",
-            )),
-            false => Ok(()),
+        match (self.connection.denied(subject), answer) {
+            (Some(text), _) | (None, Some(Answer::Denied(text))) => Err(denied(subject, text)),
+            (None, Some(Answer::Reply(_))) => Ok(()),
+            (None, _) => Err(self.unanswered(subject)),
+        }
+    }
+
+    fn unanswered(&self, subject: &str) -> Failure {
+        let timeout = self.ack_timeout;
+        Failure::unavailable(format!("nats did not acknowledge a message to `{subject}` within {timeout:?}"))
+    }
+
+    /// The headers of a message that the server accepts.
+    fn headers(&self, message: &Message) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        for (name, text) in message.headers() {
+            let value = text.parse::<HeaderValue>();
+            let value = value.map_err(|error| Failure::rejected(format!("header `{name}`: {error}")))?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        headers.insert(header::NATS_MESSAGE_ID, message.id().to_string());
+        if let Some(stream) = self.streams.as_ref().and_then(Streams::name) {
+            headers.insert(header::NATS_EXPECTED_STREAM, stream);
+        }
+        let bytes = message.payload().len() + wire_bytes(&headers);
+        match self.max_payload_bytes {
+            Some(limit) if bytes > limit => {
+                Err(Failure::rejected(format!("message of {bytes} bytes exceeds max_payload of {limit}")))
+            }
+            _ => Ok(headers),
         }
     }
 }
@@ -175,30 +158,69 @@ impl Sink for NatsSink {
     /// Connected, and in JetStream mode a stream takes the subject.
     fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async {
-            let client = self.link.client()?;
-            match &self.stream {
-                Some(stream) => stream.probe(&self.link, client).await,
+            self.connection.client()?;
+            match &self.streams {
+                Some(streams) => streams.probe(&self.connection).await,
                 None => Ok(()),
             }
         })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.link.close())
+        Box::pin(self.connection.close())
     }
 }
 
-impl Drop for NatsSink {
-    fn drop(&mut self) {
-        self.keepers.iter().for_each(AbortHandle::abort);
+/// Why a stream did not store a message.
+#[derive(Debug, PartialEq)]
+enum Refused {
+    /// The message's or its subject's fault.
+    Message(Failure),
+    /// The stream's, with its error.
+    Stream(String),
+}
+
+/// Reads a PubAck; a duplicate is as good as stored. Of the errors, the message's own are those alone that no retry and no operator
+/// can mend on the server's side.
+fn acknowledged(subject: &str, payload: &[u8]) -> Result<PublishAck, Refused> {
+    let error = match serde_json::from_slice::<Response<PublishAck>>(payload) {
+        Ok(Response::Ok(ack)) => return Ok(ack),
+        Ok(Response::Err { error }) => error,
+        Err(_) => {
+            let cause = "something other than JetStream answers on this subject; no stream confirmed the message";
+            return Err(Refused::Stream(cause.to_owned()));
+        }
+    };
+    let place = || Refused::Message(Failure::Place { place: place(subject), cause: error.to_string(), expires: true });
+    Err(match error.error_code() {
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
+            Refused::Message(Failure::rejected(format!("the stream refuses the message: {error}")))
+        }
+        // Another stream than the configured one takes the subject.
+        ErrorCode::STREAM_NOT_MATCH => place(),
+        // `discard_new_per_subject`
+        ErrorCode::STREAM_STORE_FAILED if error.to_string().contains("per subject") => place(),
+        _ => Refused::Stream(format!("the stream does not take messages: {error}")),
+    })
+}
+
+fn denied(subject: &str, text: String) -> Failure {
+    Failure::Place { place: place(subject), cause: format!("nats refused: {text}"), expires: true }
+}
+
+/// The name of a subject as a place, in bounded length.
+fn place(subject: &str) -> String {
+    match subject.char_indices().nth(MAX_PLACE_CHARS) {
+        Some((end, _)) => format!("subject {}…", subject.get(..end).unwrap_or_default()),
+        None => format!("subject {subject}"),
     }
 }
 
 /// A subject that the server would answer by dropping the connection, or never store, is this message's own fault.
 fn check_subject(subject: &str) -> Result<(), Failure> {
-    if subject.len() > MAX_SUBJECT {
+    if subject.len() > MAX_SUBJECT_BYTES {
         return Err(Failure::rejected(format!(
-            "subject of {} bytes exceeds the {MAX_SUBJECT} that fit a NATS protocol line",
+            "subject of {} bytes exceeds the {MAX_SUBJECT_BYTES} that fit a NATS protocol line",
             subject.len()
         )));
     }
@@ -211,17 +233,10 @@ fn check_subject(subject: &str) -> Result<(), Failure> {
     }
 }
 
-/// The library refuses on its own what is over the server's `max_payload`; the server would drop the connection.
-fn send_failure(error: async_nats::PublishError) -> Failure {
-    match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => Failure::rejected(error),
-        PublishErrorKind::InvalidSubject => Failure::rejected(error),
-        PublishErrorKind::Send => Failure::unavailable("the connection to nats is closed"),
-    }
-}
-
-fn connection_lost() -> Failure {
-    Failure::unavailable("the connection to nats was lost before the acknowledgement")
+/// Bytes of the headers on the wire, as the server counts them: `NATS/1.0␍␊`, a line for each header, an empty line.
+fn wire_bytes(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+    12 + lines.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -230,14 +245,23 @@ mod tests {
     use crate::event::EventId;
     use figment::Figment;
     use figment::providers::{Format, Toml};
+    use std::time::Instant;
 
     fn config(toml: &str) -> Config {
         Figment::from(Toml::string(toml)).extract().unwrap()
     }
 
+    fn sink(toml: &str) -> NatsSink {
+        NatsSink::new("n", &config(toml), "a.*").unwrap()
+    }
+
+    fn message() -> Message {
+        Message::of(EventId([0xab; 16]), *b"{}", "a.b", "", "")
+    }
+
     #[tokio::test]
     async fn settings_that_cannot_work_are_refused_without_a_server() {
-        let error = |toml: &str| NatsSink::new("n", &config(toml), Some("a.*")).err().unwrap().to_string();
+        let error = |toml: &str| NatsSink::new("n", &config(toml), "a.*").err().unwrap().to_string();
         assert!(error("mode = 'core'\nstream = { name = 'A' }").contains("`stream` has no meaning"));
         assert!(error("ack_timeout = '0s'").contains("`ack_timeout`"));
         assert!(error("inbox_prefix = 'a.>'").contains("`inbox_prefix`"));
@@ -245,8 +269,8 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_server_a_publish_fails_at_once_and_says_why() {
-        let sink = NatsSink::new("n", &config("servers = '127.0.0.1:1'"), Some("a.*")).unwrap();
-        let message = message("a.b");
+        let sink = sink("servers = '127.0.0.1:1'");
+        let message = message();
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let Err(Failure::Unavailable { cause, .. }) = sink.publish(&message).await else {
@@ -265,13 +289,64 @@ mod tests {
 
     #[test]
     fn a_subject_that_would_harm_the_connection_is_the_messages_fault() {
-        assert_eq!(check_subject(&"a".repeat(MAX_SUBJECT)), Ok(()));
-        for subject in ["", "a..b", "a.*.b", "a.>", "a b", "a\r\nPUB x 0", "a\tb", "a.", &"a".repeat(MAX_SUBJECT + 1)] {
+        assert_eq!(check_subject(&"a".repeat(MAX_SUBJECT_BYTES)), Ok(()));
+        for subject in ["", "a..b", "a.*.b", "a.>", "a b", "a\r\nPUB x 0", "a\tb", "a.", &"a".repeat(3585)] {
             assert!(matches!(check_subject(subject), Err(Failure::Rejected { .. })), "{subject}");
         }
     }
 
-    fn message(subject: &str) -> Message {
-        Message::of(EventId([1; 16]), *b"{}", subject, "", "")
+    #[tokio::test]
+    async fn a_message_has_its_own_headers_its_id_and_its_stream() {
+        let message = message().with_header("ce-id", "1").with_header("ce-subject", "").with_header("x", "அ b");
+        let lines = |toml: &str| {
+            let headers = sink(toml).headers(&message).unwrap();
+            let lines =
+                headers.iter().flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {value}")));
+            let mut lines: Vec<_> = lines.collect();
+            lines.sort();
+            assert_eq!(wire_bytes(&headers), 12 + lines.iter().map(|line| line.len() + 2).sum::<usize>());
+            lines
+        };
+        let id = "Nats-Msg-Id: ".to_owned() + &"ab".repeat(16);
+        assert_eq!(lines(""), [&id, "ce-id: 1", "ce-subject: ", "x: அ b"]);
+        let with_stream = lines("stream = { name = 'CALLS' }");
+        assert_eq!(with_stream, ["Nats-Expected-Stream: CALLS", &id, "ce-id: 1", "ce-subject: ", "x: அ b"]);
+    }
+
+    #[tokio::test]
+    async fn no_header_can_break_out() {
+        let sink = sink("");
+        for value in ["a\r\nNats-Msg-Id: 1", "a\nb", "\r", "\n", &format!("{}\n", "a".repeat(100))] {
+            let refused = sink.headers(&message().with_header("ce-x", value));
+            assert!(matches!(refused, Err(Failure::Rejected { .. })), "{value}");
+        }
+    }
+
+    #[test]
+    fn only_errors_that_no_operator_can_mend_reject_a_message() {
+        let ack = |text: &str| acknowledged("a.b", text.as_bytes());
+        assert!(!ack(r#"{"stream":"A","seq":7}"#).unwrap().duplicate);
+        assert!(ack(r#"{"stream":"A","seq":7,"duplicate":true,"domain":"hub"}"#).unwrap().duplicate);
+        let error = |code: u64, text: &str| {
+            format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"{text}"}},"stream":"A","seq":0}}"#)
+        };
+        for code in [10054, 10097] {
+            assert!(matches!(ack(&error(code, "x")), Err(Refused::Message(Failure::Rejected { .. }))), "{code}");
+        }
+        for code in [0, 10023, 10047, 10077, 10109, 99999] {
+            assert!(matches!(ack(&error(code, "x")), Err(Refused::Stream(_))), "{code}");
+        }
+        for (code, text) in [(10060, "x"), (10077, "maximum messages per subject exceeded")] {
+            assert!(matches!(ack(&error(code, text)), Err(Refused::Message(Failure::Place { .. }))), "{code}");
+        }
+        for text in ["+OK", "{}", ""] {
+            assert!(matches!(ack(text), Err(Refused::Stream(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_place_is_bounded() {
+        assert_eq!(place("a.b"), "subject a.b");
+        assert_eq!(place(&"அ".repeat(1000)), format!("subject {}…", "அ".repeat(200)));
     }
 }

@@ -1,103 +1,56 @@
-//! Who we are to the server. Checked once at load; files are read again at every connect, so that a rotated password or
-//! renewed credentials take effect without a restart.
+//! How the sink authenticates. Secrets in files are read at every connect, so that a rotated one takes effect without a restart.
 
 use crate::setting::Secret;
 use crate::sink::SetupError;
 use crate::sink::nats::Config;
 use async_nats::Auth;
 use nkeys::{KeyPair, KeyPairType};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The one way of authentication that the settings name.
-#[derive(Debug, Clone)]
-pub(super) enum Identity {
-    Anonymous,
-    User { user: String, password: Source },
-    Token(Source),
-    Nkey(Source),
-    Credentials(PathBuf),
+/// Refuses settings that name more than one way to authenticate or half of one, unreadable files and malformed keys.
+pub(super) fn check(config: &Config) -> Result<(), SetupError> {
+    let given = |value: &Option<Secret>, file: &Option<PathBuf>| value.is_some() || file.is_some();
+    match (config.user.is_some(), given(&config.password, &config.password_file)) {
+        (true, false) => return Err(SetupError("`user` needs `password` or `password_file`".to_owned())),
+        (false, true) => {
+            return Err(SetupError("`password` needs `user`; for a token alone use `token`".to_owned()));
+        }
+        _ => {}
+    }
+    let ways = [
+        ("`user`", config.user.is_some()),
+        ("`token`", given(&config.token, &config.token_file)),
+        ("`nkey`", given(&config.nkey, &config.nkey_file)),
+        ("`credentials_file`", config.credentials_file.is_some()),
+    ];
+    let named: Vec<_> = ways.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    if named.len() > 1 {
+        return Err(SetupError(format!("{} are set together; keep one way to authenticate", named.join(" and "))));
+    }
+    answer(config, b"").map(drop)
 }
 
-/// A secret called `name`, as a value or in a file.
-#[derive(Debug, Clone)]
-pub(super) struct Source {
-    name: &'static str,
-    value: Option<Secret>,
-    file: Option<PathBuf>,
-}
-
-impl Identity {
-    /// The identity `config` names. Refuses more than one, unreadable files and malformed keys.
-    pub(super) fn from_config(config: &Config) -> Result<Self, SetupError> {
-        let password = Source::of("password", &config.password, &config.password_file);
-        let token = Source::of("token", &config.token, &config.token_file);
-        let nkey = Source::of("nkey", &config.nkey, &config.nkey_file);
-
-        let mut named = Vec::new();
-        match (config.user.clone(), password) {
-            (Some(user), Some(password)) => named.push(("user", Self::User { user, password })),
-            (Some(_), None) => return Err(SetupError("`user` needs `password` or `password_file`".to_owned())),
-            (None, Some(_)) => {
-                return Err(SetupError("`password` needs `user`; for a token alone use `token`".to_owned()));
-            }
-            (None, None) => {}
-        }
-        named.extend(token.map(|token| ("token", Self::Token(token))));
-        named.extend(nkey.map(|seed| ("nkey", Self::Nkey(seed))));
-        named.extend(config.credentials_file.clone().map(|path| ("credentials_file", Self::Credentials(path))));
-
-        let keys: Vec<_> = named.iter().map(|(key, _)| format!("`{key}`")).collect();
-        if keys.len() > 1 {
-            return Err(SetupError(format!("{} are set together; keep one way to authenticate", keys.join(" and "))));
-        }
-        let identity = named.pop().map_or(Self::Anonymous, |(_, identity)| identity);
-        identity.answer(b"")?;
-        Ok(identity)
+/// The answer to a server that challenges with `nonce`.
+pub(super) fn answer(config: &Config, nonce: &[u8]) -> Result<Auth, SetupError> {
+    let secret = |name, value: &Option<Secret>, file: &Option<PathBuf>| {
+        let secret = Secret::resolve(name, value.as_ref(), file.as_deref())?;
+        Ok::<_, SetupError>(secret.map(|secret| secret.reveal().to_owned()))
+    };
+    let mut auth = Auth::new();
+    auth.username = config.user.clone();
+    auth.password = secret("password", &config.password, &config.password_file)?;
+    auth.token = secret("token", &config.token, &config.token_file)?;
+    if let Some(seed) = secret("nkey", &config.nkey, &config.nkey_file)? {
+        let key = user_key("nkey", &seed)?;
+        auth.signature = Some(sign(&key, nonce)?);
+        auth.nkey = Some(key.public_key());
     }
-
-    /// What to send when the server challenges with `nonce`.
-    pub(super) fn answer(&self, nonce: &[u8]) -> Result<Auth, SetupError> {
-        let mut auth = Auth::new();
-        match self {
-            Self::Anonymous => {}
-            Self::User { user, password } => {
-                auth.username = Some(user.clone());
-                auth.password = Some(password.read()?.reveal().to_owned());
-            }
-            Self::Token(token) => auth.token = Some(token.read()?.reveal().to_owned()),
-            Self::Nkey(seed) => {
-                let key = user_key(seed.name, seed.read()?.reveal())?;
-                auth.nkey = Some(key.public_key());
-                auth.signature = Some(sign(&key, nonce)?);
-            }
-            Self::Credentials(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| {
-                    SetupError(format!("`credentials_file`: cannot read {}: {error}", path.display()))
-                })?;
-                let (jwt, seed) = parse_credentials(&text).ok_or_else(|| {
-                    SetupError(format!(
-                        "`credentials_file`: {} lacks a user JWT or an nkey seed between its BEGIN and END lines",
-                        path.display()
-                    ))
-                })?;
-                auth.signature = Some(sign(&user_key("credentials_file", seed)?, nonce)?);
-                auth.jwt = Some(jwt.to_owned());
-            }
-        }
-        Ok(auth)
+    if let Some(path) = &config.credentials_file {
+        let (jwt, seed) = read_credentials(path)?;
+        auth.signature = Some(sign(&user_key("credentials_file", &seed)?, nonce)?);
+        auth.jwt = Some(jwt);
     }
-}
-
-impl Source {
-    fn of(name: &'static str, value: &Option<Secret>, file: &Option<PathBuf>) -> Option<Self> {
-        let given = value.is_some() || file.is_some();
-        given.then(|| Self { name, value: value.clone(), file: file.clone() })
-    }
-
-    fn read(&self) -> Result<Secret, SetupError> {
-        let secret = Secret::resolve(self.name, self.value.as_ref(), self.file.as_deref())?;
-        secret.ok_or_else(|| SetupError(format!("`{}` is not set", self.name)))
-    }
+    Ok(auth)
 }
 
 /// The error names the setting, never the seed.
@@ -113,39 +66,46 @@ fn sign(key: &KeyPair, nonce: &[u8]) -> Result<Vec<u8>, SetupError> {
 }
 
 /// The JWT and the seed of a `.creds` file: the lines that follow its two `-----BEGIN …` lines.
-fn parse_credentials(text: &str) -> Option<(&str, &str)> {
-    let block = |title| {
-        let mut lines = text
-            .lines()
-            .map(str::trim)
-            .skip_while(move |line| !(line.starts_with("-----BEGIN") && line.contains(title)));
-        lines.nth(1).filter(|line| !line.is_empty() && !line.starts_with('-'))
+fn read_credentials(path: &Path) -> Result<(String, String), SetupError> {
+    let problem = |text: String| SetupError(format!("`credentials_file`: {text}"));
+    let text =
+        std::fs::read_to_string(path).map_err(|error| problem(format!("cannot read {}: {error}", path.display())))?;
+    let line_after = |title| {
+        let mut lines = text.lines().map(str::trim);
+        lines.find(|line| line.starts_with("-----BEGIN") && line.contains(title))?;
+        lines.next().filter(|line| !line.is_empty() && !line.starts_with('-')).map(str::to_owned)
     };
-    Some((block("JWT")?, block("SEED")?))
+    line_after("JWT").zip(line_after("SEED")).ok_or_else(|| {
+        problem(format!("{} lacks a user JWT or an nkey seed between its BEGIN and END lines", path.display()))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn identity(toml: &str) -> Result<Identity, String> {
+    fn config(toml: &str) -> Config {
         use figment::providers::{Format, Toml};
-        let config: Config = figment::Figment::from(Toml::string(toml)).extract().unwrap();
-        Identity::from_config(&config).map_err(|error| error.to_string())
+        figment::Figment::from(Toml::string(toml)).extract().unwrap()
+    }
+
+    fn auth(toml: &str, nonce: &[u8]) -> Auth {
+        check(&config(toml)).unwrap();
+        answer(&config(toml), nonce).unwrap()
     }
 
     #[test]
     fn each_way_to_authenticate_answers_a_challenge() {
-        assert!(matches!(identity("").unwrap(), Identity::Anonymous));
-        let auth = identity("user = 'a'\npassword = 'b'").unwrap().answer(b"n").unwrap();
-        assert_eq!((auth.username.as_deref(), auth.password.as_deref()), (Some("a"), Some("b")));
-        assert_eq!(identity("token = 't'").unwrap().answer(b"n").unwrap().token.as_deref(), Some("t"));
+        assert_eq!(auth("", b"").username, None);
+        let password = auth("user = 'a'\npassword = 'b'", b"n");
+        assert_eq!((password.username.as_deref(), password.password.as_deref()), (Some("a"), Some("b")));
+        assert_eq!(auth("token = 't'", b"n").token.as_deref(), Some("t"));
 
         let key = KeyPair::new_user();
         let seed = key.seed().unwrap();
-        let auth = identity(&format!("nkey = '{seed}'")).unwrap().answer(b"nonce").unwrap();
-        assert_eq!(auth.nkey, Some(key.public_key()));
-        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
+        let signed = auth(&format!("nkey = '{seed}'"), b"nonce");
+        assert_eq!(signed.nkey, Some(key.public_key()));
+        key.verify(b"nonce", &signed.signature.unwrap()).unwrap();
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("user.creds");
@@ -153,9 +113,9 @@ mod tests {
             "-----BEGIN NATS USER JWT-----\r\neyJ.x.y\r\n------END NATS USER JWT------\r\n\r\n*** IMPORTANT ***\r\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"
         );
         std::fs::write(&path, text).unwrap();
-        let auth = identity(&format!("credentials_file = '{}'", path.display())).unwrap().answer(b"nonce").unwrap();
-        assert_eq!(auth.jwt.as_deref(), Some("eyJ.x.y"));
-        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
+        let signed = auth(&format!("credentials_file = '{}'", path.display()), b"nonce");
+        assert_eq!(signed.jwt.as_deref(), Some("eyJ.x.y"));
+        key.verify(b"nonce", &signed.signature.unwrap()).unwrap();
     }
 
     #[test]
@@ -163,9 +123,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         std::fs::write(&path, "old\n").unwrap();
-        let identity = identity(&format!("token_file = '{}'", path.display())).unwrap();
+        let config = config(&format!("token_file = '{}'", path.display()));
+        assert_eq!(answer(&config, b"").unwrap().token.as_deref(), Some("old"));
         std::fs::write(&path, "new\n").unwrap();
-        assert_eq!(identity.answer(b"").unwrap().token.as_deref(), Some("new"));
+        assert_eq!(answer(&config, b"").unwrap().token.as_deref(), Some("new"));
     }
 
     #[test]
@@ -179,11 +140,12 @@ mod tests {
             ("credentials_file = '/nowhere.creds'", "/nowhere.creds"),
             ("password_file = '/nowhere'\nuser = 'a'", "/nowhere"),
         ] {
-            let error = identity(toml).unwrap_err();
+            let error = check(&config(toml)).unwrap_err().to_string();
             assert!(error.contains(expected), "{toml}: {error}");
             assert!(!error.contains("SUsecret"));
         }
         let account = KeyPair::new_account().seed().unwrap();
-        assert!(identity(&format!("nkey = '{account}'")).unwrap_err().contains("user nkey"));
+        let error = check(&config(&format!("nkey = '{account}'"))).unwrap_err().to_string();
+        assert!(error.contains("user nkey"), "{error}");
     }
 }

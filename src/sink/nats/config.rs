@@ -1,9 +1,9 @@
-//! What a `[sinks.<name>]` section of type `nats` may hold.
+//! The settings of a `[sinks.<name>]` table of type `nats`.
 
 use super::StreamConfig;
-use crate::setting::{Secret, period};
+use crate::setting::{List, Secret, period};
 use bytesize::ByteSize;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use std::time::Duration;
 pub struct Config {
     /// One server or several, as `nats://host:4222` or `tls://host:4222`, as a list or as one text with commas. Further
     /// servers of a cluster are learnt from the first one that answers. Default: `nats://127.0.0.1:4222`.
-    #[serde(default)]
-    pub servers: Servers,
+    #[serde(default = "this_machine")]
+    pub servers: List<String>,
     /// `jetstream` (default) waits until a stream has stored the message; `core` only until the server has processed it.
     #[serde(default)]
     pub mode: Mode,
@@ -47,7 +47,7 @@ pub struct Config {
     /// How long to wait for an acknowledgement before the message is sent again. Default: 10 s.
     #[serde(default = "ten_seconds", with = "period")]
     pub ack_timeout: Duration,
-    /// The stream that must store the messages. Default: whichever takes the subject.
+    /// The stream that must store the messages. Default: any stream that takes the subject.
     #[serde(default)]
     pub stream: Option<StreamConfig>,
     /// JetStream domain, where the streams live behind a leaf node.
@@ -64,7 +64,7 @@ pub struct Config {
     pub max_payload: Option<ByteSize>,
 }
 
-/// What counts as delivered.
+/// When a message counts as delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -96,29 +96,8 @@ pub struct TlsConfig {
     pub key_file: Option<PathBuf>,
 }
 
-/// One or several server addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Servers(pub Vec<String>);
-
-impl Default for Servers {
-    fn default() -> Self {
-        Self(vec!["nats://127.0.0.1:4222".to_owned()])
-    }
-}
-
-impl<'de> Deserialize<'de> for Servers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "an address like \"nats://host:4222\", or a list of them")]
-        enum OneOrMany {
-            One(String),
-            Many(Vec<String>),
-        }
-        Ok(Self(match OneOrMany::deserialize(deserializer)? {
-            OneOrMany::One(text) => text.split(',').map(|url| url.trim().to_owned()).collect(),
-            OneOrMany::Many(urls) => urls,
-        }))
-    }
+fn this_machine() -> List<String> {
+    List(vec!["nats://127.0.0.1:4222".to_owned()])
 }
 
 fn ten_seconds() -> Duration {
@@ -142,16 +121,7 @@ mod tests {
     #[test]
     fn an_empty_table_means_jetstream_on_this_machine() {
         let config = config("");
-        assert_eq!(config.servers, Servers::default());
+        assert_eq!(config.servers.0, ["nats://127.0.0.1:4222"]);
         assert_eq!((config.mode, config.ack_timeout), (Mode::Jetstream, Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn servers_are_a_text_or_a_list() {
-        let both = Servers(vec!["nats://a:1".to_owned(), "b".to_owned()]);
-        assert_eq!(config("servers = 'nats://a:1, b'").servers, both);
-        assert_eq!(config("servers = ['nats://a:1', 'b']").servers, both);
-        let error = Figment::from(Toml::string("servers = 1")).extract::<Config>().unwrap_err().to_string();
-        assert!(error.contains("an address like"), "{error}");
     }
 }

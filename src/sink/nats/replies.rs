@@ -1,39 +1,54 @@
-//! Matches the server's replies to the publishes that wait for them, over one inbox subscription.
+//! Matches answers to the publishes that await them, over one inbox subscription.
 //!
-//! The client library can do this too, but keeps an entry for ever when a reply never comes: a stream without a quorum would
-//! grow the process with every retry. Here an entry lives no longer than the publish that waits for it.
+//! async-nats has such a table too, but keeps the entry of a publish that is never answered for as long as the client lives
+//! (<https://github.com/nats-io/nats.rs/issues/1617>, open in 0.51): a stream without a quorum would grow the process with every
+//! retry. Here an entry lives no longer than the publish.
 
 use async_nats::Message;
-use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// Replies under way, by the number at the end of their inbox.
+/// The publishes that await an answer, by the number at the end of their reply inbox.
 pub(super) struct Replies {
     inbox: String,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Message>, RandomState>>,
+    pending: Mutex<HashMap<u64, Pending>>,
 }
 
-/// A claim to one reply. Dropping it gives up the claim.
-pub(super) struct Ticket<'a> {
+struct Pending {
+    subject: String,
+    since: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What became of a publish.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// A message came to its reply inbox.
+    Reply(Message),
+    /// The server refused it, with this text.
+    Denied(String),
+    /// The server refused so many publishes at once that the client library may have dropped the report about this one.
+    Unreported,
+    /// The connection was lost first.
+    Lost,
+}
+
+/// An answer that is awaited. Dropping it gives it up.
+pub(super) struct Awaited<'a> {
     replies: &'a Replies,
     number: u64,
-    reply: oneshot::Receiver<Message>,
+    answer: oneshot::Receiver<Answer>,
 }
 
-/// The connection went away before the reply came.
-#[derive(Debug)]
-pub(super) struct ConnectionLost;
-
 impl Replies {
-    /// Replies that arrive below `prefix`, at an address no other client uses.
+    /// A table for replies below `prefix`, at an inbox that no other client uses.
     pub(super) fn below(prefix: &str) -> Self {
         let unique: String = std::iter::repeat_with(fastrand::alphanumeric).take(16).collect();
-        Self { inbox: format!("{prefix}.{unique}"), next: AtomicU64::new(0), waiting: Mutex::default() }
+        Self { inbox: format!("{prefix}.{unique}"), next: AtomicU64::new(0), pending: Mutex::default() }
     }
 
     /// The subject to subscribe to.
@@ -41,58 +56,65 @@ impl Replies {
         format!("{}.*", self.inbox)
     }
 
-    pub(super) fn ticket(&self) -> Ticket<'_> {
-        let (sender, reply) = oneshot::channel();
-        Ticket { replies: self, number: self.add(sender), reply }
+    /// Whether replies arrive at this subject.
+    pub(super) fn are_at(&self, subject: &str) -> bool {
+        subject.strip_prefix(&self.inbox).is_some_and(|number| number.starts_with('.'))
     }
 
-    /// Hands a reply to whoever still waits for it.
+    /// Awaits the answer to a publish on `subject`, or on the reply inbox itself.
+    pub(super) fn expect(&self, subject: Option<&str>) -> Awaited<'_> {
+        let (sender, answer) = oneshot::channel();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let subject = subject.map_or_else(|| format!("{}.{number}", self.inbox), str::to_owned);
+        let pending = Pending { subject, since: Instant::now(), answer: sender };
+        self.pending.lock().insert(number, pending);
+        Awaited { replies: self, number, answer }
+    }
+
+    /// Takes a message that came to the inbox.
     pub(super) fn deliver(&self, message: Message) {
-        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
-        let waiting = number.and_then(|number: u64| self.waiting().remove(&number));
-        if let Some(waiting) = waiting {
-            // The publish may have been given up.
-            let _ = waiting.send(message);
+        let number = message.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        if let Some(pending) = number.and_then(|number| self.pending.lock().remove(&number)) {
+            let _ = pending.answer.send(Answer::Reply(message));
         }
     }
 
-    /// Tells everyone who waits that the connection is gone.
-    pub(super) fn abandon(&self) {
-        self.waiting().clear();
+    /// The server denied a publish on `subject`.
+    pub(super) fn deny(&self, subject: &str, text: &str) {
+        self.answer(|pending| pending.subject == subject, || Answer::Denied(text.to_owned()));
     }
 
-    fn add(&self, waiting: oneshot::Sender<Message>) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting().insert(number, waiting);
-        number
+    /// Refusals of publishes older than `moment` may have got lost.
+    pub(super) fn unreported(&self, moment: Instant) {
+        self.answer(|pending| pending.since < moment, || Answer::Unreported);
     }
 
-    fn inbox(&self, number: u64) -> String {
-        let mut inbox = String::with_capacity(self.inbox.len() + 21);
-        inbox.push_str(&self.inbox);
-        let _ = write!(inbox, ".{number}");
-        inbox
+    /// The connection is gone, or cannot bring replies.
+    pub(super) fn lost(&self) {
+        self.answer(|_| true, || Answer::Lost);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>, RandomState>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn answer(&self, concerns: impl Fn(&Pending) -> bool, answer: impl Fn() -> Answer) {
+        for (_, pending) in self.pending.lock().extract_if(|_, pending| concerns(pending)) {
+            let _ = pending.answer.send(answer());
+        }
     }
 }
 
-impl Ticket<'_> {
-    /// Where the reply has to be sent.
+impl Awaited<'_> {
+    /// The reply inbox of the publish.
     pub(super) fn inbox(&self) -> String {
-        self.replies.inbox(self.number)
+        format!("{}.{}", self.replies.inbox, self.number)
     }
 
-    pub(super) async fn reply(mut self) -> Result<Message, ConnectionLost> {
-        (&mut self.reply).await.map_err(|_| ConnectionLost)
+    pub(super) async fn answer(mut self) -> Answer {
+        (&mut self.answer).await.unwrap_or(Answer::Lost)
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        self.replies.waiting().remove(&self.number);
+        self.replies.pending.lock().remove(&self.number);
     }
 }
 
@@ -102,36 +124,41 @@ mod tests {
     use futures_util::FutureExt;
 
     fn reply_to(inbox: &str) -> Message {
-        Message {
-            subject: inbox.into(),
-            reply: None,
-            payload: Default::default(),
-            headers: None,
-            status: None,
-            description: None,
-            length: 0,
-        }
+        let (reply, headers, status, description, payload) = (None, None, None, None, Default::default());
+        Message { subject: inbox.into(), reply, payload, headers, status, description, length: 0 }
+    }
+
+    fn answer(awaited: Awaited<'_>) -> Option<Answer> {
+        awaited.answer().now_or_never()
     }
 
     #[test]
-    fn a_reply_reaches_its_own_ticket_and_leaves_nothing_behind() {
+    fn a_reply_answers_its_own_publish_and_leaves_nothing_behind() {
         let replies = Replies::below("_INBOX");
-        let (first, second) = (replies.ticket(), replies.ticket());
+        let (first, second) = (replies.expect(Some("a")), replies.expect(Some("a")));
         let (first_inbox, second_inbox) = (first.inbox(), second.inbox());
         replies.deliver(reply_to(&second_inbox));
-        assert_eq!(second.reply().now_or_never().unwrap().unwrap().subject.as_str(), second_inbox);
-        assert_eq!(replies.waiting().len(), 1);
+        assert!(matches!(answer(second), Some(Answer::Reply(reply)) if reply.subject.as_str() == second_inbox));
+        assert_eq!(replies.pending.lock().len(), 1);
         drop(first);
-        assert!(replies.waiting().is_empty());
+        assert!(replies.pending.lock().is_empty());
         replies.deliver(reply_to(&first_inbox));
         replies.deliver(reply_to("_INBOX.other.x"));
     }
 
     #[test]
-    fn a_lost_connection_releases_every_ticket() {
+    fn a_refusal_answers_the_publishes_of_its_subject_alone() {
         let replies = Replies::below("_INBOX");
-        let ticket = replies.ticket();
-        replies.abandon();
-        assert!(ticket.reply().now_or_never().unwrap().is_err());
+        let (denied, other) = (replies.expect(Some("a")), replies.expect(Some("a.b")));
+        replies.deny("a", "no");
+        assert!(matches!(answer(denied), Some(Answer::Denied(text)) if text == "no"));
+        replies.unreported(Instant::now() - std::time::Duration::from_secs(1));
+        assert_eq!(replies.pending.lock().len(), 1);
+        replies.unreported(Instant::now() + std::time::Duration::from_secs(1));
+        assert!(matches!(answer(other), Some(Answer::Unreported)));
+        let lost = replies.expect(Some("a"));
+        replies.lost();
+        assert!(matches!(answer(lost), Some(Answer::Lost)));
+        assert!(replies.pending.lock().is_empty());
     }
 }

@@ -1,23 +1,27 @@
-//! The stream behind the subject: whether it is there, and its creation where the settings ask for it.
+//! The streams that take the sink's subjects: whether they are there, and the creation of one where the settings ask for it.
 
+use super::connection::Connection;
+use super::replies::Answer;
 use crate::setting::optional_period;
-use crate::sink::nats::link::Link;
 use crate::sink::{Failure, SetupError};
-use async_nats::Client;
-use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
-use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::{HeaderMap, StatusCode};
 use bytesize::ByteSize;
-use serde::Deserialize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 use tracing::{info, warn};
 
 const API_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two attempts to create the stream, and between two looks at it however often a publish asks.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The answer of the server about its streams serves for so long, however many publishes ask.
+const FRESH: Duration = Duration::from_secs(1);
+/// The server is asked about no more streams than these.
+const MAX_STREAMS: usize = 32;
 
 /// The JetStream stream that stores the messages.
 #[derive(Debug, Clone, Deserialize)]
@@ -84,48 +88,91 @@ fn one() -> usize {
     1
 }
 
-/// The stream as settings and subject describe it.
-pub(super) struct StreamCheck {
+/// The streams that take the sink's subjects, as settings and server describe them.
+pub(super) struct Streams {
     sink: String,
-    domain: Option<String>,
-    /// Its name, where the settings give one.
+    /// `$JS.API`, or that of the domain.
+    api: String,
+    /// The name of the stream that must store the messages, where the settings give one.
     name: Option<String>,
     /// What to create it with, where the settings ask for that.
     creation: Option<stream::Config>,
-    /// The subject with wildcards, to ask the server who takes it.
-    subject: Option<String>,
-    /// Why the last attempt to create it failed.
-    error: Mutex<Option<String>>,
+    /// The sink's subject, with a wildcard for each templated token.
+    subject: String,
+    /// Held while the server is asked.
+    asking: tokio::sync::Mutex<()>,
+    seen: Mutex<Option<(Instant, Answered)>>,
+    /// The differences between settings and stream that were logged.
+    differences: Mutex<String>,
 }
 
-impl StreamCheck {
-    /// Refuses settings that the server would refuse every time.
+type Answered = Result<Arc<Seen>, Failure>;
+
+/// The server's answer about its streams.
+#[derive(Debug)]
+enum Seen {
+    /// Those that take subjects of the sink, and of the configured name where there is one.
+    Streams(Vec<Found>),
+    /// This user may not ask.
+    Forbidden,
+}
+
+#[derive(Debug)]
+struct Found {
+    name: String,
+    /// `None` if the stream itself did not answer.
+    config: Option<stream::Config>,
+}
+
+impl Found {
+    /// A stream that does not answer may take any subject of the sink.
+    fn takes(&self, subject: &str) -> bool {
+        self.config.as_ref().is_none_or(|config| config.subjects.iter().any(|pattern| matches(pattern, subject)))
+    }
+
+    fn never_confirms(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.no_ack)
+    }
+}
+
+/// Why the server did not answer a request of the JetStream API.
+enum AskError {
+    Forbidden,
+    Failed(Failure),
+}
+
+/// The answer to `STREAM.NAMES`.
+#[derive(Deserialize)]
+struct Names {
+    #[serde(default)]
+    streams: Option<Vec<String>>,
+}
+
+impl Streams {
+    /// Refuses settings that the server would refuse every time. `subject` is the sink's with a wildcard for each templated token.
     pub(super) fn new(
         sink: &str,
         domain: Option<&str>,
         config: Option<&StreamConfig>,
-        subject: Option<&str>,
+        subject: &str,
     ) -> Result<Self, SetupError> {
-        let creation = match config {
-            Some(config) if config.create => Some(creation(config, subject)?),
-            _ => None,
-        };
-        if let Some(config) = config {
+        if let Some(StreamConfig { name, .. }) = config {
             let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
-            if config.name.is_empty() || !config.name.chars().all(legal) {
+            if name.is_empty() || !name.chars().all(legal) {
                 return Err(SetupError(format!(
-                    "`stream.name`: `{}` is empty or holds a blank, `.`, `*`, `>` or a slash",
-                    config.name
+                    "`stream.name`: `{name}` is empty or holds a blank, `.`, `*`, `>` or a slash"
                 )));
             }
         }
         Ok(Self {
             sink: sink.to_owned(),
-            domain: domain.map(str::to_owned),
+            api: domain.map_or_else(|| "$JS.API".to_owned(), |domain| format!("$JS.{domain}.API")),
             name: config.map(|config| config.name.clone()),
-            creation,
-            subject: subject.map(str::to_owned),
-            error: Mutex::default(),
+            creation: config.filter(|config| config.create).map(|config| creation(config, subject)).transpose()?,
+            subject: subject.to_owned(),
+            asking: tokio::sync::Mutex::default(),
+            seen: Mutex::default(),
+            differences: Mutex::default(),
         })
     }
 
@@ -133,161 +180,203 @@ impl StreamCheck {
         self.name.as_deref()
     }
 
-    pub(super) fn creates(&self) -> bool {
-        self.creation.is_some()
+    /// Whether a stream takes messages, as far as the server lets this user ask.
+    pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
+        match &*self.ask(connection, Duration::ZERO).await? {
+            Seen::Streams(found) => self.none_confirms(found, &self.subject).map_or(Ok(()), Err),
+            // An account may publish and still be forbidden to ask; then being connected has to do.
+            Seen::Forbidden => Ok(()),
+        }
     }
 
-    /// What to tell when nobody answered for `subject`.
-    pub(super) fn describe_missing(&self, subject: &str) -> String {
-        let error = self.error().clone();
-        match (&self.name, self.creates(), error) {
-            (Some(name), true, Some(error)) => {
-                format!("no JetStream stream takes subject `{subject}`, and stream `{name}` cannot be created: {error}")
+    /// Refuses a message for a stream that never confirms, before it is published again and again.
+    pub(super) async fn admit(&self, connection: &Connection, subject: &str) -> Result<(), Failure> {
+        let known = self.seen.lock().as_ref().map(|(_, seen)| seen.clone());
+        let seen = match known {
+            Some(seen) => seen,
+            None => self.ask(connection, FRESH).await,
+        };
+        // Where the server did not tell, the publish will show.
+        let Ok(Seen::Streams(found)) = seen.as_deref() else { return Ok(()) };
+        match found.iter().any(|stream| stream.never_confirms() && stream.takes(subject)) {
+            true => Err(self.failure(found, subject, None)),
+            false => Ok(()),
+        }
+    }
+
+    /// Why no stream confirmed a message to `subject`: none took it, or the one that did answered with `error`.
+    pub(super) async fn explain(&self, connection: &Connection, subject: &str, error: Option<&str>) -> Failure {
+        match self.ask(connection, FRESH).await.as_deref() {
+            Ok(Seen::Streams(found)) => self.failure(found, subject, error),
+            Ok(Seen::Forbidden) => match error {
+                Some(error) => Failure::unavailable(error),
+                None => missing(subject, self.describe_missing(subject)),
+            },
+            Err(failure) => failure.clone(),
+        }
+    }
+
+    /// The fault is the stream's, or the subject's where no stream takes it. It is the destination's where there is no other stream.
+    fn failure(&self, found: &[Found], subject: &str, error: Option<&str>) -> Failure {
+        if let Some(failure) = self.none_confirms(found, subject) {
+            return failure;
+        }
+        let Some(stream) = found.iter().find(|stream| stream.takes(subject)) else {
+            return missing(subject, self.describe_missing(subject));
+        };
+        let (cause, expires) = match (error, stream.never_confirms()) {
+            (_, true) => (never_confirms(&stream.name), true),
+            (Some(error), _) => (error.to_owned(), false),
+            (None, _) => (format!("stream `{}` takes the subject and does not answer", stream.name), false),
+        };
+        match found {
+            [_] => Failure::unavailable(cause),
+            _ => Failure::Place { place: format!("stream {}", stream.name), cause, expires },
+        }
+    }
+
+    /// Why no message of this sink can be confirmed, if so.
+    fn none_confirms(&self, found: &[Found], subject: &str) -> Option<Failure> {
+        match found {
+            [] => Some(Failure::unavailable(self.describe_missing(subject))),
+            [first, ..] if found.iter().all(Found::never_confirms) => {
+                Some(Failure::unavailable(never_confirms(&first.name)))
             }
-            (Some(name), true, None) => {
-                format!("no JetStream stream takes subject `{subject}` yet; stream `{name}` is being created")
+            _ => None,
+        }
+    }
+
+    fn describe_missing(&self, subject: &str) -> String {
+        match &self.name {
+            Some(name) => {
+                format!("no JetStream stream takes subject `{subject}`: `{name}` is missing or has other subjects")
             }
-            _ => format!(
+            None => format!(
                 "no JetStream stream takes subject `{subject}`; create one, or set [sinks.{}.stream] name and create = true",
                 self.sink
             ),
         }
     }
 
-    /// Whether a stream takes the subject, as far as the server lets this client ask.
-    pub(super) async fn probe(&self, link: &Link, client: &Client) -> Result<(), Failure> {
-        let context = self.context(client);
-        let start = Instant::now();
-        let unknown = |subject: &str, error: &dyn std::fmt::Display| match link.complaint_about("$JS", start) {
-            // An account may publish and still be forbidden to look; then being connected has to do.
-            Some(_) => Ok(()),
-            None => Err(Failure::unavailable(format!("cannot ask nats about the stream ({subject}): {error}"))),
+    /// Asks the server for its streams, unless it answered so short a time ago.
+    async fn ask(&self, connection: &Connection, max_age: Duration) -> Answered {
+        let _asking = self.asking.lock().await;
+        let fresh = self.seen.lock().clone().filter(|(at, _)| at.elapsed() < max_age);
+        if let Some((_, seen)) = fresh {
+            return seen;
+        }
+        let seen = match self.find(connection).await {
+            Ok(found) => Ok(Arc::new(Seen::Streams(found))),
+            Err(AskError::Forbidden) => Ok(Arc::new(Seen::Forbidden)),
+            Err(AskError::Failed(failure)) => Err(failure),
         };
-        if let Some(name) = &self.name {
-            match context.request::<_, _, Response<stream::Info>>(format!("STREAM.INFO.{name}"), &()).await {
-                Ok(Response::Ok(info)) if info.config.no_ack => {
-                    return Err(Failure::unavailable(format!(
-                        "stream `{name}` has no_ack set, so it never confirms a message; unset it"
-                    )));
-                }
-                Ok(Response::Ok(_)) => {}
-                Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                    return Err(Failure::unavailable(self.describe_missing(self.subject.as_deref().unwrap_or(name))));
-                }
-                Ok(Response::Err { error }) => return Err(Failure::unavailable(error)),
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => return Err(no_jetstream()),
-                Err(error) => return unknown(name, &error),
-            }
-        }
-        if let Some(subject) = &self.subject {
-            let query = serde_json::json!({ "subject": subject });
-            match context.request::<_, _, Response<Names>>("STREAM.NAMES", &query).await {
-                Ok(Response::Ok(names)) if takes(&names, self.name()) => {}
-                Ok(Response::Ok(_)) => return Err(Failure::unavailable(self.describe_missing(subject))),
-                Ok(Response::Err { error }) => return Err(Failure::unavailable(error)),
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => return Err(no_jetstream()),
-                Err(error) => return unknown(subject, &error),
-            }
-        }
-        Ok(())
+        *self.seen.lock() = Some((Instant::now(), seen.clone()));
+        seen
     }
 
-    /// Creates the stream after each connect, and whenever a publish finds it gone, until it is there.
-    pub(super) async fn keep(self: Arc<Self>, link: Weak<Link>, wanted: Arc<Notify>) {
-        let Some(config) = &self.creation else { return };
-        // Told once, not at every look.
-        let mut known = String::new();
-        loop {
-            wanted.notified().await;
-            let Some(link) = link.upgrade() else { return };
-            let Ok(client) = link.client() else { continue };
-            let outcome = self.ensure(&self.context(client), config).await;
-            drop(link);
-            match &outcome {
-                Ok(differences) if !differences.is_empty() && *differences != known => {
-                    known.clone_from(differences);
-                    warn!(
-                        sink = self.sink,
-                        stream = config.name,
-                        differences,
-                        "the stream exists with other settings, left as it is"
-                    );
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    wanted.notify_one();
-                    if self.error().as_ref() != Some(error) {
-                        warn!(
-                            sink = self.sink,
-                            stream = config.name,
-                            error,
-                            "cannot create the stream, trying for ever"
-                        );
-                    }
-                }
+    async fn find(&self, connection: &Connection) -> Result<Vec<Found>, AskError> {
+        let query = serde_json::json!({ "subject": self.subject });
+        let names = self.request::<Names>(connection, "STREAM.NAMES".to_owned(), &query).await?;
+        let names = names.map_err(|error| AskError::Failed(Failure::unavailable(error)))?.streams.unwrap_or_default();
+        let mut wanted: Vec<_> = names.into_iter().filter(|name| self.name().is_none_or(|own| own == name)).collect();
+        if let (Some(config), true) = (&self.creation, wanted.is_empty()) {
+            self.create(connection, config).await?;
+            wanted.push(config.name.clone());
+        }
+        let found = join_all(wanted.into_iter().take(MAX_STREAMS).map(|name| self.describe(connection, name))).await;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn describe(&self, connection: &Connection, name: String) -> Option<Found> {
+        let config = match self.request::<stream::Info>(connection, format!("STREAM.INFO.{name}"), &()).await {
+            Ok(Ok(info)) => Some(info.config),
+            Ok(Err(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => return None,
+            // Forbidden, or without a leader.
+            _ => None,
+        };
+        if let (Some(wanted), Some(found)) = (&self.creation, &config) {
+            let differences = differences(found, wanted).join(", ");
+            let mut logged = self.differences.lock();
+            if *logged != differences && !differences.is_empty() {
+                warn!(
+                    sink = self.sink,
+                    stream = name,
+                    differences,
+                    "the stream exists with other settings, left as it is"
+                );
             }
-            *self.error() = outcome.err();
-            tokio::time::sleep(RETRY_PAUSE).await;
+            *logged = differences;
+        }
+        Some(Found { name, config })
+    }
+
+    async fn create(&self, connection: &Connection, config: &stream::Config) -> Result<(), AskError> {
+        match self.request::<stream::Info>(connection, format!("STREAM.CREATE.{}", config.name), config).await? {
+            Ok(_) => {
+                info!(sink = self.sink, stream = config.name, "stream created");
+                Ok(())
+            }
+            Err(error) => Err(AskError::Failed(Failure::unavailable(format!(
+                "no JetStream stream takes subject `{}`, and stream `{}` cannot be created: {error}",
+                self.subject, config.name
+            )))),
         }
     }
 
-    /// Makes sure that the stream is there. Returns what differs from the settings.
-    async fn ensure(&self, context: &Context, wanted: &stream::Config) -> Result<String, String> {
-        let info = context.request::<_, _, Response<stream::Info>>(format!("STREAM.INFO.{}", wanted.name), &()).await;
-        match info.map_err(|error| error.to_string())? {
-            Response::Ok(found) => Ok(differences(&found.config, wanted).join(", ")),
-            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                context.create_stream(wanted.clone()).await.map_err(|error| error.to_string())?;
-                info!(sink = self.sink, stream = wanted.name, "stream created");
-                Ok(String::new())
+    /// A request of the JetStream API. The inner error is the server's answer.
+    async fn request<T: DeserializeOwned>(
+        &self,
+        connection: &Connection,
+        request: String,
+        body: &impl Serialize,
+    ) -> Result<Result<T, async_nats::jetstream::Error>, AskError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            AskError::Failed(Failure::unavailable(format!("cannot ask nats about the stream ({request}): {error}")))
+        };
+        let subject = format!("{}.{request}", self.api);
+        let body = serde_json::to_vec(body).map_err(|error| failed(&error))?;
+        let answer = connection.request(&subject, HeaderMap::new(), body.into(), API_TIMEOUT).await;
+        match answer.map_err(AskError::Failed)? {
+            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => {
+                Err(AskError::Failed(Failure::unavailable(
+                    "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
+                )))
             }
-            Response::Err { error } => Err(error.to_string()),
+            Some(Answer::Reply(reply)) => match serde_json::from_slice(&reply.payload) {
+                Ok(Response::Ok(found)) => Ok(Ok(found)),
+                Ok(Response::Err { error }) => Ok(Err(error)),
+                Err(error) => Err(failed(&error)),
+            },
+            Some(Answer::Denied(_)) => Err(AskError::Forbidden),
+            _ => Err(failed(&"no answer")),
         }
     }
-
-    fn context(&self, client: &Client) -> Context {
-        context(self.domain.as_deref(), client)
-    }
-
-    fn error(&self) -> MutexGuard<'_, Option<String>> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// The JetStream of this domain.
-pub(super) fn context(domain: Option<&str>, client: &Client) -> Context {
-    match domain {
-        Some(domain) => ContextBuilder::new().domain(domain).timeout(API_TIMEOUT).build(client.clone()),
-        None => ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone()),
-    }
+fn missing(subject: &str, cause: String) -> Failure {
+    Failure::Place { place: super::place(subject), cause, expires: true }
 }
 
-/// The answer to `STREAM.NAMES`.
-#[derive(Deserialize)]
-pub(super) struct Names {
-    #[serde(default)]
-    pub(super) streams: Option<Vec<String>>,
+fn never_confirms(stream: &str) -> String {
+    format!("stream `{stream}` has no_ack set, so it never confirms a message; unset it")
 }
 
-fn takes(names: &Names, expected: Option<&str>) -> bool {
-    let mut streams = names.streams.iter().flatten();
-    match expected {
-        Some(expected) => streams.any(|name| name == expected),
-        None => streams.next().is_some(),
+/// Whether the stream subject `pattern` takes `subject`, which may hold wildcards itself.
+fn matches(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(pattern), Some(subject)) if pattern == "*" || pattern == subject => {}
+            _ => return false,
+        }
     }
 }
 
-pub(super) fn no_jetstream() -> Failure {
-    Failure::unavailable(
-        "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
-    )
-}
-
-fn creation(config: &StreamConfig, subject: Option<&str>) -> Result<stream::Config, SetupError> {
-    let subjects = match (config.subjects.as_slice(), subject) {
-        ([], Some(subject)) => vec![subject.to_owned()],
-        ([], None) => return Err(SetupError("`stream.subjects` is needed to create a stream".to_owned())),
-        (subjects, _) => subjects.to_vec(),
+fn creation(config: &StreamConfig, subject: &str) -> Result<stream::Config, SetupError> {
+    let subjects = match config.subjects.as_slice() {
+        [] => vec![subject.to_owned()],
+        subjects => subjects.to_vec(),
     };
     if let Some(bad) = subjects.iter().find(|subject| !async_nats::Subject::from(subject.as_str()).is_valid()) {
         return Err(SetupError(format!("`stream.subjects`: `{bad}` is not a subject")));
@@ -360,30 +449,63 @@ mod tests {
 
     #[test]
     fn the_defaults_take_the_sinks_subject_and_remember_ids_for_an_hour() {
-        let wanted = creation(&config("name = 'CDR'\ncreate = true"), Some("telecmi.cdr.*.*")).unwrap();
+        let wanted = creation(&config("name = 'CDR'\ncreate = true"), "telecmi.cdr.*.*").unwrap();
         assert_eq!(wanted.subjects, ["telecmi.cdr.*.*"]);
         assert_eq!(wanted.duplicate_window, Duration::from_secs(3600));
         assert_eq!((wanted.max_bytes, wanted.max_messages, wanted.max_age), (-1, -1, Duration::ZERO));
-        let short = creation(&config("name = 'CDR'\nmax_age = '10m'\nmax_bytes = '1MiB'"), Some("a")).unwrap();
+        let short = creation(&config("name = 'CDR'\nmax_age = '10m'\nmax_bytes = '1MiB'"), "a").unwrap();
         assert_eq!(short.duplicate_window, Duration::from_secs(600));
         assert_eq!(short.max_bytes, 1 << 20);
     }
 
     #[test]
-    fn what_the_server_would_refuse_is_refused_at_load() {
-        let error =
-            |toml: &str, subject| StreamCheck::new("n", None, Some(&config(toml)), subject).err().unwrap().to_string();
-        assert!(error("name = 'CDR'\ncreate = true", None).contains("`stream.subjects`"));
-        assert!(error("name = 'a.b'", None).contains("`stream.name`"));
-        assert!(error("name = 'C'\ncreate = true\nreplicas = 6", Some("a")).contains("`stream.replicas`"));
-        assert!(error("name = 'C'\ncreate = true\nsubjects = ['a..b']", None).contains("`a..b`"));
+    fn settings_that_the_server_would_refuse_are_refused_at_load() {
+        let error = |toml: &str| Streams::new("n", None, Some(&config(toml)), "a").err().unwrap().to_string();
+        assert!(error("name = 'a.b'").contains("`stream.name`"));
+        assert!(error("name = 'C'\ncreate = true\nreplicas = 6").contains("`stream.replicas`"));
+        assert!(error("name = 'C'\ncreate = true\nsubjects = ['a..b']").contains("`a..b`"));
         let window = "name = 'C'\ncreate = true\nmax_age = '1m'\nduplicate_window = '2m'";
-        assert!(error(window, Some("a")).contains("longer than `stream.max_age`"));
+        assert!(error(window).contains("longer than `stream.max_age`"));
+    }
+
+    #[test]
+    fn a_stream_takes_the_subjects_that_its_patterns_match() {
+        for (pattern, subject) in [("a.b", "a.b"), ("a.*", "a.b"), ("a.>", "a.b.c"), (">", "a"), ("a.*.c", "a.b.c")] {
+            assert!(matches(pattern, subject), "{pattern} {subject}");
+        }
+        for (pattern, subject) in [("a.b", "a"), ("a", "a.b"), ("a.>", "a"), ("a.*", "a.b.c"), ("a.b", "a.c")] {
+            assert!(!matches(pattern, subject), "{pattern} {subject}");
+        }
+    }
+
+    #[test]
+    fn a_failing_stream_stops_the_sink_only_where_it_is_the_only_one() {
+        let streams = Streams::new("n", None, None, "a.*").unwrap();
+        let found = |name: &str, subject: &str, no_ack| {
+            let subjects = vec![subject.to_owned()];
+            Found { name: name.into(), config: Some(stream::Config { subjects, no_ack, ..Default::default() }) }
+        };
+        let refused = |found: &[Found], error| streams.failure(found, "a.b", error);
+        let full = Some("maximum messages exceeded");
+        assert_eq!(refused(&[found("A", "a.b", false)], full), Failure::unavailable("maximum messages exceeded"));
+        let both = [found("A", "a.b", false), found("B", "a.c", false)];
+        let Failure::Place { place, cause, expires } = refused(&both, full) else { panic!() };
+        assert_eq!((place.as_str(), cause.as_str(), expires), ("stream A", "maximum messages exceeded", false));
+        let Failure::Place { place, expires, .. } = refused(&both[1..], None) else { panic!() };
+        assert_eq!((place.as_str(), expires), ("subject a.b", true));
+        let Failure::Place { cause, expires, .. } = refused(&[found("A", "a.b", true), found("B", "a.c", false)], None)
+        else {
+            panic!()
+        };
+        assert!(cause.contains("`A` has no_ack") && expires, "{cause}");
+        for found in [vec![], vec![found("A", "a.b", true)]] {
+            assert!(matches!(refused(&found, None), Failure::Unavailable { .. }));
+        }
     }
 
     #[test]
     fn only_what_differs_is_named() {
-        let wanted = creation(&config("name = 'CDR'"), Some("a.*")).unwrap();
+        let wanted = creation(&config("name = 'CDR'"), "a.*").unwrap();
         let same = stream::Config { max_bytes: 0, ..wanted.clone() };
         assert!(differences(&same, &wanted).is_empty());
         let other = stream::Config { max_bytes: 5, discard: DiscardPolicy::New, ..wanted.clone() };

@@ -3,13 +3,20 @@
 //! Streams that appear later, or are made anew, are read from their beginning: they hold nothing that was there before.
 
 use super::{Ended, Following, START, unreadable};
-use crate::sink::nats::{Config, Connection, Mode};
+use crate::sink::SetupError;
+use crate::sink::nats::connection::{connect_options, parse_servers};
+use crate::sink::nats::{Config, Mode};
 use crate::soak::SoakError;
 use crate::soak::oracle::Position;
 use crate::soak::watch::Watch;
+use async_nats::Client;
+use async_nats::connection::State;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::context::{Context, ContextBuilder};
+use async_nats::jetstream::response::Response;
 use futures_util::StreamExt;
+use serde::Deserialize;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +26,7 @@ use tokio::time::{sleep, timeout};
 const LOOK: Duration = Duration::from_secs(1);
 /// A consumer this long without a message is replaced: the stream may have been made anew, which no consumer is told.
 const IDLE: Duration = Duration::from_secs(5);
+const API_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A stream, and how far it has been read.
 struct Stream {
@@ -29,8 +37,56 @@ struct Stream {
     created: Option<String>,
 }
 
+/// Reaches the servers of a sink as the same user.
+struct Connection {
+    client: Client,
+    jetstream: Context,
+    /// The stream that the settings name.
+    stream: Option<String>,
+}
+
+impl Connection {
+    /// Starts connecting and returns at once.
+    async fn open(config: &Config) -> Result<Self, SetupError> {
+        let options = connect_options(config)?;
+        let servers = parse_servers(&config.servers.0)?;
+        let client = options.connect(servers).await.map_err(|error| SetupError(error.to_string()))?;
+        let jetstream = match &config.domain {
+            Some(domain) => ContextBuilder::new().domain(domain).timeout(API_TIMEOUT).build(client.clone()),
+            None => ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone()),
+        };
+        Ok(Self { client, jetstream, stream: config.stream.as_ref().map(|stream| stream.name.clone()) })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.client.connection_state() {
+            State::Connected => Ok(()),
+            _ => Err("not connected to nats".to_owned()),
+        }
+    }
+
+    /// The streams that take `subject`, or the one that the settings name if it does.
+    async fn stream_names(&self, subject: &str) -> Result<Vec<String>, String> {
+        #[derive(Deserialize)]
+        struct Names {
+            #[serde(default)]
+            streams: Option<Vec<String>>,
+        }
+        self.check()?;
+        let query = serde_json::json!({ "subject": subject });
+        match self.jetstream.request("STREAM.NAMES", &query).await.map_err(|error| error.to_string())? {
+            Response::Ok(Names { streams }) => {
+                let names = streams.unwrap_or_default().into_iter();
+                Ok(names.filter(|name| self.stream.as_ref().is_none_or(|wanted| wanted == name)).collect())
+            }
+            Response::Err { error } => Err(error.to_string()),
+        }
+    }
+}
+
 pub async fn follow(watch: Arc<Watch>, config: &Config) -> Result<Following, SoakError> {
-    let connection = Connection::open(watch.name(), config)
+    let connection = Connection::open(config)
+        .await
         .map_err(|error| SoakError::Setup { sink: watch.name().to_owned(), cause: error.to_string() })?;
     let connection = Arc::new(connection);
     let task = match config.mode {
@@ -58,10 +114,11 @@ async fn until_possible<T>(watch: &Watch, attempt: impl AsyncFn() -> Result<T, S
 }
 
 async fn subscribe(connection: &Connection, watch: &Watch) -> Result<async_nats::Subscriber, String> {
-    let client = connection.client().map_err(|failure| failure.to_string())?;
-    let subscription = client.subscribe(watch.route().subject_wildcard()).await.map_err(|error| error.to_string())?;
+    connection.check()?;
+    let subscription =
+        connection.client.subscribe(watch.route().subject_wildcard()).await.map_err(|error| error.to_string())?;
     // Once this is through, the server knows of the subscription.
-    client.flush().await.map_err(|error| error.to_string())?;
+    connection.client.flush().await.map_err(|error| error.to_string())?;
     Ok(subscription)
 }
 
@@ -76,15 +133,15 @@ async fn hear(connection: Arc<Connection>, watch: Arc<Watch>, mut subscription: 
                 watch.arrived(&message.payload, Position { place, offset: count });
             }
             Ok(None) => return watch.trouble("the connection to nats is closed"),
-            Err(_) => note(&watch, connection.client().map(drop)),
+            Err(_) => note(&watch, connection.check()),
         }
     }
 }
 
-fn note(watch: &Watch, outcome: Result<(), crate::sink::Failure>) {
+fn note(watch: &Watch, outcome: Result<(), String>) {
     match outcome {
         Ok(()) => watch.fine(),
-        Err(failure) => watch.trouble(failure.to_string()),
+        Err(cause) => watch.trouble(cause),
     }
 }
 
@@ -92,10 +149,8 @@ fn note(watch: &Watch, outcome: Result<(), crate::sink::Failure>) {
 async fn streams(connection: &Connection, watch: &Watch) -> Result<Vec<Stream>, String> {
     let mut streams = Vec::new();
     for name in connection.stream_names(&watch.route().subject_wildcard()).await? {
-        let context = connection.jetstream().map_err(|failure| failure.to_string())?;
-        let start = Instant::now();
-        let stream = context.get_stream(&name).await;
-        let stream = stream.map_err(|error| format!("stream `{name}`: {}", connection.explain(start, &error)))?;
+        let stream = connection.jetstream.get_stream(&name).await;
+        let stream = stream.map_err(|error| format!("stream `{name}`: {error}"))?;
         let info = stream.cached_info();
         streams.push(Stream { next: info.state.last_sequence + 1, created: Some(info.created.to_string()), name });
     }
@@ -138,11 +193,9 @@ async fn read(connection: Arc<Connection>, watch: Arc<Watch>, mut stream: Stream
 /// Reads until there is nothing for a while, or no more is to be had from this consumer.
 async fn read_on(connection: &Connection, watch: &Watch, stream: &mut Stream) -> Result<(), String> {
     let name = &stream.name;
-    let start = Instant::now();
-    let refused =
-        |error: &dyn std::fmt::Display| format!("stream `{name}` cannot be read: {}", connection.explain(start, error));
-    let context = connection.jetstream().map_err(|failure| failure.to_string())?;
-    let found = context.get_stream(name).await.map_err(|error| refused(&error))?;
+    let refused = |error: &dyn std::fmt::Display| format!("stream `{name}` cannot be read: {error}");
+    connection.check()?;
+    let found = connection.jetstream.get_stream(name).await.map_err(|error| refused(&error))?;
     let created = Some(found.cached_info().created.to_string());
     if stream.created.is_some() && stream.created != created {
         stream.next = 1;
