@@ -3,8 +3,8 @@
 use crate::admin::{AdminService, Api};
 use crate::config::{Config, Destination, Shutdown, Sink as SinkConfig};
 use crate::control;
-use crate::dead_letter::DeadLetters;
-use crate::dead_letter::undecodable::Undecodable;
+use crate::dead_letter::rejected::RejectedBodies;
+use crate::dead_letter::{self, DeadLetters};
 use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Beginning, Limits, ProxyProtocol, Tls};
 use crate::ingress::auth;
@@ -139,6 +139,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let mut background = JoinSet::new();
     let mut open_sinks = Vec::new();
     let mut watchers = Vec::new();
+    let mut all_dead_letters = Vec::new();
     for Prepared { name, config: sink_config, route, sink } in sinks {
         let health = Health::new(&name, sink_config.dispatch.required);
         healths.push(health.clone());
@@ -150,8 +151,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
             watchers.push(watcher);
             watches = Some(asked);
         }
+        let letters = metrics.sink(&name).dead_letters;
+        let dead_letters = DeadLetters::new(&config.spool.path, &name, &config.dead_letters, letters);
+        all_dead_letters.push(dead_letters.clone());
         let parts = Parts {
-            dead_letters: DeadLetters::new(&config.spool.path, &name),
+            dead_letters,
             metrics: metrics.sink(&name),
             config: sink_config.dispatch,
             name,
@@ -173,14 +177,15 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let proxy_protocol = proxies.map(|proxies| ProxyProtocol::new(proxies, metrics.ingress.proxy_protocol.clone()));
     let beginning = Beginning { proxy_protocol, tls };
 
+    background.spawn(dead_letter::measure(all_dead_letters));
     match control::listen(&config.spool.path) {
         Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
     }
 
-    let keeping = (&config.ingress.undecodable, metrics.ingress.undecodable.clone());
-    let undecodable = Undecodable::start(keeping.0, &config.spool.path, keeping.1);
-    let undecodable = Arc::new(undecodable.map_err(OpenError::Io)?);
+    let rejected =
+        RejectedBodies::start(&config.ingress.rejected, &config.spool.path, metrics.ingress.rejected.clone());
+    let rejected = Arc::new(rejected.map_err(OpenError::Io)?);
     for route in config.ingress.open_doors() {
         tracing::warn!(
             ingress = route,
@@ -192,7 +197,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     }
     background.spawn(auth::watch(routes.watched()));
     let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());
-    let mut ingress = Ingress::new(settings, routes, spool.clone(), undecodable.clone(), counts);
+    let mut ingress = Ingress::new(settings, routes, spool.clone(), rejected.clone(), counts);
     if config.ingress.ack == Ack::Delivered {
         ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
     }
@@ -262,7 +267,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     stop_admin.send_replace(true);
     let _ = timeout(Duration::from_millis(100), admin_server).await;
     let behind = spool.status();
-    undecodable.close();
+    rejected.close();
     spool.close();
     tracing::info!(records = behind.end - behind.start, "stopped; records in the spool");
     if defect { Err(RunError::Defect) } else { Ok(()) }

@@ -1,12 +1,12 @@
 //! The command line: one file per subcommand.
 
-mod again;
 mod check;
 mod dead_letters;
 mod logging;
 mod openapi;
 mod output;
 mod replay;
+mod replay_client;
 mod run;
 mod select;
 mod soak;
@@ -160,7 +160,7 @@ pub enum CommandError {
     DamagedLetters(u64),
     /// What was to be replayed still holds no event.
     #[error("{0} of the bodies cannot be decoded; they stay")]
-    Undecodable(u64),
+    Rejected(u64),
     /// The system refuses something.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -194,7 +194,7 @@ impl CommandError {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
             Self::Run(_) | Self::Io(_) | Self::Soak(_) | Self::NotKept => 1,
-            Self::Damaged | Self::DamagedLetters(_) | Self::Undecodable(_) => 1,
+            Self::Damaged | Self::DamagedLetters(_) | Self::Rejected(_) => 1,
         }
     }
 }

@@ -13,6 +13,7 @@ mod renamed;
 pub use error::ConfigError;
 pub use log::{Log, LogFormat};
 
+use crate::dead_letter;
 use crate::dispatch;
 use crate::ingress as webhooks;
 use crate::route::{self, Dialect, Origins, Route};
@@ -44,6 +45,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[spool]`
     pub spool: spool::Config,
+    /// `[dead_letters]`
+    pub dead_letters: dead_letter::Config,
     /// `[shutdown]`
     pub shutdown: Shutdown,
     /// `[log]`
@@ -124,6 +127,7 @@ struct Document {
     ingress: webhooks::Config,
     admin: Admin,
     spool: spool::Config,
+    dead_letters: dead_letter::Config,
     shutdown: Shutdown,
     log: Log,
     sinks: BTreeMap<String, Value>,
@@ -188,6 +192,7 @@ impl Config {
             ingress,
             admin: document.admin,
             spool: document.spool,
+            dead_letters: document.dead_letters,
             shutdown: document.shutdown,
             log: document.log,
             sinks,

@@ -1,11 +1,13 @@
-//! How commands on the same machine reach a running bridge: a socket in the spool's directory, which its owner alone may enter.
+//! Replays through a running bridge: a socket in the spool's directory, which only the directory's owner can enter.
 //!
-//! One exchange a connection. The client sends a line `{"target":"SINK"}`, or `{}` for all sinks, then one line
-//! `{"arrival":MS,"payload":"TEXT"}` per event, with an `ingress` if that is not the default one, and closes its side. The answer is one line: how many events are stored, in order,
-//! how many of them had been stored before, and what stopped the rest.
+//! One exchange a connection, one JSON object a line. The client sends a [`Request`], then a [`ReplayEvent`] per event, and
+//! closes its side. The answer is one [`Outcome`].
 
-use crate::event::{Arrival, Event, MAX_DEPTH};
+use crate::dead_letter::DeadLetter;
+use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
 use crate::spool::Spool;
+use futures_util::{SinkExt, StreamExt};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
 use std::io;
@@ -13,58 +15,91 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
+use tokio_util::codec::{Framed, LinesCodec};
 
-/// Events that are appended together, and their bytes: the bridge has little memory to spare for a replay.
+/// Events that are appended together, and their bytes: a replay must not take much of the bridge's memory.
 const BATCH: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
-/// A line longer than this is no event of ours.
-const MAX_LINE: u64 = 256 << 20;
+/// The largest event has 64 MiB; JSON can double that, and more.
+const MAX_LINE_BYTES: usize = 256 << 20;
 
 /// An event to be published again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Again {
-    /// Milliseconds since 1970 when it first arrived.
+pub struct ReplayEvent {
+    /// When it first arrived, in milliseconds since 1970.
     pub arrival: u64,
-    /// Its exact text.
-    pub payload: String,
+    /// Its id.
+    pub id: String,
+    /// Its conversation.
+    pub conversation: String,
     /// The route that it came by, if not the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<Box<str>>,
+    pub ingress: Option<String>,
+    /// The query string that stood beside its body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// Its exact text.
+    pub payload: String,
 }
 
-impl Again {
+impl ReplayEvent {
     /// The event, as it came.
     pub fn of(event: &Event) -> Self {
         Self {
             arrival: event.arrival().0,
+            id: event.id().to_string(),
+            conversation: event.conversation().into(),
+            ingress: event.other_ingress().map(|name| name.to_string()),
+            query: event.query().map(Into::into),
             payload: event.payload().to_string(),
-            ingress: event.other_ingress().map(|name| (**name).into()),
+        }
+    }
+
+    fn event(self) -> io::Result<Event> {
+        let id = u128::from_str_radix(&self.id, 16).map_err(io::Error::other)?;
+        let id = EventId(id.to_be_bytes());
+        let event = Event::restore(&self.payload, id, &self.conversation, Arrival(self.arrival));
+        Ok(event.by(self.ingress.map(Into::into)).with_query(self.query.map(Into::into)))
+    }
+}
+
+impl From<DeadLetter> for ReplayEvent {
+    fn from(letter: DeadLetter) -> Self {
+        Self {
+            arrival: letter.arrival.parse::<Arrival>().unwrap_or_default().0,
+            id: letter.id,
+            conversation: letter.conversation,
+            ingress: Some(letter.ingress).filter(|name| name != DEFAULT_INGRESS),
+            query: letter.query,
+            payload: letter.payload,
         }
     }
 }
 
-/// What became of a request.
+/// The first line of an exchange.
+#[derive(Serialize, Deserialize)]
+struct Request {
+    /// The only sink that publishes the events; all of them if there is none.
+    target: Option<String>,
+}
+
+/// The answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// So many events, from the first on, are stored durably.
     pub stored: usize,
-    /// So many of these were stored before. What is for one sink alone is stored again.
+    /// So many of these were stored before. An event for one sink alone is stored again.
     #[serde(default)]
     pub duplicates: usize,
     /// Why the rest is not.
     pub error: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Head {
-    target: Option<String>,
-}
-
 /// The socket's name in the spool's directory.
 const NAME: &str = "control";
-/// What a socket's address has room for.
+/// The longest path of a socket's address, in bytes.
 const MAX_PATH: usize = 107;
 
 /// A path to the socket of the bridge whose spool is in a directory.
@@ -93,7 +128,7 @@ impl Address {
     }
 }
 
-/// Listens in the spool's directory, which this process has locked; a socket left there is nobody's.
+/// Listens in the spool's directory, which this process has locked: a socket that is there belongs to no other process.
 pub fn listen(spool: &Path) -> io::Result<UnixListener> {
     let path = spool.join(NAME);
     match std::fs::remove_file(&path) {
@@ -111,58 +146,68 @@ pub async fn serve(listener: UnixListener, spool: Arc<Spool>) {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone()))),
             Err(error) => {
-                tracing::warn!(%error, "a control connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }
     }
 }
 
-async fn answer(stream: UnixStream, spool: Arc<Spool>) {
-    let (reader, mut writer) = stream.into_split();
-    let mut outcome = Outcome::default();
-    if let Err(error) = take(BufReader::new(reader), &spool, &mut outcome).await {
-        outcome.error = Some(error.to_string());
-    }
-    let line = serde_json::to_string(&outcome).unwrap_or_default() + "\n";
-    // A client that is gone asks again, which is safe.
-    let _ = writer.write_all(line.as_bytes()).await;
+type Exchange = Framed<UnixStream, LinesCodec>;
+
+fn exchange(stream: UnixStream) -> Exchange {
+    Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES))
 }
 
-async fn take(mut reader: impl AsyncBufReadExt + Unpin, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
-    let Some(line) = next_line(&mut reader).await? else { return Ok(()) };
-    let head: Head = serde_json::from_str(&line)?;
+async fn answer(stream: UnixStream, spool: Arc<Spool>) {
+    let mut exchange = exchange(stream);
+    let mut outcome = Outcome::default();
+    if let Err(error) = replay(&mut exchange, &spool, &mut outcome).await {
+        outcome.error = Some(error.to_string());
+    }
+    // A client that has gone asks again, which is safe.
+    let _ = send_line(&mut exchange, &outcome).await;
+    let _ = flush(&mut exchange).await;
+}
+
+async fn replay(exchange: &mut Exchange, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
+    let Some(Request { target }) = next_line(exchange).await? else { return Ok(()) };
     loop {
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::<ReplayEvent>::with_capacity(BATCH);
         let mut bytes = 0;
         while batch.len() < BATCH && bytes < BATCH_BYTES {
-            let Some(line) = next_line(&mut reader).await? else { break };
-            bytes += line.len();
-            batch.push(serde_json::from_str(&line)?);
+            let Some(event) = next_line::<ReplayEvent>(exchange).await? else { break };
+            bytes += event.payload.len();
+            batch.push(event);
         }
         if batch.is_empty() {
             return Ok(());
         }
         let count = batch.len();
-        outcome.duplicates += store(spool, head.target.as_deref(), batch).await?;
+        outcome.duplicates += store(spool, target.as_deref(), batch).await?;
         outcome.stored += count;
     }
 }
 
-async fn next_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<String>> {
-    let mut line = String::new();
-    let read = reader.take(MAX_LINE).read_line(&mut line).await?;
-    Ok((read > 0).then_some(line))
+async fn next_line<T: DeserializeOwned>(exchange: &mut Exchange) -> io::Result<Option<T>> {
+    match exchange.next().await {
+        Some(line) => Ok(Some(serde_json::from_str(&line.map_err(io::Error::other)?)?)),
+        None => Ok(None),
+    }
 }
 
-/// Stores events for `target` alone, or for all sinks, which do not get again what was stored within the window of
-/// duplicates; says how many events that leaves out.
-pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<Again>) -> io::Result<usize> {
-    let parse = |again: Again| {
-        let event = Event::parse(&again.payload, MAX_DEPTH, Arrival(again.arrival)).map_err(io::Error::other)?;
-        Ok(event.by(again.ingress.map(Arc::from)))
-    };
-    let events = events.into_iter().map(parse).collect::<io::Result<Vec<_>>>()?;
+async fn send_line(exchange: &mut Exchange, line: &impl Serialize) -> io::Result<()> {
+    exchange.feed(serde_json::to_string(line)?).await.map_err(io::Error::other)
+}
+
+async fn flush(exchange: &mut Exchange) -> io::Result<()> {
+    SinkExt::<String>::flush(exchange).await.map_err(io::Error::other)
+}
+
+/// Stores events for `target` alone, or for all sinks, which do not get again an event stored within the dedup window;
+/// returns how many events that leaves out.
+pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<ReplayEvent>) -> io::Result<usize> {
+    let events = events.into_iter().map(ReplayEvent::event).collect::<io::Result<Vec<_>>>()?;
     let appended = match target {
         Some(target) if spool.cursor(target).is_none() => {
             return Err(io::Error::other(format!("no sink is called `{target}`")));
@@ -173,8 +218,8 @@ pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<Again>) -> i
     appended.map(|appended| appended.duplicates).map_err(io::Error::other)
 }
 
-/// Hands events to the bridge that runs on the spool in `spool`; `None` if none does.
-pub async fn send(spool: &Path, target: Option<&str>, events: &[Again]) -> io::Result<Option<Outcome>> {
+/// Sends events to the bridge that runs on the spool in `spool`; `None` if none does.
+pub async fn send(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) -> io::Result<Option<Outcome>> {
     let address = Address::of(spool)?;
     let stream = match UnixStream::connect(&address.path).await {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -182,36 +227,35 @@ pub async fn send(spool: &Path, target: Option<&str>, events: &[Again]) -> io::R
         }
         other => other?,
     };
-    let (reader, mut writer) = stream.into_split();
-    // A bridge that cannot store an event answers at once and reads no further: what it says counts, not that it hung up.
-    let sent = send_all(&mut writer, target, events).await;
-    let mut answer = String::new();
-    let answered = BufReader::new(reader).read_line(&mut answer).await;
-    if answer.is_empty() {
-        sent.and(answered)?;
-        return Err(io::Error::other("the bridge stopped before it answered; run the command again when it is back"));
-    }
-    Ok(Some(serde_json::from_str(&answer)?))
-}
-
-async fn send_all(writer: &mut (impl AsyncWrite + Unpin), target: Option<&str>, events: &[Again]) -> io::Result<()> {
-    let mut text = serde_json::to_string(&Head { target: target.map(str::to_owned) })? + "\n";
-    for event in events {
-        text.push_str(&serde_json::to_string(event)?);
-        text.push('\n');
-        if text.len() > 1 << 20 {
-            writer.write_all(text.as_bytes()).await?;
-            text.clear();
+    let mut exchange = exchange(stream);
+    // A bridge that cannot store an event answers at once and reads no further: its answer counts, not that it hung up.
+    let sent = send_all(&mut exchange, target, events).await;
+    match next_line(&mut exchange).await {
+        Ok(Some(outcome)) => Ok(Some(outcome)),
+        answered => {
+            sent.and(answered)?;
+            Err(io::Error::other("the bridge stopped before it answered; run the command again when it is back"))
         }
     }
-    writer.write_all(text.as_bytes()).await?;
-    writer.shutdown().await
+}
+
+async fn send_all(exchange: &mut Exchange, target: Option<&str>, events: &[ReplayEvent]) -> io::Result<()> {
+    send_line(exchange, &Request { target: target.map(str::to_owned) }).await?;
+    for event in events {
+        send_line(exchange, event).await?;
+    }
+    flush(exchange).await?;
+    exchange.get_mut().shutdown().await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+
+    fn event(payload: &str) -> ReplayEvent {
+        ReplayEvent::of(&Event::parse(payload, 9, Arrival(1)).unwrap())
+    }
 
     #[tokio::test]
     async fn the_answer_is_heard_though_the_bridge_takes_no_more() {
@@ -220,7 +264,7 @@ mod tests {
         let spool = Arc::new(Spool::open(&config, &["known"], Metrics::default().spool).unwrap());
         let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool));
         let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(1000));
-        let events = vec![Again { arrival: 1, payload, ingress: None }; 5000];
+        let events = vec![event(&payload); 5000];
         let outcome = send(dir.path(), Some("unknown"), &events).await.unwrap().unwrap();
         assert_eq!(outcome.stored, 0);
         assert!(outcome.error.unwrap().contains("`unknown`"));
@@ -235,7 +279,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x".repeat(100)).join("y".repeat(100));
         std::fs::create_dir_all(&path).unwrap();
-        let events = [Again { arrival: 1, payload: "{}".into(), ingress: None }];
+        let events = [event("{\"x\":1}")];
         assert_eq!(send(&path, Some("sink"), &events).await.unwrap(), None);
         let config = crate::spool::Config { path: path.clone(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["sink"], Metrics::default().spool).unwrap());
@@ -244,5 +288,15 @@ mod tests {
         let mode = std::fs::metadata(path.join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         server.abort();
+    }
+
+    #[test]
+    fn an_event_is_the_same_with_its_route_its_query_and_its_identity() {
+        let event = Event::parse("{\"team\":\"a\",\"conversation_uuid\":\"c\"}", 9, Arrival(17)).unwrap();
+        let event = event.by(Some("eu".into())).with_query(Some("n=1&m=%C3%A9".into()));
+        let line = serde_json::to_string(&ReplayEvent::of(&event)).unwrap();
+        let replayed = serde_json::from_str::<ReplayEvent>(&line).unwrap().event().unwrap();
+        assert_eq!(replayed, event);
+        assert_eq!(replayed.query(), Some("n=1&m=%C3%A9"));
     }
 }

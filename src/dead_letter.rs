@@ -1,277 +1,280 @@
-//! Messages that a destination refused for good, one JSON object a line, synced before the record counts as settled; and the
-//! marks of those that were replayed. Request bodies that could not be decoded lie beside them, see [`undecodable`].
+//! Dead letters: messages that a destination refused for good, synced before their records count as settled; and request
+//! bodies that could not be decoded, see [`rejected`]. Both lie in a bounded [`store`].
 
-pub mod bodies;
-mod lines;
-pub mod undecodable;
+pub mod rejected;
+pub mod store;
 
-use crate::event::{Arrival, json};
+use crate::event::Arrival;
+use crate::log_throttle::LogThrottle;
+use crate::metrics::DeadLetterMetrics;
 use crate::sink::Message;
 use crate::spool::Record;
-use lines::Lines;
+use bytesize::ByteSize;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{AtBound, Dir, Found, Line, Reader, Store};
+use tokio::sync::oneshot;
+
+/// `[dead_letters]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How many bytes the dead letters of one sink may take on disk. A sink whose dead letters take that much holds.
+    pub max_size: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_size: ByteSize::mib(256) }
+    }
+}
 
 /// The directory within the spool's.
 const DIRECTORY: &str = "dead-letters";
+/// How often the metrics look at the directory, which commands change too.
+const MEASURE: Duration = Duration::from_secs(10);
 
-/// One sink's file of dead letters.
+/// Keeps the dead letters of one sink.
 #[derive(Clone, Debug)]
-pub struct DeadLetters {
-    path: PathBuf,
-    /// Held while a line is written.
-    turn: Arc<Mutex<()>>,
+pub struct DeadLetters(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sink: String,
+    dir: Dir,
+    max_size: ByteSize,
+    store: Arc<tokio::sync::Mutex<Store>>,
+    waiting: Mutex<Vec<Waiting>>,
+    log: LogThrottle,
+    metrics: DeadLetterMetrics,
+}
+
+type Waiting = (DeadLetter, oneshot::Sender<Result<(), KeepError>>);
+
+/// Why a dead letter was not kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeepError {
+    /// There is no space for it.
+    #[error(
+        "the dead letters of the sink fill `dead_letters.max_size`, {max_size}; replay and prune them, or raise it"
+    )]
+    Full {
+        /// The bound.
+        max_size: ByteSize,
+    },
+    /// The disk refused it.
+    #[error("a dead letter cannot be written: {cause}")]
+    Failed {
+        /// The system's error.
+        cause: String,
+    },
 }
 
 impl DeadLetters {
-    /// Dead letters of `sink` beside the spool in `spool`; the file is made when the first one comes.
-    pub fn new(spool: &Path, sink: &str) -> Self {
-        Self { path: path(spool, sink), turn: Arc::default() }
+    /// Dead letters of `sink` beside the spool in `spool`.
+    pub fn new(spool: &Path, sink: &str, config: &Config, metrics: DeadLetterMetrics) -> Self {
+        let dir = directory(spool, sink);
+        let store = Store::new(dir.clone(), config.max_size.as_u64(), AtBound::Refuse);
+        metrics.max_bytes.set(config.max_size.as_u64() as i64);
+        let letters = Self(Arc::new(Inner {
+            sink: sink.to_owned(),
+            dir,
+            max_size: config.max_size,
+            store: Arc::new(tokio::sync::Mutex::new(store)),
+            waiting: Mutex::default(),
+            log: LogThrottle::default(),
+            metrics,
+        }));
+        letters.measure();
+        letters
     }
 
-    /// Adds one line and syncs it: `time`, `sink`, `reason`, `topic`, `key`, `id`, `conversation`, `offset`, `arrival`,
-    /// `ingress`, `headers`, and the event's exact text as the string `payload`.
-    pub async fn append(&self, sink: &str, record: &Record, message: &Message, reason: &str) -> io::Result<()> {
-        let line = line(sink, record, message, reason);
-        let (path, turn) = (self.path.clone(), self.turn.clone());
-        tokio::task::spawn_blocking(move || {
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            // Opened anew for every line: somebody may have moved or removed the file, and a line in it would be lost.
-            write(&open(&path)?, &line)
-        })
-        .await
-        .map_err(io::Error::other)?
+    /// Keeps a message that was refused because of `cause`, and returns once that is durable. Messages that come while
+    /// others are written share one sync.
+    pub async fn keep(&self, record: &Record, message: &Message, cause: &str) -> Result<(), KeepError> {
+        let letter = DeadLetter::new(&self.0.sink, record, message, cause);
+        let (done, mut kept) = oneshot::channel();
+        self.0.waiting.lock().push((letter, done));
+        let result = tokio::select! {
+            biased;
+            kept = &mut kept => kept,
+            store = self.0.store.clone().lock_owned() => {
+                let this = self.clone();
+                tokio::task::spawn_blocking(move || this.commit(store));
+                kept.await
+            }
+        };
+        result.unwrap_or_else(|_| Err(KeepError::Failed { cause: "the writer has gone".into() }))?;
+        if let Some(messages) = self.0.log.should_log() {
+            let (sink, id) = (&self.0.sink, message.id());
+            tracing::error!(sink, cause, offset = record.offset, %id, messages, "message refused; kept as a dead letter");
+        }
+        Ok(())
+    }
+
+    fn commit(&self, mut store: impl std::ops::DerefMut<Target = Store>) {
+        let waiting = std::mem::take(&mut *self.0.waiting.lock());
+        let (mut letters, done): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        if letters.is_empty() {
+            return;
+        }
+        let written = store.append(&mut letters).and_then(|appended| store.sync().map(|()| appended.written));
+        self.measure();
+        for (index, done) in done.into_iter().enumerate() {
+            // A publish that was cancelled meanwhile does not wait for this.
+            let _ = done.send(match &written {
+                Ok(written) if index < *written => Ok(()),
+                Ok(_) => Err(KeepError::Full { max_size: self.0.max_size }),
+                Err(error) => Err(KeepError::Failed { cause: error.to_string() }),
+            });
+        }
+    }
+
+    fn measure(&self) {
+        if let Ok(size) = self.0.dir.size() {
+            self.0.metrics.bytes.set(size as i64);
+        }
     }
 }
 
-/// A dead letter as it is read back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Keeps the metrics up to date.
+pub async fn measure(all: Vec<DeadLetters>) {
+    loop {
+        tokio::time::sleep(MEASURE).await;
+        let all = all.clone();
+        let _ = tokio::task::spawn_blocking(move || all.iter().for_each(DeadLetters::measure)).await;
+    }
+}
+
+/// One line: a refused message, and why it was refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
+    /// Its number among the sink's dead letters.
+    pub number: u64,
     /// When it was written, RFC 3339.
     pub time: String,
     /// The sink whose destination refused the message.
     pub sink: String,
     /// Why.
     pub reason: String,
-    /// Where the message was to go.
+    /// The topic or subject of the message.
     pub topic: String,
     /// Its key.
     pub key: String,
-    /// The event's identity.
+    /// The event's id.
     pub id: String,
     /// The event's conversation.
     pub conversation: String,
     /// When the event arrived, RFC 3339.
     pub arrival: String,
+    /// The route that the event came by.
+    pub ingress: String,
+    /// The query string that stood beside the event's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
     /// The record's offset.
     pub offset: u64,
     /// The message's headers.
-    #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// The route that the event came by.
-    #[serde(default = "default_ingress")]
-    pub ingress: String,
     /// The event's exact text.
     pub payload: String,
 }
 
-/// What was written before there were routes came by this one.
-fn default_ingress() -> String {
-    crate::event::DEFAULT_INGRESS.into()
+impl Line for DeadLetter {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn set_number(&mut self, number: u64) {
+        self.number = number;
+    }
 }
 
-/// A line in the file of marks.
-#[derive(Deserialize)]
-struct Mark {
-    offset: u64,
-    id: String,
+/// The record and the event of a dead letter. A crash may have it written twice.
+pub type Identity = (u64, u128);
+
+impl DeadLetter {
+    fn new(sink: &str, record: &Record, message: &Message, reason: &str) -> Self {
+        let event = &record.event;
+        Self {
+            number: 0,
+            time: Arrival::now().to_string(),
+            sink: sink.to_owned(),
+            reason: reason.to_owned(),
+            topic: message.topic().to_owned(),
+            key: message.key().to_owned(),
+            id: event.id().to_string(),
+            conversation: event.conversation().to_owned(),
+            arrival: event.arrival().to_string(),
+            ingress: event.ingress().to_owned(),
+            query: event.query().map(Into::into),
+            offset: record.offset,
+            headers: message.headers().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+            payload: event.payload().to_string(),
+        }
+    }
+
+    /// The record and the event.
+    pub fn identity(&self) -> Identity {
+        (self.offset, u128::from_str_radix(&self.id, 16).unwrap_or_default())
+    }
 }
 
-/// What tells a letter from all others of its sink, in little memory: offset and event id.
-type Key = (u64, u128);
-
-fn key(offset: u64, id: &str) -> Key {
-    (offset, u128::from_str_radix(id, 16).unwrap_or_default())
-}
-
-/// What was read, and from where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Found<T> {
-    /// What the line says.
-    pub item: T,
-    /// Whether it was replayed.
-    pub replayed: bool,
-    /// The line as it stands in the file, without its line break.
-    pub line: Vec<u8>,
-}
-
-/// The dead letters of one sink in the order in which they were written. A letter that a crash caused to be written twice
-/// appears once; lines that a crash cut off are left out.
+/// The dead letters of one sink, oldest first, each of them once.
 #[derive(Debug)]
 pub struct Letters {
-    lines: Lines,
-    replayed: HashSet<Key>,
-    seen: HashSet<Key>,
+    reader: Reader<DeadLetter>,
+    seen: HashSet<Identity>,
 }
 
 impl Letters {
-    /// Those that `sink` has at this moment.
+    /// The dead letters that `sink` has at this moment.
     pub fn of(spool: &Path, sink: &str) -> io::Result<Self> {
-        let mut marks = Lines::open(&marks_path(spool, sink))?;
-        let mut replayed = HashSet::new();
-        while let Some((mark, _)) = marks.read_next::<Mark>()? {
-            replayed.insert(key(mark.offset, &mark.id));
-        }
-        Ok(Self { lines: Lines::open(&path(spool, sink))?, replayed, seen: HashSet::new() })
+        Ok(Self { reader: Reader::new(directory(spool, sink))?, seen: HashSet::new() })
     }
 
     /// The next one.
     pub fn read_next(&mut self) -> io::Result<Option<Found<DeadLetter>>> {
-        while let Some((letter, line)) = self.lines.read_next::<DeadLetter>()? {
-            let key = key(letter.offset, &letter.id);
-            if self.seen.insert(key) {
-                return Ok(Some(Found { replayed: self.replayed.contains(&key), line: line.to_vec(), item: letter }));
+        while let Some(found) = self.reader.read_next()? {
+            if self.seen.insert(found.item.identity()) {
+                return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    /// How many letters were come upon that are unreadable.
+    /// How many unreadable ones it has met.
     pub fn damaged(&self) -> u64 {
-        self.lines.damaged()
+        self.reader.damaged()
     }
+}
+
+/// Where the dead letters of a sink are.
+pub fn directory(spool: &Path, sink: &str) -> Dir {
+    Dir::new(spool, Path::new(DIRECTORY).join(sink))
 }
 
 /// The sinks that have dead letters.
 pub fn sinks(spool: &Path) -> io::Result<Vec<String>> {
     let mut sinks = Vec::new();
-    let dir = match std::fs::read_dir(spool.join(DIRECTORY)) {
+    let entries = match std::fs::read_dir(spool.join(DIRECTORY)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sinks),
         other => other?,
     };
-    for entry in dir {
-        let name = entry?.file_name().into_string().unwrap_or_default();
-        sinks.extend(name.strip_suffix(".ndjson").map(str::to_owned));
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sinks.extend(entry.file_name().into_string());
+        }
     }
     sinks.sort();
     Ok(sinks)
 }
 
-/// Notes durably that the letters with these offsets and ids were replayed.
-pub fn mark_replayed(spool: &Path, sink: &str, letters: &[(u64, String)]) -> io::Result<()> {
-    let mut text = String::new();
-    for (offset, id) in letters {
-        let mark = serde_json::json!({ "offset": offset, "id": id, "time": Arrival::now().to_string() });
-        text.push_str(&format!("{mark}\n"));
-    }
-    write(&open(&marks_path(spool, sink))?, &text)
-}
-
-fn path(spool: &Path, sink: &str) -> PathBuf {
-    spool.join(DIRECTORY).join(format!("{sink}.ndjson"))
-}
-
-fn marks_path(spool: &Path, sink: &str) -> PathBuf {
-    spool.join(DIRECTORY).join(format!("{sink}.replayed"))
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let dir = path.parent().unwrap_or(path);
-    lines::make_private(dir)?;
-    let mut file = lines::private().create(true).open(path)?;
-    if file.metadata()?.len() == 0 {
-        lines::sync_names(dir, 2)?;
-    } else {
-        let mut last = [0];
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
-        if last != *b"\n" {
-            // A crash cut the last line off. It was not acknowledged; the next one begins on a line of its own.
-            file.write_all(b"\n")?;
-        }
-    }
-    Ok(file)
-}
-
-fn write(mut file: &File, line: &str) -> io::Result<()> {
-    file.write_all(line.as_bytes())?;
-    file.sync_data()
-}
-
-fn line(sink: &str, record: &Record, message: &Message, reason: &str) -> String {
-    let event = &record.event;
-    let mut line = String::with_capacity(event.payload().len() + 1024);
-    let text = |name: &str, value: &str, line: &mut String| {
-        line.push(if line.is_empty() { '{' } else { ',' });
-        json::write_string(name, line);
-        line.push(':');
-        json::write_string(value, line);
-    };
-    text("time", &Arrival::now().to_string(), &mut line);
-    text("sink", sink, &mut line);
-    text("reason", reason, &mut line);
-    text("topic", message.topic(), &mut line);
-    text("key", message.key(), &mut line);
-    text("id", &event.id().to_string(), &mut line);
-    text("conversation", event.conversation(), &mut line);
-    text("arrival", &event.arrival().to_string(), &mut line);
-    text("ingress", event.ingress(), &mut line);
-    line.push_str(&format!(",\"offset\":{},\"headers\":{{", record.offset));
-    for (index, (name, value)) in message.headers().enumerate() {
-        if index > 0 {
-            line.push(',');
-        }
-        json::write_string(name, &mut line);
-        line.push(':');
-        json::write_string(value, &mut line);
-    }
-    line.push('}');
-    text("payload", event.payload(), &mut line);
-    line.push_str("}\n");
-    line
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::Event;
-
-    #[tokio::test]
-    async fn a_dead_letter_is_one_line_that_holds_everything_and_a_torn_one_stays_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let payload = "{\"team\":\"a\\nb\",\n\"conversation_uuid\":\"c\"}";
-        let event = Event::parse(payload, 9, Arrival(1_634_721_099_442)).unwrap();
-        let message = Message::of(event.id(), event.payload().clone(), "t", "a\nb/c", "c").with_header("ce_id", "x");
-        let record = Record { offset: 17, target: None, event };
-        let path = dir.path().join("dead-letters/kafka.ndjson");
-        DeadLetters::new(dir.path(), "kafka").append("kafka", &record, &message, "too \"large\"").await.unwrap();
-        std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat()).unwrap();
-        let letters = DeadLetters::new(dir.path(), "kafka");
-        letters.append("kafka", &record, &message, "again").await.unwrap();
-
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!((lines.len(), lines[1]), (3, "{\"torn"));
-        let first: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
-        assert_eq!(first["reason"], "too \"large\"");
-        assert_eq!(first["payload"], payload);
-        assert_eq!(first["offset"], 17);
-        assert_eq!(first["key"], "a\nb/c");
-        assert_eq!(first["arrival"], "2021-10-20T09:11:39.442Z");
-        assert_eq!(first["headers"]["ce_id"], "x");
-        assert_eq!(first["ingress"], "default");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(lines[2]).unwrap()["reason"], "again");
-
-        std::fs::rename(&path, dir.path().join("rotated")).unwrap();
-        letters.append("kafka", &record, &message, "after rotation").await.unwrap();
-        let mut letters = Letters::of(dir.path(), "kafka").unwrap();
-        let only = letters.read_next().unwrap().unwrap();
-        assert_eq!(only.item.reason, "after rotation");
-        assert_eq!(only.item.headers["ce_id"], "x");
-        assert_eq!((letters.read_next().unwrap(), letters.damaged()), (None, 0));
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ pub use delivery::Delivery;
 pub use refusal::{PROBLEM, Reason};
 pub use unpack::TAKEN as PACKINGS;
 
-use crate::dead_letter::undecodable::{self, Refused, Undecodable};
+use crate::dead_letter::rejected::{self, RejectedBodies, RejectedRequest};
 use crate::event::Arrival;
 use crate::http::{self, Answer, Arriving, Limits, Peer, Request, proxy_protocol};
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
@@ -92,7 +92,7 @@ pub struct Config {
     /// How bodies are read.
     pub decode: decode::Config,
     /// How many bodies are kept that could not be read.
-    pub undecodable: undecodable::Config,
+    pub rejected: rejected::Config,
 }
 
 /// What a 200 says.
@@ -129,7 +129,7 @@ impl Default for Config {
             tls: None,
             proxy_protocol: None,
             decode: decode::Config::default(),
-            undecodable: undecodable::Config::default(),
+            rejected: rejected::Config::default(),
         }
     }
 }
@@ -158,7 +158,7 @@ pub struct Ingress {
     config: Config,
     routes: Routes,
     spool: Arc<Spool>,
-    undecodable: Arc<Undecodable>,
+    rejected: Arc<RejectedBodies>,
     metrics: IngressMetrics,
     /// The one of those metrics that nearly every request counts in, once it is there.
     succeeded: OnceLock<Counter>,
@@ -171,19 +171,19 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// A service that stores what it takes in `spool`, and hands over to `undecodable` what it cannot take.
+    /// A service that stores what it takes in `spool`, and hands over to `rejected` what it cannot take.
     pub fn new(
         config: Config,
         routes: Routes,
         spool: Arc<Spool>,
-        undecodable: Arc<Undecodable>,
+        rejected: Arc<RejectedBodies>,
         metrics: IngressMetrics,
     ) -> Self {
         let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let bodies = Bodies::new(&config, budget, metrics.limits.clone());
         let events = Arc::new(Semaphore::new(budget));
         let succeeded = OnceLock::new();
-        Self { config, routes, spool, undecodable, metrics, succeeded, delivery: None, bodies, budget, events }
+        Self { config, routes, spool, rejected, metrics, succeeded, delivery: None, bodies, budget, events }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -296,25 +296,23 @@ impl Ingress {
     /// Keeps what came, which may be a call, if anything came.
     fn keep(&self, route: &Route, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
         let empty = content.body.trim_ascii().is_empty();
-        // Beside a body, the query may hold a secret and nothing that is needed.
-        let query = content.query.filter(|query| empty && !query.is_empty());
+        let query = content.query.filter(|query| !query.is_empty());
         if empty && query.is_none() {
             return;
         }
-        self.undecodable.keep(Refused {
+        self.rejected.keep(&RejectedRequest {
             arrival,
             status: refusal.reason.status().as_u16(),
-            reason: refusal.detail.as_str().into(),
+            reason: &refusal.detail,
             place: refusal.place,
-            ingress: route.name().into(),
-            method: content.method.into(),
+            ingress: route.name(),
+            method: content.method,
             content_type: content
                 .content_type
                 .and_then(|value| str::from_utf8(value).ok())
-                .filter(|value| value.is_ascii())
-                .map(Into::into),
-            query: query.map(Into::into),
-            body: content.body.into(),
+                .filter(|value| value.is_ascii()),
+            query,
+            body: content.body,
         });
     }
 

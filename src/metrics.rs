@@ -26,7 +26,7 @@ pub struct IngressMetrics {
     /// Requests being read, stored or answered.
     pub in_flight: Gauge,
     /// Of bodies that could not be decoded.
-    pub undecodable: UndecodableMetrics,
+    pub rejected: RejectedMetrics,
     /// Of secrets that lie in files.
     pub secrets: SecretMetrics,
     unauthorized: Family<IngressLabel, Counter>,
@@ -94,7 +94,7 @@ pub struct ProxyProtocolMetrics {
 
 /// Counts bodies that could not be decoded.
 #[derive(Clone, Debug, Default)]
-pub struct UndecodableMetrics {
+pub struct RejectedMetrics {
     /// Bodies kept durably.
     pub kept: Counter,
     /// Bodies that came faster than they can be written.
@@ -146,6 +146,8 @@ pub struct SinkMetrics {
     pub retried: Counter,
     /// Messages refused for good and kept as dead letters.
     pub dead_lettered: Counter,
+    /// The dead letters that are kept.
+    pub dead_letters: DeadLetterMetrics,
     /// Records that `when` kept from this sink.
     pub filtered: Counter,
     /// Evaluations of `when` that failed; the record was published.
@@ -160,6 +162,15 @@ pub struct SinkMetrics {
     pub lag_seconds: Gauge<f64, AtomicU64>,
     /// 1 if the destination takes messages.
     pub up: Gauge,
+}
+
+/// The size of one sink's dead letters.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterMetrics {
+    /// Bytes on disk.
+    pub bytes: Gauge,
+    /// Bytes that they may take; the sink holds when they do.
+    pub max_bytes: Gauge,
 }
 
 /// `status="200"`
@@ -210,6 +221,8 @@ struct SinkFamilies {
     published: Family<SinkLabel, Counter>,
     retried: Family<SinkLabel, Counter>,
     dead_lettered: Family<SinkLabel, Counter>,
+    dead_letter_bytes: Family<SinkLabel, Gauge>,
+    dead_letter_max_bytes: Family<SinkLabel, Gauge>,
     filtered: Family<SinkLabel, Counter>,
     filter_failures: Family<SinkLabel, Counter>,
     in_flight: Family<SinkLabel, Gauge>,
@@ -233,14 +246,14 @@ impl Default for Metrics {
         at.register("events_accepted", "Events stored durably", spool.accepted.clone());
         at.register("events_duplicate", "Events that had been stored before", spool.duplicates.clone());
 
-        let undecodable = Family::<CauseLabel, Counter>::default();
-        let lost = |cause| undecodable.get_or_create_owned(&CauseLabel { cause });
-        ingress.undecodable.busy = lost("busy");
-        ingress.undecodable.too_large = lost("too_large");
-        ingress.undecodable.failed = lost("disk");
-        ingress.undecodable.oldest = lost("oldest");
-        at.register("undecodable_kept", "Bodies that could not be decoded, kept", ingress.undecodable.kept.clone());
-        at.register("undecodable_dropped", "Bodies that could not be decoded and are lost, by cause", undecodable);
+        let dropped = Family::<CauseLabel, Counter>::default();
+        let lost = |cause| dropped.get_or_create_owned(&CauseLabel { cause });
+        ingress.rejected.busy = lost("busy");
+        ingress.rejected.too_large = lost("too_large");
+        ingress.rejected.failed = lost("disk");
+        ingress.rejected.oldest = lost("oldest");
+        at.register("rejected_kept", "Bodies that could not be decoded, kept", ingress.rejected.kept.clone());
+        at.register("rejected_dropped", "Bodies that could not be decoded and are lost, by cause", dropped);
 
         at.register("unauthorized", "Requests without the right credentials", ingress.unauthorized.clone());
         at.register("secret_reloads", "Files of secrets whose new content is valid", ingress.secrets.reloads.clone());
@@ -309,6 +322,12 @@ impl Default for Metrics {
         at.register("published", "Messages that the destination acknowledged", sinks.published.clone());
         at.register("retried", "Publishes that failed and were tried again", sinks.retried.clone());
         at.register("dead_lettered", "Messages refused for good and kept as dead letters", sinks.dead_lettered.clone());
+        at.register("dead_letter_bytes", "Dead letters on disk", sinks.dead_letter_bytes.clone());
+        at.register(
+            "dead_letter_max_bytes",
+            "Bytes that the dead letters may take on disk",
+            sinks.dead_letter_max_bytes.clone(),
+        );
         at.register("filtered", "Records that `when` kept from this sink", sinks.filtered.clone());
         at.register(
             "filter_failures",
@@ -348,6 +367,10 @@ impl Metrics {
             published: self.sinks.published.get_or_create_owned(&label),
             retried: self.sinks.retried.get_or_create_owned(&label),
             dead_lettered: self.sinks.dead_lettered.get_or_create_owned(&label),
+            dead_letters: DeadLetterMetrics {
+                bytes: self.sinks.dead_letter_bytes.get_or_create_owned(&label),
+                max_bytes: self.sinks.dead_letter_max_bytes.get_or_create_owned(&label),
+            },
             filtered: self.sinks.filtered.get_or_create_owned(&label),
             filter_failures: self.sinks.filter_failures.get_or_create_owned(&label),
             in_flight: self.sinks.in_flight.get_or_create_owned(&label),

@@ -434,14 +434,14 @@ async fn nothing_secret_is_left_behind() {
         // What cannot be read is kept, without what was shown along with it.
         count += 1;
     }
-    let undecodable = [
+    let malformed = [
         call("/path/path-secret-1/cdr?token=query-secret-1", "{ a: 1 }"),
         call("/query?token=query-secret-1", "{ b: 1 }"),
         call("/header", "{ c: 1 }").with("x-token", "header-secret-1"),
         call("/bearer", "{ d: 1 }").with("authorization", "Bearer bearer-secret-1"),
         call("/github", "{ e: 1 }").with("x-hub-signature-256", github("github-secret-1", "{ e: 1 }")),
     ];
-    for call in &undecodable {
+    for call in &malformed {
         assert_eq!(call.answer(&bridge).await.status, 400, "{}", call.path);
     }
     let many = format!("/query?tok%65n=query-secret-2&{}", "a=1&".repeat(1001));
@@ -449,9 +449,9 @@ async fn nothing_secret_is_left_behind() {
     assert_eq!(call("/query?n=2&token=query-secret-2&m=3", "").by("GET").answer(&bridge).await.status, 200);
     // The wrong ones are nobody's business either.
     assert_eq!(call("/query?n=2&token=query-secret-9&m=3", "{ f: 1 }").answer(&bridge).await.status, 401);
-    let kept = undecodable.len() as f64 + 1.0;
+    let kept = malformed.len() as f64 + 1.0;
     eventually(PATIENCE, "they are kept", async || {
-        bridge.metric("cdrelay_ingress_undecodable_kept_total").await == Some(kept)
+        bridge.metric("cdrelay_ingress_rejected_kept_total").await == Some(kept)
     })
     .await;
     // Events of one content are one event, whatever the route.
@@ -473,8 +473,8 @@ async fn nothing_secret_is_left_behind() {
         .collect();
     places.push(("/metrics".into(), metrics.into()));
     places.push(("check".into(), format!("{check:?}").into()));
-    assert!(places.iter().any(|(name, _)| name.contains("undecodable/bodies-")));
-    assert!(places.iter().any(|(name, bytes)| name.ends_with("never.ndjson") && !bytes.is_empty()));
+    assert!(places.iter().any(|(name, _)| name.contains("rejected/0")));
+    assert!(places.iter().any(|(name, bytes)| name.contains("dead-letters/never/0") && !bytes.is_empty()));
     let mut needles: Vec<String> = ["-secret-1", "-secret-2", "-secret-3", "-secret-9"].map(String::from).into();
     needles.push(STANDARD.encode("standard-secret-1"));
     needles.push(STANDARD.encode("telecmi:basic-secret-2"));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 const NARROW: &str = "max_fields = 3\nmax_events = 2\n";
-const KEPT: &str = "cdrelay_ingress_undecodable_kept_total";
+const KEPT: &str = "cdrelay_ingress_rejected_kept_total";
 
 fn config(decode: &str, more: &str) -> String {
     format!(
@@ -70,23 +70,22 @@ async fn a_call_refused_for_what_it_held_is_replayed_when_the_cause_is_mended() 
 
     let listed = letters(&bridge, &["list"]).success();
     let lines: Vec<_> = listed.lines().collect();
-    assert!(lines.iter().all(|line| line.contains("  (undecodable)  ")), "{listed}");
+    assert!(lines.iter().all(|line| line.contains("  (rejected)  ")), "{listed}");
     assert!(lines[0].ends_with("  0  line 1, column 24: more than 3 fields in one event"), "{listed}");
     assert!(lines[3].contains("  3  more than 2 events"), "{listed}");
     assert_eq!(lines.len(), 5);
     let arrivals: Vec<_> = lines.iter().map(|line| line.split("  ").next().unwrap().to_owned()).collect();
     assert_eq!(letters(&bridge, &["show", "--id", "2", "--body"]).success(), literal);
     assert_eq!(letters(&bridge, &["show", "--body"]).code, Some(64));
-    let shown: Value =
-        serde_json::from_str(&letters(&bridge, &["show", "--undecodable", "--id", "1"]).success()).unwrap();
+    let shown: Value = serde_json::from_str(&letters(&bridge, &["show", "--rejected", "--id", "1"]).success()).unwrap();
     assert_eq!(shown["query"], "n=2&a=1&b=2&c=%C3%A9");
     assert_eq!(letters(&bridge, &["list", "--reason", "fields"]).success().lines().count(), 2);
     assert_eq!(letters(&bridge, &["list", "--until", "1h"]).success(), "");
     assert_eq!(letters(&bridge, &["list", "--sink", "out"]).success(), "");
 
-    let in_vain = letters(&bridge, &["replay", "--undecodable"]);
+    let in_vain = letters(&bridge, &["replay", "--rejected"]);
     assert_eq!((in_vain.code, &*in_vain.stdout), (Some(1), ""), "{in_vain:?}");
-    assert!(in_vain.stderr.contains("(undecodable)  3  more than 2 events"), "{in_vain:?}");
+    assert!(in_vain.stderr.contains("(rejected)  3  more than 2 events"), "{in_vain:?}");
     assert!(in_vain.stderr.contains("5 of the bodies"), "{in_vain:?}");
 
     // The command reads the mended configuration; the bridge goes on with the narrow one.
@@ -94,11 +93,8 @@ async fn a_call_refused_for_what_it_held_is_replayed_when_the_cause_is_mended() 
     assert_eq!(letters(&bridge, &["list", "--conversation", "x"]).success(), "");
     let replayed = letters(&bridge, &["replay"]);
     assert_eq!(replayed.code, Some(1), "{replayed:?}");
-    assert_eq!(
-        replayed.stdout,
-        "(undecodable): 3 of 5 bodies back in the spool: 5 event(s), 0 of them stored before\n"
-    );
-    assert!(replayed.stderr.contains("(undecodable)  2  line 1, column 3: "), "{replayed:?}");
+    assert_eq!(replayed.stdout, "(rejected): 3 of 5 bodies back in the spool: 5 event(s), 0 of them stored before\n");
+    assert!(replayed.stderr.contains("(rejected)  2  line 1, column 3: "), "{replayed:?}");
     eventually(PATIENCE, "they are published", async || bridge.stdout_lines().len() == 5).await;
     let expected = [("1", 0), ("2", 1), ("4", 3), ("5", 3), ("6", 3)];
     let mut published_now = published(&bridge);
@@ -113,7 +109,7 @@ async fn a_call_refused_for_what_it_held_is_replayed_when_the_cause_is_mended() 
     bridge.terminate();
     assert!(bridge.wait(PATIENCE).await.success());
     fs::write(bridge.directory().join("body"), "{\"n\": 3}").unwrap();
-    let with = |file, id| letters(&bridge, &["replay", "--undecodable", "--id", id, "--with", file]);
+    let with = |file, id| letters(&bridge, &["replay", "--rejected", "--id", id, "--with", file]);
     assert!(with("body", "2").success().contains("1 event(s)"));
     assert_eq!(with("body", "2").code, Some(64), "once");
     assert_eq!(with("nowhere", "4").code, Some(64));
@@ -186,7 +182,7 @@ async fn kill_9_in_the_middle_leaves_whole_bodies_without_a_gap() {
         bridge.kill();
         let shown = letters(&bridge, &["show"]).success();
         let ids: Vec<_> =
-            shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone()).collect();
+            shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["number"].clone()).collect();
         println!("round {round}: {after} sent, {synced} counted as kept, {} there", ids.len() - before);
         assert!(ids.len() >= before + synced && ids.len() <= before + after);
         assert_eq!(ids, (0..ids.len()).map(Value::from).collect::<Vec<_>>());
@@ -198,7 +194,7 @@ async fn kill_9_in_the_middle_leaves_whole_bodies_without_a_gap() {
 #[tokio::test]
 async fn a_flood_of_garbage_stays_within_its_bounds_and_good_requests_go_on() {
     const BYTES: u64 = 256 << 10;
-    let bounds = "[ingress.undecodable]\nmax_size = '256KiB'\nmax_count = 100";
+    let bounds = "[ingress.rejected]\nmax_size = '256KiB'";
     let bridge = Bridge::start(&config("", bounds)).await;
     let garbage = AtomicU64::new(0);
     let over = AtomicBool::new(false);
@@ -230,7 +226,7 @@ async fn a_flood_of_garbage_stays_within_its_bounds_and_good_requests_go_on() {
     let sent = garbage.load(Ordering::Relaxed);
     println!("{sent} bodies of garbage beside 300 calls: median {:?}, slowest {:?}", times[150], times[299]);
     let cause = async |cause: &str| {
-        let name = format!("cdrelay_ingress_undecodable_dropped_total{{cause=\"{cause}\"}}");
+        let name = format!("cdrelay_ingress_rejected_dropped_total{{cause=\"{cause}\"}}");
         bridge.metric(&name).await.unwrap() as u64
     };
     eventually(PATIENCE, "everything is accounted for", async || {
@@ -242,7 +238,7 @@ async fn a_flood_of_garbage_stays_within_its_bounds_and_good_requests_go_on() {
     println!("{kept} kept, {oldest} of them dropped again, {} too large", cause("too_large").await);
     assert_eq!(cause("disk").await, 0);
     let listed = letters(&bridge, &["list"]).success().lines().count() as u64;
-    assert!(listed <= 100 && listed == kept - oldest, "{listed} listed");
+    assert_eq!(listed, kept - oldest);
     assert!(oldest > 0 && cause("too_large").await > 0 && kept_bytes(&bridge) <= BYTES);
     let peak = bridge.peak_rss_bytes() >> 20;
     println!("peak {peak} MiB");
@@ -251,18 +247,19 @@ async fn a_flood_of_garbage_stays_within_its_bounds_and_good_requests_go_on() {
 }
 
 fn kept_bytes(bridge: &Bridge) -> u64 {
-    let Ok(files) = fs::read_dir(bridge.directory().join("spool/dead-letters/undecodable")) else { return 0 };
+    let Ok(files) = fs::read_dir(bridge.directory().join("spool/rejected")) else { return 0 };
     files.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).sum()
 }
 
 #[tokio::test]
 async fn none_is_kept_where_none_is_wanted() {
-    let bridge = Bridge::start(&config("", "[ingress.undecodable]\nmax_count = 0")).await;
+    let bridge = Bridge::start(&config("", "[ingress.rejected]\nmax_size = '0B'")).await;
     assert_eq!(bridge.post("no call", "text/plain").await.status, 400);
     bridge.terminate();
     let mut bridge = bridge;
     assert!(bridge.wait(PATIENCE).await.success());
     assert!(!bridge.directory().join("spool/dead-letters").exists());
+    assert!(!bridge.directory().join("spool/rejected").exists());
 }
 
 /// A stopped bridge that had one letter, one kept body and two calls.
@@ -345,10 +342,10 @@ async fn what_is_asked_for_and_not_there_is_an_error_that_says_what_is() {
 async fn damage_is_told_and_costs_the_exit_code() {
     let bridge = stopped().await;
     let spool = bridge.directory().join("spool");
-    let path = spool.join("dead-letters/by-team.ndjson");
+    let path = spool.join("dead-letters/by-team/00000000000000000000.ndjson");
     let mut lines = fs::read(&path).unwrap();
     // A line cut off by a crash was never a letter; a byte that changed was part of one.
-    lines.extend_from_slice(b"{\"time\":\"2026\n");
+    lines.extend_from_slice(b"{\"time\":\"2026");
     fs::write(&path, &lines).unwrap();
     assert_eq!(letters(&bridge, &["list", "--sink", "by-team"]).success().lines().count(), 1);
     lines[2] ^= 0x80;

@@ -1,6 +1,6 @@
 //! What a destination refuses for good is kept aside and holds nothing up; what an operator can mend waits and goes on by itself.
 
-use std::fs::{read_to_string, write};
+use std::fs::write;
 
 use async_nats::jetstream::stream;
 use serde_json::{Value, json};
@@ -31,11 +31,6 @@ async fn published(bridge: &Bridge, sink: &str, count: f64) {
     eventually(PATIENCE, &metric, async || bridge.metric(&metric).await == Some(count)).await;
 }
 
-fn dead_letters(bridge: &Bridge, sink: &str) -> Vec<Value> {
-    let text = read_to_string(bridge.directory().join(format!("spool/dead-letters/{sink}.ndjson"))).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 #[tokio::test]
 async fn a_message_too_large_for_kafka_is_a_dead_letter_and_the_next_of_its_conversation_passes() {
     let topic = kafka::unique_topic("limited");
@@ -49,7 +44,7 @@ async fn a_message_too_large_for_kafka_is_a_dead_letter_and_the_next_of_its_conv
     let consumed = kafka::consume_all(&kafka::shared(), &topic, PATIENCE).await;
     assert_eq!(consumed.iter().map(|message| number(&message.payload)).collect::<Vec<_>>(), [0, 2, 4]);
 
-    let letters = dead_letters(&bridge, "kafka");
+    let letters = bridge.dead_letters("kafka");
     assert_eq!(letters.len(), 2);
     for (letter, (number, padding)) in letters.iter().zip([(1, 5000), (3, 900_000)]) {
         let reason = letter["reason"].as_str().unwrap();
@@ -84,7 +79,7 @@ async fn a_message_too_large_for_nats_is_a_dead_letter_and_the_next_of_its_conve
     let received = nats::stream_messages(&server.url(), "CDR", 3, PATIENCE).await;
     assert_eq!(received.iter().map(|message| number(&message.payload)).collect::<Vec<_>>(), [0, 2, 4]);
 
-    let letters = dead_letters(&bridge, "nats");
+    let letters = bridge.dead_letters("nats");
     let reasons: Vec<_> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
     println!("dead letters: {reasons:?}");
     let [stream, server] = reasons.try_into().unwrap();

@@ -82,7 +82,7 @@ async fn the_route_survives_the_spool_replays_and_dead_letters() {
     let wide = r#"{"n":3,"conversation_uuid":"c3","a":1,"b":2,"c":3,"d":4,"e":5}"#;
     assert_eq!(send(&bridge, "POST", "/eu", wide).await, 400);
     eventually(PATIENCE, "they are kept", async || {
-        bridge.metric("cdrelay_ingress_undecodable_kept_total").await == Some(2.0)
+        bridge.metric("cdrelay_ingress_rejected_kept_total").await == Some(2.0)
     })
     .await;
     bridge.kill();
@@ -99,17 +99,17 @@ async fn the_route_survives_the_spool_replays_and_dead_letters() {
     let exported = cdrelay(&["spool", "export"]).success();
     let names = exported.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["ingress"].clone());
     assert_eq!(names.collect::<Vec<_>>(), ["default", "eu"]);
-    let letters = cdrelay(&["dead-letters", "show", "--undecodable"]).success();
+    let letters = cdrelay(&["dead-letters", "show", "--rejected"]).success();
     assert!(letters.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["ingress"] == "eu"), "{letters}");
     // Who may not send may not be replayed either.
     let narrow = ROUTES.replace("methods = ['POST']", "methods = ['POST']\nauth = [{ type = 'appid', appids = [1] }]");
     config(&narrow, SINK);
-    let refused = cdrelay(&["dead-letters", "replay", "--undecodable"]);
+    let refused = cdrelay(&["dead-letters", "replay", "--rejected"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("the route `eu` does not take"), "{refused:?}");
     config(ROUTES, SINK);
     // No bridge runs: straight into the spool.
-    let replayed = cdrelay(&["dead-letters", "replay", "--undecodable"]);
+    let replayed = cdrelay(&["dead-letters", "replay", "--rejected"]);
     assert_eq!(replayed.code, Some(1), "{replayed:?}");
     let (zero, one, three) = (
         row(0, "cdr.default.main", "/c0", "/sink"),
@@ -128,7 +128,7 @@ async fn the_route_survives_the_spool_replays_and_dead_letters() {
     cdrelay(&["replay", "--sink", "out", "--conversation", "c1"]).success();
     let corrected = bridge.directory().join("corrected");
     fs::write(&corrected, r#"{"n":2,"conversation_uuid":"c2"}"#).unwrap();
-    cdrelay(&["dead-letters", "replay", "--undecodable", "--id", "0", "--with", "corrected"]).success();
+    cdrelay(&["dead-letters", "replay", "--rejected", "--id", "0", "--with", "corrected"]).success();
     expected.insert(2, expected[1].clone());
     expected.insert(3, row(2, "cdr.eu.europe", "gold/c2", "/eu/eu/none"));
     eventually(PATIENCE, "all are delivered", async || published(&bridge).len() == expected.len()).await;

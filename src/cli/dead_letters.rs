@@ -1,17 +1,19 @@
-//! `cdrelay dead-letters list|show|replay`
+//! `cdrelay dead-letters list|show|replay|prune`
 
+mod prune;
 mod replay;
 
 use super::output::Output;
-use super::select::{Chosen, Selection};
+use super::select::{Filter, Selection};
 use super::{CommandError, Location, Site};
-use crate::dead_letter::bodies::{self, Kept};
-use crate::dead_letter::{self, DeadLetter, Found, Letters};
+use crate::dead_letter::rejected::{self, RejectedBody};
+use crate::dead_letter::store::{Dir, Found};
+use crate::dead_letter::{self, DeadLetter, Letters};
 use crate::event::{Arrival, DEFAULT_INGRESS, Events};
 use crate::ingress::decode::{Content, DecodeError};
 use clap::{Args, Subcommand};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(Debug, Subcommand)]
@@ -31,25 +33,34 @@ pub enum DeadLetters {
     Replay {
         #[command(flatten)]
         which: Which,
-        /// Replay the body in this file, `-` for standard input, in place of the one that --undecodable --id chooses.
-        #[arg(long, value_name = "FILE", requires = "undecodable", requires = "id")]
+        /// Replay the body in this file, `-` for standard input, in place of the one that --rejected --id chooses.
+        #[arg(long, value_name = "FILE", requires = "rejected", requires = "id")]
         with: Option<PathBuf>,
     },
+    /// Remove those that were replayed, or are older; with both options, those that are both. The bridge may run.
+    Prune(prune::Prune),
+}
+
+/// Where dead letters are looked for.
+#[derive(Debug, Args)]
+pub struct From {
+    #[command(flatten)]
+    location: Location,
+    /// Only those of this sink.
+    #[arg(long, conflicts_with = "rejected")]
+    sink: Option<String>,
+    /// Only request bodies that could not be decoded.
+    #[arg(long)]
+    rejected: bool,
 }
 
 /// Which dead letters.
 #[derive(Debug, Args)]
 pub struct Which {
     #[command(flatten)]
-    location: Location,
+    from: From,
     #[command(flatten)]
     selection: Selection,
-    /// Only those of this sink.
-    #[arg(long, conflicts_with = "undecodable")]
-    sink: Option<String>,
-    /// Only request bodies that could not be decoded.
-    #[arg(long)]
-    undecodable: bool,
     /// Only those whose reason holds this text.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -64,14 +75,14 @@ pub struct Which {
 /// A dead letter of either kind.
 enum Entry {
     Letter(DeadLetter),
-    Body(Kept),
+    Body(RejectedBody),
 }
 
 impl Entry {
     fn body(&self) -> Vec<u8> {
         match self {
             Self::Letter(letter) => letter.payload.clone().into_bytes(),
-            Self::Body(kept) => kept.body().unwrap_or_default(),
+            Self::Body(body) => body.body().unwrap_or_default(),
         }
     }
 }
@@ -79,7 +90,7 @@ impl Entry {
 /// Where dead letters come from; bodies stand behind the sinks.
 enum Source {
     Sink(String),
-    Undecodable,
+    Rejected,
 }
 
 impl Source {
@@ -87,7 +98,14 @@ impl Source {
     fn name(&self) -> &str {
         match self {
             Self::Sink(sink) => sink,
-            Self::Undecodable => "(undecodable)",
+            Self::Rejected => "(rejected)",
+        }
+    }
+
+    fn dir(&self, spool: &Path) -> Dir {
+        match self {
+            Self::Sink(sink) => dead_letter::directory(spool, sink),
+            Self::Rejected => rejected::directory(spool),
         }
     }
 }
@@ -100,44 +118,52 @@ impl DeadLetters {
             Self::Show { which, body: false } => which.open()?.show(),
             Self::Replay { which, with: None } => which.open()?.replay(),
             Self::Replay { which, with: Some(file) } => which.open()?.replay_with(&file),
+            Self::Prune(prune) => prune.execute(),
         }
     }
 }
 
-impl Which {
-    fn open(&self) -> Result<Letterbox<'_>, CommandError> {
-        let chosen = self.selection.compile()?;
+impl From {
+    fn open(&self) -> Result<Site, CommandError> {
         let site = self.location.open()?;
         if let Some(sink) = &self.sink {
             site.check_sink("--sink", sink)?;
         }
-        Ok(Letterbox { which: self, chosen, site })
+        Ok(site)
     }
-}
 
-/// The dead letters of one spool, and which of them are wanted.
-struct Letterbox<'a> {
-    which: &'a Which,
-    chosen: Chosen<'a>,
-    site: Site,
-}
-
-impl Letterbox<'_> {
-    fn sources(&self) -> Result<Vec<Source>, CommandError> {
-        if self.which.undecodable {
-            return Ok(vec![Source::Undecodable]);
-        }
-        Ok(match &self.which.sink {
+    fn sources(&self, site: &Site) -> Result<Vec<Source>, CommandError> {
+        Ok(match &self.sink {
+            _ if self.rejected => vec![Source::Rejected],
             Some(sink) => vec![Source::Sink(sink.clone())],
             None => {
-                let sinks = dead_letter::sinks(&self.site.spool)?;
-                sinks.into_iter().map(Source::Sink).chain([Source::Undecodable]).collect()
+                let sinks = dead_letter::sinks(&site.spool)?;
+                sinks.into_iter().map(Source::Sink).chain([Source::Rejected]).collect()
             }
         })
     }
+}
 
-    /// Shows the wanted ones among those from `source`, one after another, until `each` has enough; says how many are
-    /// unreadable.
+impl Which {
+    fn open(&self) -> Result<Selected<'_>, CommandError> {
+        let filter = self.selection.compile()?;
+        Ok(Selected { which: self, filter, site: self.from.open()? })
+    }
+}
+
+/// The dead letters of one spool that the options select.
+struct Selected<'a> {
+    which: &'a Which,
+    filter: Filter<'a>,
+    site: Site,
+}
+
+impl Selected<'_> {
+    fn sources(&self) -> Result<Vec<Source>, CommandError> {
+        self.which.from.sources(&self.site)
+    }
+
+    /// Calls `each` for the selected ones from `source`, one after another, until it breaks; returns how many are unreadable.
     fn each(
         &self,
         source: &Source,
@@ -147,26 +173,24 @@ impl Letterbox<'_> {
             Source::Sink(sink) => {
                 let mut letters = Letters::of(&self.site.spool, sink)?;
                 while let Some(Found { item, replayed, line }) = letters.read_next()? {
-                    let wanted = self.wants(&item.reason, &item.id, replayed) && self.chosen.takes_letter(&item);
-                    let found = Found { item: Entry::Letter(item), replayed, line };
-                    if wanted && each(found)?.is_break() {
+                    let selected = self.selects(&item.reason, &item.id, replayed) && self.filter.takes_letter(&item);
+                    if selected && each(Found { item: Entry::Letter(item), replayed, line })?.is_break() {
                         break;
                     }
                 }
                 Ok(letters.damaged())
             }
-            Source::Undecodable => {
-                let mut bodies = bodies::Reader::of(&self.site.spool)?;
+            Source::Rejected => {
+                let mut bodies = rejected::read(&self.site.spool)?;
                 let mut damaged = 0;
                 while let Some(Found { item, replayed, line }) = bodies.read_next()? {
                     let Some(body) = item.body() else {
                         damaged += 1;
                         continue;
                     };
-                    let wanted = self.wants(&item.reason, &item.id.to_string(), replayed)
-                        && self.chosen.takes_body(arrival(&item), || self.decode(&item, &body).unwrap_or_default());
-                    let found = Found { item: Entry::Body(item), replayed, line };
-                    if wanted && each(found)?.is_break() {
+                    let selected = self.selects(&item.reason, &item.number.to_string(), replayed)
+                        && self.filter.takes_body(arrival(&item), || self.decode(&item, &body).unwrap_or_default());
+                    if selected && each(Found { item: Entry::Body(item), replayed, line })?.is_break() {
                         break;
                     }
                 }
@@ -175,34 +199,35 @@ impl Letterbox<'_> {
         }
     }
 
-    fn wants(&self, reason: &str, id: &str, replayed: bool) -> bool {
+    fn selects(&self, reason: &str, id: &str, replayed: bool) -> bool {
         (self.which.again || !replayed)
             && self.which.reason.as_deref().is_none_or(|text| reason.contains(text))
             && self.which.id.as_deref().is_none_or(|wanted| wanted == id)
     }
 
-    /// The events in `body`, which came with this request, as the present configuration sees it.
-    fn decode(&self, kept: &Kept, body: &[u8]) -> Result<Events, DecodeError> {
+    /// The events in `body`, which came with this request, under the present configuration.
+    fn decode(&self, request: &RejectedBody, body: &[u8]) -> Result<Events, DecodeError> {
         let content = Content {
-            method: &kept.method,
-            query: kept.query.as_deref(),
-            content_type: kept.content_type.as_deref().map(str::as_bytes),
+            method: &request.method,
+            query: request.query.as_deref(),
+            content_type: request.content_type.as_deref().map(str::as_bytes),
             body,
         };
         let ingress = &self.site.config.ingress;
-        let events = content.decode(&ingress.decode, arrival(kept))?;
-        if !ingress.takes(&kept.ingress, &events) {
-            let detail = format!("an event is of an appid that the route `{}` does not take", kept.ingress);
+        let events = content.decode(&ingress.decode, arrival(request))?;
+        if !ingress.takes(&request.ingress, &events) {
+            let detail = format!("an event is of an appid that the route `{}` does not take", request.ingress);
             return Err(DecodeError::Malformed { detail, place: None });
         }
-        Ok(by_route(events, kept))
+        let route = route(&request.ingress);
+        Ok(events.into_iter().map(|event| event.by(route.clone())).collect())
     }
 
     fn list(&self) -> Result<(), CommandError> {
         self.print(|out, source, found| {
             let (time, id, reason) = match &found.item {
                 Entry::Letter(letter) => (&letter.time, letter.id.clone(), &letter.reason),
-                Entry::Body(kept) => (&kept.arrival, kept.id.to_string(), &kept.reason),
+                Entry::Body(body) => (&body.arrival, body.number.to_string(), &body.reason),
             };
             let mark = if found.replayed { "  (replayed)" } else { "" };
             out.line(format_args!("{time}  {}  {id}  {}{mark}", source.name(), reason.escape_debug()))
@@ -210,7 +235,6 @@ impl Letterbox<'_> {
     }
 
     fn show(&self) -> Result<(), CommandError> {
-        // As it stands in the file, whatever version wrote it.
         self.print(|out, _, found| {
             out.bytes(&found.line)?;
             out.bytes(b"\n")
@@ -255,16 +279,10 @@ fn refuse_damage(damaged: u64) -> Result<(), CommandError> {
 }
 
 /// The route of this name as events carry it.
-fn by(ingress: &str) -> Option<Arc<str>> {
+fn route(ingress: &str) -> Option<Arc<str>> {
     (ingress != DEFAULT_INGRESS).then(|| ingress.into())
 }
 
-/// The events of a body that came by a route.
-fn by_route(events: Events, kept: &Kept) -> Events {
-    let ingress = by(&kept.ingress);
-    events.into_iter().map(|event| event.by(ingress.clone())).collect()
-}
-
-fn arrival(kept: &Kept) -> Arrival {
-    kept.arrival.parse().unwrap_or_default()
+fn arrival(request: &RejectedBody) -> Arrival {
+    request.arrival.parse().unwrap_or_default()
 }

@@ -22,8 +22,8 @@ pub struct Selection {
     conversation: Option<String>,
 }
 
-/// Filters with their times worked out.
-pub struct Chosen<'a> {
+/// Filters with their times resolved.
+pub struct Filter<'a> {
     since: Option<Arrival>,
     until: Option<Arrival>,
     selection: &'a Selection,
@@ -31,17 +31,19 @@ pub struct Chosen<'a> {
 
 impl Selection {
     /// Reads the times.
-    pub fn compile(&self) -> Result<Chosen<'_>, CommandError> {
+    pub fn compile(&self) -> Result<Filter<'_>, CommandError> {
         let moment = |option: &str, text: &Option<String>| text.as_deref().map(|text| moment(option, text)).transpose();
-        Ok(Chosen { since: moment("--since", &self.since)?, until: moment("--until", &self.until)?, selection: self })
+        Ok(Filter { since: moment("--since", &self.since)?, until: moment("--until", &self.until)?, selection: self })
     }
 }
 
-fn moment(option: &str, text: &str) -> Result<Arrival, CommandError> {
+/// The moment that an option names: a time, or a period that ends now.
+pub fn moment(option: &str, text: &str) -> Result<Arrival, CommandError> {
     if let Ok(moment) = text.parse::<Arrival>() {
         return Ok(moment);
     }
-    match text.parse::<jiff::SignedDuration>() {
+    let days_are_24_hours = jiff::SpanRelativeTo::days_are_24_hours();
+    match text.parse::<jiff::Span>().and_then(|period| period.to_duration(days_are_24_hours)) {
         Ok(period) => Ok(Arrival(Arrival::now().0.saturating_sub(period.as_millis().max(0) as u64))),
         Err(_) => Err(CommandError::Usage(format!(
             "{option} {text:?}: expected a period such as 2h, or a time such as 2026-01-31T03:00:00Z"
@@ -49,7 +51,7 @@ fn moment(option: &str, text: &str) -> Result<Arrival, CommandError> {
     }
 }
 
-impl Chosen<'_> {
+impl Filter<'_> {
     /// Whether the event passes.
     pub fn takes_event(&self, event: &Event) -> bool {
         let arrival = event.arrival();

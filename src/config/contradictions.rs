@@ -75,6 +75,12 @@ impl Config {
                 spool.max_size
             ),
         );
+        let largest = unpacked.max(ingress.max_body).as_u64();
+        check(
+            self.dead_letters.max_size.as_u64() >= largest.saturating_mul(4),
+            "dead_letters.max_size",
+            &format_args!("found {}; it has to hold four bodies of {largest} bytes", self.dead_letters.max_size),
+        );
         check(
             spool.segment_size.is_none_or(|size| size.as_u64() <= spool.max_size.as_u64() / 2),
             "spool.segment_size",

@@ -127,15 +127,13 @@ impl Lane {
         }
     }
 
-    /// Keeps the message as a dead letter, however long the disk refuses that.
+    /// Keeps the message as a dead letter, however long there is no space for it, or the disk refuses it.
     async fn refuse(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
-        tracing::error!(sink = self.name, cause, offset = record.offset, id = %message.id(), "message refused; kept as a dead letter");
         let mut backoff = Backoff::default();
         let mut retry = None;
-        while let Err(error) = self.dead_letters.append(&self.name, record, message, cause).await {
+        while let Err(error) = self.dead_letters.keep(record, message, cause).await {
             retry.get_or_insert_with(|| self.health.retrying());
-            let cause = format!("a dead letter cannot be written: {error}");
-            if !self.pause(&cause, backoff.next(None), self.health.comebacks()).await {
+            if !self.pause(&error.to_string(), backoff.next(None), self.health.comebacks()).await {
                 return Outcome::Kept;
             }
         }

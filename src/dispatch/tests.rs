@@ -43,7 +43,7 @@ impl Bench {
             config,
             route: Route::compile(&crate::route::Config::default(), Dialect::Kafka).unwrap(),
             sink,
-            dead_letters: DeadLetters::new(dir.path(), "sink"),
+            dead_letters: DeadLetters::new(dir.path(), "sink", &Default::default(), Default::default()),
             metrics: SinkMetrics::default(),
             health: Health::new("sink", true),
             watches: None,

@@ -128,11 +128,11 @@ async fn a_body_that_cannot_be_unpacked_is_kept_as_it_came_and_one_that_can_as_w
     }
     assert_eq!(post(&bridge, "gzip", gzip(b"{\"a\":")).await.status, 400);
     until(PATIENCE, "three bodies are kept", async || {
-        bridge.metric("cdrelay_ingress_undecodable_kept_total").await.filter(|kept| *kept == 3.0)
+        bridge.metric("cdrelay_ingress_rejected_kept_total").await.filter(|kept| *kept == 3.0)
     })
     .await;
     let mut command = crate::support::bridge::command();
-    command.current_dir(bridge.directory()).args(["dead-letters", "show", "--undecodable", "--config", "cdrelay.toml"]);
+    command.current_dir(bridge.directory()).args(["dead-letters", "show", "--rejected", "--config", "cdrelay.toml"]);
     let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
     assert!(shown.contains("cannot be unpacked") && shown.contains("H4sIYnJva2Vu"), "{shown}");
     assert!(shown.contains("\"body\":\"{\\\"plain\\\":1}\"") && shown.contains("\"body\":\"{\\\"a\\\":\""), "{shown}");

@@ -121,6 +121,16 @@ impl Bridge {
         (self.process, self.ingress, self.admin) = launch(self.directory.path(), &self.environment, &self.prefix).await;
     }
 
+    /// The dead letters of a sink, oldest first.
+    pub fn dead_letters(&self, sink: &str) -> Vec<Value> {
+        json_lines(&self.directory().join("spool/dead-letters").join(sink))
+    }
+
+    /// The bodies that could not be decoded, oldest first.
+    pub fn rejected_bodies(&self) -> Vec<Value> {
+        json_lines(&self.directory().join("spool/rejected"))
+    }
+
     /// Where it was started: `cdrelay.toml`, and `spool` unless that says otherwise.
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -280,6 +290,17 @@ async fn launch(directory: &Path, environment: &[(String, String)], prefix: &[St
     })
     .await;
     (process, ingress, admin)
+}
+
+/// The whole lines of the `.ndjson` files in a directory, in the order of their names.
+fn json_lines(directory: &Path) -> Vec<Value> {
+    let Ok(entries) = read_dir(directory) else { return Vec::new() };
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
+    paths.sort();
+    let texts: Vec<_> = paths.iter().map(|path| read_to_string(path).unwrap()).collect();
+    let lines = texts.iter().flat_map(|text| text.split_inclusive('\n').filter(|line| line.ends_with('\n')));
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A process that was killed may have been writing a line. The next one writes to a log of its own in the field; here both share a file.
