@@ -1,55 +1,34 @@
 //! One webhook notification: its bytes, its fields, its identity and the conversation it belongs to.
 //!
-//! What TeleCMI's webhooks look like is gathered from its public documentation and from code that receives them: there is
-//! no delivery id, identifiers go by several names, every field may be missing, null, or a number here and a text there.
+//! TeleCMI's documents and public receivers of its webhooks say: there is no delivery id, identifiers have several spellings, and
+//! every field may be missing, null, or a number here and a text there.
 
 mod fields;
 mod identity;
 pub mod json;
 
-pub use fields::Name;
+pub use fields::Fields;
 
-use fields::Fields;
-use json::{Kind, Member, Reader, Span};
-use smallvec::SmallVec;
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::fmt::{self, Write as _};
-use std::ops::Range;
+use serde_json::value::RawValue;
+use std::fmt;
 use std::sync::Arc;
 
-/// How deep an event may be nested unless configured otherwise; also the bound when it is read back from the spool.
+/// The greatest depth of nesting that can be configured.
 pub const MAX_DEPTH: usize = 128;
 
-/// The route that an event came by unless it says otherwise.
+/// The name of the route that events have unless another is set.
 pub const DEFAULT_INGRESS: &str = "default";
 
-/// Where to look for the conversation, in this order.
-const CONVERSATION: [Name; 3] = [Name::of("conversation_uuid"), Name::of("request_id"), Name::of("cmiuuid")];
+/// The identifiers that name a conversation, the first that is present counts.
+const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
 
-/// 128 bits of SHA-256 over the event's natural identity; written as 32 hexadecimal digits.
+/// 128 bits of SHA-256 over the event's content; written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(pub [u8; 16]);
 
-impl EventId {
-    /// Adds it to a text.
-    pub fn write(self, out: &mut String) {
-        out.push_str(std::str::from_utf8(&self.digits()).unwrap_or_default());
-    }
-
-    fn digits(self) -> [u8; 32] {
-        let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' - 10 + half };
-        let mut digits = [0; 32];
-        for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(self.0) {
-            *pair = [digit(byte >> 4), digit(byte & 0xF)];
-        }
-        digits
-    }
-}
-
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&self.digits()).unwrap_or_default())
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
@@ -59,30 +38,20 @@ impl fmt::Debug for EventId {
     }
 }
 
-/// Milliseconds since the Unix epoch.
+/// The time a webhook arrived, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival(pub u64);
 
 impl Arrival {
-    /// The present moment.
+    /// The present time.
     pub fn now() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self(since.as_millis() as u64)
+        Self::from(jiff::Timestamp::now())
     }
+}
 
-    /// Adds it to a text, in RFC 3339. Many events come within a millisecond.
-    pub fn write(self, out: &mut String) {
-        thread_local! {
-            static LAST: RefCell<(Arrival, String)> = const { RefCell::new((Arrival(0), String::new())) };
-        }
-        LAST.with_borrow_mut(|(last, text)| {
-            if *last != self || text.is_empty() {
-                *last = self;
-                text.clear();
-                let _ = write!(text, "{self}");
-            }
-            out.push_str(text);
-        });
+impl From<jiff::Timestamp> for Arrival {
+    fn from(time: jiff::Timestamp) -> Self {
+        Self(time.as_millisecond().max(0) as u64)
     }
 }
 
@@ -91,7 +60,7 @@ impl std::str::FromStr for Arrival {
 
     /// Reads RFC 3339.
     fn from_str(text: &str) -> Result<Self, jiff::Error> {
-        Ok(Self(text.parse::<jiff::Timestamp>()?.as_millisecond().max(0) as u64))
+        text.parse().map(|time: jiff::Timestamp| time.into())
     }
 }
 
@@ -103,91 +72,59 @@ impl fmt::Display for Arrival {
     }
 }
 
-/// The events of one request: mostly a single one.
-pub type Events = SmallVec<[Event; 1]>;
-
-/// Where the text of the conversation is.
-#[derive(Clone, Debug)]
-enum Conversation {
-    /// In the payload, as it is.
-    Inside(Span),
-    /// Here, because it is nowhere else.
-    Own(Box<str>),
-}
+/// The events of one request, in their order.
+pub type Events = Vec<Event>;
 
 /// One webhook notification.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     payload: Arc<str>,
-    fields: Fields,
     id: EventId,
-    conversation: Conversation,
+    conversation: Arc<str>,
     arrival: Arrival,
     /// `None` is [`DEFAULT_INGRESS`].
     ingress: Option<Arc<str>>,
     query: Option<Arc<str>>,
 }
 
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.arrival == other.arrival
-            && self.ingress == other.ingress
-            && self.query == other.query
-            && self.payload == other.payload
-            && self.conversation_bytes() == other.conversation_bytes()
-    }
-}
-
 impl Event {
-    /// Takes the JSON object that lies at `at` in `text`, where its members have been read, and works out its identity and
-    /// conversation. The members are then those of the object alone.
-    pub fn within(text: &str, at: Range<usize>, members: &mut [Member], arrival: Arrival) -> Self {
-        if at.start > 0 {
-            members.iter_mut().for_each(|member| member.move_back(at.start));
-        }
-        Self::new(text.get(at).unwrap_or_default(), members, arrival)
-    }
-
-    fn new(object: &str, members: &[Member], arrival: Arrival) -> Self {
-        let text = object.as_bytes();
-        let fields = Fields::new(text, members);
-        let id = identity::of(text, &fields);
-        let conversation = match CONVERSATION.iter().find_map(|name| fields.scalar(text, name)) {
-            Some(value) if value.kind != Kind::Escaped => Conversation::Inside(value.span),
-            Some(value) => Conversation::Own(value.text(object).into()),
-            None => Conversation::Own(id.to_string().into()),
-        };
-        // The object is a part of a request's buffer: a copy of its own lets that buffer go.
-        Self { payload: object.into(), fields, id, conversation, arrival, ingress: None, query: None }
-    }
-
-    /// Reads `object` and takes it as an event.
+    /// Reads `object`, which may be nested `max_depth` levels deep, as an event.
     pub fn parse(object: &str, max_depth: usize, arrival: Arrival) -> Result<Self, json::Error> {
-        let mut reader = Reader::new(object, max_depth);
-        let mut members = Vec::new();
-        reader.object(&mut members)?;
-        match reader.peek() {
-            None => Ok(Self::new(object, &members, arrival)),
-            Some(_) => Err(reader.error("expected nothing after the object")),
+        let raw = json::parse(object, max_depth)?;
+        if !raw.get().starts_with('{') {
+            return Err(json::Error::at(object, object.len() - object.trim_start().len(), "expected a JSON object"));
         }
+        Ok(Self::new(raw.get().into(), &Fields::of_payload(raw.get()), arrival))
     }
 
-    /// Puts an event together again from what was stored with it. Fields are found only if `payload` is a JSON object.
+    /// The event in a JSON object with these fields; its bytes are kept exactly.
+    pub fn from_object(object: &RawValue, fields: &Fields<'_>, arrival: Arrival) -> Self {
+        Self::new(object.get().into(), fields, arrival)
+    }
+
+    /// The event of fields that came as texts: an object of strings.
+    pub fn from_texts(fields: &[(String, String)], arrival: Arrival) -> Self {
+        let mut payload = String::from("{");
+        for (name, value) in fields {
+            let separator = if payload.len() > 1 { "," } else { "" };
+            payload.extend([separator, &json::quote(name), ":", &json::quote(value)]);
+        }
+        payload.push('}');
+        Self::new(payload.into(), &Fields::of_texts(fields), arrival)
+    }
+
+    fn new(payload: Arc<str>, fields: &Fields<'_>, arrival: Arrival) -> Self {
+        let id = identity::of(fields);
+        let conversation = match CONVERSATION.iter().find_map(|name| fields.identifier(name)) {
+            Some(identifier) => String::from_utf8_lossy(identifier).into(),
+            None => id.to_string().into(),
+        };
+        Self { payload, id, conversation, arrival, ingress: None, query: None }
+    }
+
+    /// Restores an event from its stored parts, without looking at them.
     pub fn restore(payload: &str, id: EventId, conversation: &str, arrival: Arrival) -> Self {
-        let mut members = Vec::new();
-        if Reader::new(payload, MAX_DEPTH).object(&mut members).is_err() {
-            members.clear();
-        }
-        Self {
-            payload: payload.into(),
-            fields: Fields::new(payload.as_bytes(), &members),
-            id,
-            conversation: Conversation::Own(conversation.into()),
-            arrival,
-            ingress: None,
-            query: None,
-        }
+        Self { payload: payload.into(), id, conversation: conversation.into(), arrival, ingress: None, query: None }
     }
 
     /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
@@ -210,28 +147,22 @@ impl Event {
         self.id
     }
 
-    /// What order is kept within: the conversation's id, or whatever stands in for it. Never empty.
+    /// The key of the order: the conversation's id, or the identifier that stands in for it. Never empty.
     pub fn conversation(&self) -> &str {
-        match &self.conversation {
-            Conversation::Inside(span) => self.payload.get(span.range()).unwrap_or_default(),
-            Conversation::Own(text) => text,
-        }
+        &self.conversation
     }
 
-    /// The same as bytes, which nobody has to check again.
+    /// The same as bytes.
     pub fn conversation_bytes(&self) -> &[u8] {
-        match &self.conversation {
-            Conversation::Inside(span) => span.of(self.payload.as_bytes()),
-            Conversation::Own(text) => text.as_bytes(),
-        }
+        self.conversation.as_bytes()
     }
 
-    /// When the webhook arrived here.
+    /// When the webhook arrived.
     pub fn arrival(&self) -> Arrival {
         self.arrival
     }
 
-    /// The name of the route it came by. Nothing in the payload can change it, and it is no part of the identity.
+    /// The name of the route it came by. The payload cannot change it, and it is no part of the identity.
     pub fn ingress(&self) -> &str {
         self.ingress.as_deref().unwrap_or(DEFAULT_INGRESS)
     }
@@ -246,23 +177,27 @@ impl Event {
         self.query.as_deref()
     }
 
-    /// The text of a top-level field under any of its names; `None` if it is missing, null or empty.
-    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.field(&Name::from(name.to_owned()))
+    /// The last query parameter of this name that has a value.
+    pub fn query_parameter(&self, name: &str) -> Option<String> {
+        let parameters = form_urlencoded::parse(self.query()?.as_bytes());
+        let legible = |text: &str| !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER);
+        let named = parameters.filter(|(key, value)| key == name && legible(value));
+        named.last().map(|(_, value)| value.into_owned())
     }
 
-    /// The same, for a name that many events are asked for.
-    pub fn field(&self, name: &Name) -> Option<Cow<'_, str>> {
-        self.fields.text_of(&self.payload, name)
+    /// The fields of the payload, read anew.
+    pub fn fields(&self) -> Fields<'_> {
+        Fields::of_payload(&self.payload)
+    }
+
+    /// The text of one top-level field, as [`Fields::text`] has it.
+    pub fn text(&self, name: &str) -> Option<String> {
+        self.fields().text(name).map(|text| text.into_owned())
     }
 
     /// About how many bytes of memory the event holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>()
-            + self.payload.len()
-            + self.fields.memory()
-            + self.conversation_bytes().len()
-            + self.query().map_or(0, str::len)
+        size_of::<Self>() + self.payload.len() + self.conversation.len() + self.query().map_or(0, str::len)
     }
 }
 
@@ -298,6 +233,7 @@ mod tests {
     #[test]
     fn members_that_a_query_string_cannot_tell_apart_do_not_matter() {
         let id = event(r#"{"type":"cdr","team":null,"custom":"","x":{"b":1,"a":[null,"2"]}}"#).id();
+        assert_eq!(event(r#"{"x":{"a":["null",2],"b":"1"},"type":"cdr"}"#).id(), id);
         assert_eq!(event(r#"{"type":"cdr","team":"null","x":"{ \"a\": [null, 2], \"b\": \"1\" }"}"#).id(), id);
     }
 
@@ -325,6 +261,19 @@ mod tests {
             r#"{"x":{"a":{"b":1,"c":2}}}"#,
             r#"{"a":1,"a":2}"#,
             r#"{"a":2,"a":1}"#,
+            r#"{"a":""}"#,
+            r#"{"b":""}"#,
+            r#"{"a":null}"#,
+            r#"{"a":"","a":1}"#,
+            r#"{"team":"a"}"#,
+            r#"{"team":"a","team":""}"#,
+            r#"{"team":"","team":"a"}"#,
+            r#"{"a":7}"#,
+            r#"{"a":7.0}"#,
+            r#"{"a":9007199254740993}"#,
+            r#"{"a":9007199254740992}"#,
+            r#"{"a":-0}"#,
+            r#"{"a":0}"#,
             r#"{}"#,
         ];
         ids.extend(pairs.map(|text| event(text).id()));
@@ -393,9 +342,22 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_hashed_in_linear_time() {
+    fn deep_and_large_values_count_by_their_text() {
         let deep = format!("{{\"x\":{}1{}}}", "{\"a\":".repeat(60), "}".repeat(60));
         assert_ne!(event(&deep).id(), event(&deep.replace(":1", ":2")).id());
+        let large = format!("{{\"x\":[{}1]}}", "1,".repeat(2000));
+        assert_ne!(event(&large).id(), event(&large.replace("1]", "2]")).id());
+        assert_ne!(event(&large).id(), event(&large.replace("[", "[[").replace("]", "]]")).id());
+        let as_text = format!("{{\"x\":{}}}", json::quote(&large[5..large.len() - 1]));
+        assert_eq!(event(&as_text).id(), event(&large).id());
+    }
+
+    #[test]
+    fn undefined_is_no_conversation() {
+        assert_eq!(
+            event(r#"{"conversation_uuid":"undefined","request_id":"undefined","cmiuuid":"m"}"#).conversation(),
+            "m"
+        );
     }
 
     #[test]

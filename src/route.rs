@@ -5,32 +5,34 @@ mod encode;
 mod filter;
 mod template;
 
-use attribute::{ATTRIBUTES, Attribute, CONTENT_TYPE, write_type};
-use encode::{legal_in_topic, make_header_value, subject_token, topic_characters, uri_segment, verbatim};
-use filter::{Filter, FilterError};
+use attribute::{ATTRIBUTES, Attribute, event_type};
+use encode::{header_value, legal_in_topic, subject_token, topic_characters, uri_segment, verbatim};
+use filter::Filter;
+pub use filter::FilterError;
 pub use template::{Template, TemplateError};
 
-use crate::event::{Event, json};
+use crate::event::{Event, Fields, json};
 use crate::sink::Message;
 use crate::spool::Record;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the routes of the ingress say of their events, by name. A record holds but the name: whatever is set when it is
-/// sent counts. What is wrong with a label or a source is said of the sink that uses it.
+/// The metadata of the ingress routes, by name. A record holds only the name: the metadata set when it is sent counts.
 pub type Origins = BTreeMap<String, Origin>;
 
-/// What one route says of its events.
+/// The metadata of one ingress route.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// What `{labels.name}` stands for.
+    /// The values of `{labels.name}`.
     pub labels: BTreeMap<String, String>,
     /// Template of the CloudEvents source, in place of the sink's own.
     pub source: Option<String>,
+    /// Query parameters that hold secrets, and are left out of events.
+    pub secret_parameters: Vec<String>,
 }
 
-/// The part of `[sinks.NAME]` that says what is sent where.
+/// The part of `[sinks.NAME]` that sets the form of messages.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -41,13 +43,15 @@ pub struct Config {
     pub key: String,
     /// Template of the text that chooses the Kafka partition.
     pub partition_by: String,
-    /// CEL expression on `event` and `ingress`; records for which it is false are not sent to this sink.
+    /// CEL expression on `event`, `query` and `ingress`; records for which it is false are not sent to this sink.
     pub when: Option<String>,
+    /// The fate of records for which `when` is undecided: a field is missing or of another type.
+    pub when_undecided: Undecided,
     /// How the event and its CloudEvents attributes are laid out.
     pub format: Format,
     /// Template of the CloudEvents source.
     pub source: String,
-    /// Where events come from; stands in `[ingress]`.
+    /// The routes of the ingress; set from `[ingress]`.
     #[serde(skip)]
     pub origins: Arc<Origins>,
 }
@@ -59,11 +63,24 @@ impl Default for Config {
             key: "{team}/{conversation_uuid}".into(),
             partition_by: "{conversation_uuid}".into(),
             when: None,
+            when_undecided: Undecided::Skip,
             format: Format::Event,
             source: "/telecmi/{appid|unknown}".into(),
             origins: Arc::default(),
         }
     }
+}
+
+/// The fate of a record for which `when` is undecided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Undecided {
+    /// Not sent, as if `when` were false.
+    Skip,
+    /// Sent, as if `when` were true.
+    Send,
+    /// Kept as a dead letter.
+    DeadLetter,
 }
 
 /// The two content modes of CloudEvents 1.0.
@@ -76,7 +93,7 @@ pub enum Format {
     CloudEvents,
 }
 
-/// Which names and headers are legal at the destination.
+/// The names and headers that are legal at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Topics of `[a-zA-Z0-9._-]`, up to 249 characters; headers `ce_…` with any value.
@@ -91,7 +108,7 @@ pub enum Dialect {
 pub struct RouteError {
     /// The setting.
     pub key: &'static str,
-    /// What is wrong and what would be right.
+    /// The problem and a remedy.
     pub problem: String,
 }
 
@@ -103,27 +120,45 @@ pub struct Route {
     key: Template,
     partition_by: Template,
     source: Template,
-    /// By the name of the route that an event came by.
+    /// By the name of the ingress route.
     sources: BTreeMap<String, Template>,
     when: Option<Filter>,
+    when_undecided: Undecided,
     format: Format,
 }
 
-/// What becomes of a record.
+/// The fate of a record.
 #[derive(Debug, PartialEq)]
 pub enum Routed {
     /// It is sent.
     Message(Message),
-    /// The sink does not want it.
+    /// The filter keeps it from the sink.
     Filtered,
-    /// It cannot be given a legal topic: a dead letter.
+    /// A dead letter: it has no legal topic, or the filter cannot be evaluated.
     Refused {
-        /// Why.
+        /// The reason.
         cause: String,
         /// The message as far as it got.
         message: Message,
     },
 }
+
+/// An event with its fields, read once for all templates of a route.
+#[derive(Debug)]
+pub struct View<'a> {
+    event: &'a Event,
+    fields: Fields<'a>,
+}
+
+impl<'a> View<'a> {
+    /// Reads the fields of an event.
+    pub fn of(event: &'a Event) -> Self {
+        Self { event, fields: event.fields() }
+    }
+}
+
+/// Appends a value in a form that is legal where it stands.
+type Encode = fn(&str, &mut String);
 
 impl Route {
     /// Compiles and checks the settings.
@@ -135,7 +170,7 @@ impl Route {
         let topic_key = if dialect == Dialect::Nats { "subject" } else { "topic" };
         let template = |key, text: &str| {
             let template = Template::parse(text).map_err(|error| error.to_string());
-            let template = template.and_then(|template| template.with_labels(&config.origins));
+            let template = template.and_then(|template| template.with_origins(&config.origins));
             template.map_err(|problem| RouteError { key, problem })
         };
         let topic = template(topic_key, config.topic.as_deref().unwrap_or(default))?;
@@ -154,7 +189,8 @@ impl Route {
             partition_by: template("partition_by", &config.partition_by)?,
             source: template("source", &config.source)?,
             sources: sources.collect::<Result<_, _>>()?,
-            when: when.map_err(|error| RouteError { key: "when", problem: error.to_string() })?,
+            when: when.map_err(|problem| RouteError { key: "when", problem })?,
+            when_undecided: config.when_undecided,
             format: config.format,
         })
     }
@@ -177,110 +213,99 @@ impl Route {
         rest.ends_with(end)
     }
 
-    /// A NATS subject with wildcards that takes every subject this route can make.
+    /// A NATS subject with wildcards that matches every subject this route can make.
     pub fn subject_wildcard(&self) -> String {
         let pattern = self.topic.pattern('\0');
         let tokens = pattern.split('.').map(|token| if token.contains('\0') { "*" } else { token });
         tokens.collect::<Vec<_>>().join(".")
     }
 
-    /// Renders `record`. If `when` fails, the record is sent, and `on_filter_failure` learns why.
+    /// Renders `record`. `on_filter_failure` is called if `when` has no result for it.
     pub fn render(&self, record: &Record, on_filter_failure: impl FnOnce(FilterError)) -> Routed {
-        let event = &record.event;
-        if let Some(filter) = &self.when {
-            match filter.passes(event) {
-                Ok(true) => {}
-                Ok(false) => return Routed::Filtered,
-                Err(error) => on_filter_failure(error),
-            }
-        }
-        let encode = match self.dialect {
-            Dialect::Kafka => topic_characters,
-            Dialect::Nats => subject_token,
-        };
-        let payload = match self.format {
-            Format::Event => event.payload().clone().into(),
-            Format::CloudEvents => self.envelope(event),
-        };
-        let mut message = Message::new(
-            event.id(),
-            payload,
-            |text| self.topic.render(event, encode, text),
-            |text| self.key.render(event, verbatim, text),
-            |text| match self.dialect {
-                Dialect::Kafka => self.partition_by.render(event, verbatim, text),
-                Dialect::Nats => {}
-            },
-        );
-        match self.format {
-            Format::Event => {
-                message.push_header(CONTENT_TYPE, |text| text.push_str("application/json"));
-                for attribute in ATTRIBUTES {
-                    let names = attribute.names();
-                    match self.dialect {
-                        Dialect::Kafka => message.push_header(names.kafka, |text| self.write(attribute, event, text)),
-                        Dialect::Nats => message.push_header(names.nats, |text| {
-                            let start = text.len();
-                            self.write(attribute, event, text);
-                            if attribute.is_free() {
-                                make_header_value(text, start);
-                            }
-                        }),
-                    }
+        let view = View::of(&record.event);
+        let mut cause = None;
+        match self.when.as_ref().map(|filter| filter.passes(&record.event)) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => return Routed::Filtered,
+            Some(Err(error)) => {
+                let text = error.to_string();
+                let undecided = matches!(error, FilterError::Undecided(_)).then_some(self.when_undecided);
+                on_filter_failure(error);
+                match undecided {
+                    Some(Undecided::Skip) => return Routed::Filtered,
+                    Some(Undecided::Send) => {}
+                    Some(Undecided::DeadLetter) | None => cause = Some(text),
                 }
             }
-            Format::CloudEvents => {
-                message.push_header(CONTENT_TYPE, |text| text.push_str("application/cloudevents+json; charset=UTF-8"));
-            }
         }
-        if self.dialect == Dialect::Kafka && (message.topic().len() > 249 || matches!(message.topic(), "" | "." | ".."))
-        {
-            let cause = format!(
-                "a Kafka topic has 1 to 249 characters and is not `.` or `..`; this one would have {}",
-                message.topic().len()
-            );
-            return Routed::Refused { cause, message };
+        let message = self.message(&view);
+        let legal = self.dialect != Dialect::Kafka || is_topic(message.topic());
+        let cause = cause.or_else(|| {
+            (!legal).then(|| {
+                let length = message.topic().len();
+                format!("a Kafka topic has 1 to 249 characters and is not `.` or `..`; this one would have {length}")
+            })
+        });
+        match cause {
+            None => Routed::Message(message),
+            Some(cause) => Routed::Refused { cause, message },
         }
-        Routed::Message(message)
     }
 
-    /// Writes a CloudEvents 1.0 context attribute.
-    fn write(&self, attribute: Attribute, event: &Event, out: &mut String) {
+    fn message(&self, view: &View<'_>) -> Message {
+        let (encode, partition_by): (Encode, _) = match self.dialect {
+            Dialect::Kafka => (topic_characters, self.partition_by.render(view, verbatim)),
+            Dialect::Nats => (subject_token, String::new()),
+        };
+        let topic = self.topic.render(view, encode);
+        let key = self.key.render(view, verbatim);
+        let message = |payload| Message::of(view.event.id(), payload, &topic, &key, &partition_by);
+        match self.format {
+            Format::CloudEvents => {
+                message(self.envelope(view)).with_header("content-type", "application/cloudevents+json; charset=UTF-8")
+            }
+            Format::Event => {
+                let mut message =
+                    message(view.event.payload().clone().into()).with_header("content-type", "application/json");
+                for (attribute, names) in ATTRIBUTES {
+                    let value = self.attribute(attribute, view);
+                    message = match self.dialect {
+                        Dialect::Kafka => message.with_header(names.kafka, &value),
+                        Dialect::Nats => message.with_header(names.nats, &header_value(&value)),
+                    };
+                }
+                message
+            }
+        }
+    }
+
+    fn attribute(&self, attribute: Attribute, view: &View<'_>) -> String {
+        let event = view.event;
         match attribute {
-            Attribute::SpecVersion => out.push_str("1.0"),
-            Attribute::Id => event.id().write(out),
-            Attribute::Source => self.source_of(event).render(event, uri_segment, out),
-            Attribute::Type => write_type(event, out),
-            Attribute::Subject => out.push_str(event.conversation()),
-            Attribute::Time => event.arrival().write(out),
+            Attribute::SpecVersion => "1.0".into(),
+            Attribute::Id => event.id().to_string(),
+            Attribute::Source => self.sources.get(event.ingress()).unwrap_or(&self.source).render(view, uri_segment),
+            Attribute::Type => event_type(&view.fields),
+            Attribute::Subject => event.conversation().to_owned(),
+            Attribute::Time => event.arrival().to_string(),
         }
     }
 
     /// The event as the data of a JSON object with its attributes.
-    fn envelope(&self, event: &Event) -> Arc<[u8]> {
-        let mut bytes = Vec::with_capacity(event.payload().len() + 384);
-        let mut value = String::with_capacity(64);
-        bytes.push(b'{');
-        for attribute in ATTRIBUTES {
-            json::write_string(attribute.names().json, &mut bytes);
-            bytes.push(b':');
-            value.clear();
-            self.write(attribute, event, &mut value);
-            json::write_string(&value, &mut bytes);
-            bytes.push(b',');
+    fn envelope(&self, view: &View<'_>) -> Arc<[u8]> {
+        let mut text = String::from("{");
+        for (attribute, names) in ATTRIBUTES {
+            text += &format!("\"{}\":{},", names.json, json::quote(&self.attribute(attribute, view)));
         }
-        bytes.extend_from_slice(b"\"datacontenttype\":\"application/json\",\"data\":");
-        bytes.extend_from_slice(event.payload().as_bytes());
-        bytes.push(b'}');
-        bytes.into()
+        text += "\"datacontenttype\":\"application/json\",\"data\":";
+        text += view.event.payload();
+        text.push('}');
+        text.into_bytes().into()
     }
+}
 
-    fn source_of(&self, event: &Event) -> &Template {
-        if self.sources.is_empty() {
-            return &self.source;
-        }
-        self.sources.get(event.ingress()).unwrap_or(&self.source)
-    }
+fn is_topic(topic: &str) -> bool {
+    topic.len() <= 249 && !matches!(topic, "" | "." | "..")
 }
 
 fn check_topic(template: &Template) -> Result<(), String> {
@@ -288,7 +313,7 @@ fn check_topic(template: &Template) -> Result<(), String> {
     if let Some(illegal) = pattern.chars().find(|character| !legal_in_topic(*character)) {
         return Err(format!("{illegal:?} is not allowed in a Kafka topic, only a-z A-Z 0-9 . _ -"));
     }
-    if pattern.len() > 249 || matches!(&*pattern, "" | "." | "..") {
+    if !is_topic(&pattern) {
         return Err("a Kafka topic has 1 to 249 characters and is not `.` or `..`".into());
     }
     Ok(())
@@ -419,6 +444,42 @@ mod tests {
         assert_eq!(envelope["specversion"], "1.0");
         assert_eq!(header(&message, "content-type"), "application/cloudevents+json; charset=UTF-8");
         assert_eq!(message.headers().len(), 1);
+    }
+
+    fn filtered(when: &str, when_undecided: Undecided, event: &str) -> (Routed, usize) {
+        let config = Config { when: Some(when.into()), when_undecided, ..Config::default() };
+        let event = Event::parse(event, 64, Arrival(0)).unwrap();
+        let mut failures = 0;
+        let record = Record { offset: 0, target: None, event };
+        (route(config, Dialect::Kafka).render(&record, |_| failures += 1), failures)
+    }
+
+    #[test]
+    fn an_event_that_the_filter_cannot_read_is_a_dead_letter_and_never_sent() {
+        for unreadable in [r#"{"type":"cdr","x":1e999}"#, r#"{"type":"cdr","x":"\ud800"}"#] {
+            for when in ["event.type == 'cdr'", "event.type != 'cdr'"] {
+                for undecided in [Undecided::Skip, Undecided::Send] {
+                    let (routed, failures) = filtered(when, undecided, unreadable);
+                    let Routed::Refused { cause, message } = routed else { panic!("{unreadable}: {routed:?}") };
+                    assert!(cause.contains("`when` cannot be evaluated") && failures == 1, "{cause}");
+                    assert_eq!((message.topic(), &**message.payload()), ("telecmi.cdr", unreadable.as_bytes()));
+                }
+            }
+            // The route alone decides, and its condition is false.
+            assert_eq!(filtered("ingress == 'east'", Undecided::Send, unreadable), (Routed::Filtered, 0));
+        }
+    }
+
+    #[test]
+    fn an_event_that_lacks_a_field_of_the_filter_goes_where_the_setting_says() {
+        for event in ["{\"a\":1}", "{\"team\":7}"] {
+            let when = "event.team.startsWith('Sales')";
+            assert_eq!(filtered(when, Undecided::Skip, event), (Routed::Filtered, 1));
+            assert!(matches!(filtered(when, Undecided::Send, event), (Routed::Message(_), 1)));
+            let (routed, _) = filtered(when, Undecided::DeadLetter, event);
+            assert!(matches!(&routed, Routed::Refused { cause, .. } if cause.contains("undecided")), "{routed:?}");
+        }
+        assert_eq!(Config::default().when_undecided, Undecided::Skip);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod message;
 pub mod nats;
 pub mod stdout;
 
-pub use message::{HeaderName, Message};
+pub use message::Message;
 
 use futures_util::future::BoxFuture;
 use std::time::Duration;

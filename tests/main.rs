@@ -38,6 +38,7 @@ mod delivery;
 mod deploy;
 mod examples;
 mod faults;
+mod field;
 mod full_disk;
 mod independence;
 mod ingress;

@@ -18,7 +18,7 @@ fn event(line: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_filter_keeps_events_from_its_own_sink_only_and_delivers_where_it_fails() {
+async fn a_filter_keeps_events_from_its_own_sink_only_and_an_undecided_one_does_as_configured() {
     let (topic, stream) = (kafka::unique_topic("filtered"), nats::unique_name("filtered"));
     kafka::create_topic(&kafka::shared(), &topic, 1).await;
     nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
@@ -35,13 +35,20 @@ async fn a_filter_keeps_events_from_its_own_sink_only_and_delivers_where_it_fail
         type = 'nats'
         servers = '{}'
         subject = '{stream}.{{team}}'
-        when = \"event.waitedsec > 1000\"",
+        when = \"event.waitedsec > 1000\"
+        [sinks.undecided]
+        type = 'nats'
+        servers = '{}'
+        subject = '{stream}.undecided'
+        when = \"event.waitedsec > 1000\"
+        when_undecided = 'send'",
         kafka::shared(),
+        nats::shared(),
         nats::shared()
     );
     let bridge = Bridge::start(&config).await;
     post_samples(&bridge).await;
-    settled(&bridge, &["stdout", "kafka", "nats"]).await;
+    settled(&bridge, &["stdout", "kafka", "nats", "undecided"]).await;
 
     let samples: Vec<Value> = SAMPLES.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let total = samples.len();
@@ -51,18 +58,33 @@ async fn a_filter_keeps_events_from_its_own_sink_only_and_delivers_where_it_fail
     let consumed = kafka::consume_all(&kafka::shared(), &topic, PATIENCE).await;
     assert!(consumed.iter().all(|message| missed(&serde_json::from_slice(&message.payload).unwrap())));
     assert_eq!(consumed.len(), wanted);
-    // Most samples have no `waitedsec`, one has it as a text: the expression fails for these, and they are delivered.
+    // Most samples have no `waitedsec`, one has it as a text: the expression is undecided for these.
     let evaluated = samples.iter().filter(|event| event["waitedsec"].is_number()).count();
     let stored = nats::stream_length(&nats::shared(), &stream).await;
-    assert_eq!(stored, (total - evaluated) as u64);
+    assert_eq!(stored, (total - evaluated) as u64, "all of them from the sink that sends undecided events");
 
     let metric =
         async |name: &str, sink: &str| bridge.metric(&format!("cdrelay_sink_{name}_total{{sink=\"{sink}\"}}")).await;
     assert_eq!(metric("filtered", "kafka").await, Some((total - wanted) as f64));
-    assert_eq!(metric("filtered", "nats").await, Some(evaluated as f64));
+    assert_eq!(metric("filtered", "nats").await, Some(total as f64));
+    assert_eq!(metric("filtered", "undecided").await, Some(evaluated as f64));
     assert_eq!(metric("filter_failures", "nats").await, Some((total - evaluated) as f64));
+    assert_eq!(metric("filter_failures", "undecided").await, Some((total - evaluated) as f64));
     assert_eq!(metric("filter_failures", "kafka").await, Some(0.0));
-    println!("{total} events: {wanted} pass to Kafka, {stored} to NATS, where `when` failed for all of them");
+    println!("{total} events: {wanted} pass to Kafka, {stored} to NATS, where `when` was undecided for all of them");
+}
+
+#[tokio::test]
+async fn an_event_that_the_filter_cannot_read_is_kept_as_a_dead_letter_and_not_sent() {
+    let config = "[sinks.stdout]\ntype = 'stdout'\nwhen = \"event.type != 'internal'\"\nwhen_undecided = 'send'\n";
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{config}")).await;
+    for unreadable in [r#"{"type":"internal","x":1e999}"#, r#"{"type":"internal","x":"\ud800"}"#] {
+        assert_eq!(bridge.post(unreadable, "application/json").await.status, 200);
+    }
+    assert_eq!(bridge.post(r#"{"type":"cdr"}"#, "application/json").await.status, 200);
+    settled(&bridge, &["stdout"]).await;
+    assert_eq!(bridge.stdout_lines().iter().map(|line| event(line)).collect::<Vec<_>>(), [json!({ "type": "cdr" })]);
+    assert_eq!(bridge.metric("cdrelay_sink_dead_lettered_total{sink=\"stdout\"}").await, Some(2.0));
 }
 
 #[tokio::test]

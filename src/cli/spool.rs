@@ -88,11 +88,11 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
             return Ok(());
         }
         let mut line = format!("{{\"offset\":{},\"id\":\"{}\",\"conversation\":", record.offset, event.id());
-        json::write_string(event.conversation(), &mut line);
+        line.push_str(&json::quote(event.conversation()));
         line.push_str(&format!(",\"arrival\":\"{}\",\"ingress\":", event.arrival()));
-        json::write_string(event.ingress(), &mut line);
+        line.push_str(&json::quote(event.ingress()));
         line.push_str(",\"payload\":");
-        json::write_string(event.payload(), &mut line);
+        line.push_str(&json::quote(event.payload()));
         line.push('}');
         out.line(line)?;
         // Nobody reads on.

@@ -64,7 +64,7 @@ impl Lane {
         }
         let routed = self.route.render(record, |error| {
             if self.metrics.filter_failures.inc() == 0 {
-                tracing::warn!(%error, sink = self.name, "`when` failed; events it fails for are published");
+                tracing::warn!(%error, sink = self.name, "`when` has no result for an event");
             }
         });
         match routed {

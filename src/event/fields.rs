@@ -1,132 +1,129 @@
-//! The top-level fields of an event, found by name.
+//! The top-level fields of an event, found under any of their documented spellings.
 
-use super::MAX_DEPTH;
-use super::json::{Kind, Member, Reader, Value};
+use super::json::{self, Member, Value};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// How many names have a place.
-const PLACES: usize = 11;
+/// The documented fields of TeleCMI's webhooks. One of them that is null or empty says as much as one that is absent.
+const DOCUMENTED: [&str; 35] = [
+    "answer_time",
+    "answeredsec",
+    "app_id",
+    "appid",
+    "balance",
+    "call_id",
+    "call_rate",
+    "callerid",
+    "click_to_call",
+    "cmiuid",
+    "cmiuuid",
+    "conversation_uuid",
+    "custom",
+    "direction",
+    "duration",
+    "end_time",
+    "extra_params",
+    "filename",
+    "from",
+    "hangup_reason",
+    "ivr_name",
+    "leg",
+    "record",
+    "request_id",
+    "start_time",
+    "status",
+    "team",
+    "time",
+    "to",
+    "type",
+    "user",
+    "virtual_number",
+    "voicemail",
+    "voicename",
+    "waitedsec",
+];
 
-/// The place of a name that nearly every event has and is asked for: looked for once, when the event is read.
-const fn place(name: &[u8]) -> Option<usize> {
-    Some(match name {
-        b"appid" => 0,
-        b"app_id" => 1,
-        b"cmiuid" => 2,
-        b"cmiuuid" => 3,
-        b"conversation_uuid" => 4,
-        b"direction" => 5,
-        b"leg" => 6,
-        b"request_id" => 7,
-        b"status" => 8,
-        b"team" => 9,
-        b"type" => 10,
-        _ => return None,
-    })
-}
+/// The members of an event's object.
+#[derive(Clone, Debug)]
+pub struct Fields<'a>(Vec<Member<'a>>);
 
-/// The places of the names that say the same as the name at this one, the current name first.
-fn alike(place: &usize) -> &[usize] {
-    match place {
-        0 | 1 => &[0, 1],
-        2 | 3 => &[3, 2],
-        _ => std::slice::from_ref(place),
-    }
-}
-
-/// A name to ask many events for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    text: Cow<'static, str>,
-    place: Option<usize>,
-}
-
-impl Name {
-    /// This name.
-    pub const fn of(text: &'static str) -> Self {
-        Self { text: Cow::Borrowed(text), place: place(text.as_bytes()) }
-    }
-}
-
-impl From<String> for Name {
-    fn from(text: String) -> Self {
-        Self { place: place(text.as_bytes()), text: Cow::Owned(text) }
-    }
-}
-
-/// Where the members of an object lie in its text, which every question brings along.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Fields {
-    members: Box<[Member]>,
-    /// By place, one more than the index of the last member with that name.
-    places: [u32; PLACES],
-}
-
-impl Fields {
-    /// The fields of the object `text`, whose members have been read.
-    pub fn new(text: &[u8], members: &[Member]) -> Self {
-        let mut places = [0; PLACES];
-        for (index, member) in (1..).zip(members) {
-            let place = match member.name.kind {
-                Kind::Escaped => place(&member.name.bytes(text)),
-                _ => place(member.name.span.of(text)),
-            };
-            if let Some(place) = place.and_then(|place| places.get_mut(place)) {
-                *place = index;
-            }
-        }
-        Self { members: members.into(), places }
+impl<'a> Fields<'a> {
+    /// The members of a JSON object; `None` if there are more than `limit`.
+    pub fn of(object: &'a RawValue, limit: usize) -> Option<Self> {
+        let members = json::members(object, limit);
+        (!members.truncated).then_some(Self(members.list))
     }
 
-    /// All members, in their order.
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    /// The members of a payload; none if it is not a JSON object.
+    pub fn of_payload(payload: &'a str) -> Self {
+        let object: Option<&RawValue> = serde_json::from_str(payload).ok();
+        Self(object.map_or_else(Vec::new, |object| json::members(object, usize::MAX).list))
     }
 
-    /// How many bytes of memory the fields hold beside themselves.
-    pub fn memory(&self) -> usize {
-        size_of_val(&*self.members)
-    }
-
-    /// The text of a field under any of its names; `None` if it is missing, null or empty.
-    pub fn text_of<'a>(&self, text: &'a str, name: &Name) -> Option<Cow<'a, str>> {
-        self.find(text.as_bytes(), name, |_| true).map(|value| value.text(text))
-    }
-
-    /// An identifier under any of its names: the first that is a scalar, and not the text of null, of an object or of an array, which
-    /// is all that a query string can make of these.
-    pub fn scalar(&self, text: &[u8], name: &Name) -> Option<Value> {
-        self.find(text, name, |value| {
-            let bytes = value.bytes(text);
-            !matches!(value.kind, Kind::Object | Kind::Array) && *bytes != *b"null" && !is_structure(&bytes)
-        })
-    }
-
-    /// The first of the field's names under which there is a value that is not null, not empty, and passes.
-    fn find(&self, text: &[u8], name: &Name, passes: impl Fn(&Value) -> bool) -> Option<Value> {
-        let says = |member: &Member| {
-            let value = member.value;
-            (value.kind != Kind::Null && !value.span.range().is_empty() && passes(&value)).then_some(value)
+    /// Fields that came as texts.
+    pub fn of_texts(fields: &'a [(String, String)]) -> Self {
+        let member = |(name, value): &'a (String, String)| Member {
+            name: Cow::Borrowed(name.as_bytes()),
+            value: Value::Text(Cow::Borrowed(value.as_bytes())),
         };
-        // Of members with the same name the last one counts, as for most JSON readers.
-        match &name.place {
-            Some(place) => alike(place).iter().find_map(|place| says(self.at(*place)?)),
-            None => says(self.members.iter().rev().find(|member| member.is_named(&name.text, text))?),
-        }
+        Self(fields.iter().map(member).collect())
     }
 
-    fn at(&self, place: usize) -> Option<&Member> {
-        self.members.get(self.places.get(place)?.checked_sub(1)? as usize)
+    /// In the order of the text, duplicates included.
+    pub fn members(&self) -> &[Member<'a>] {
+        &self.0
+    }
+
+    /// The last member with this very name, as most JSON readers have it.
+    pub fn member(&self, name: &str) -> Option<&Value<'a>> {
+        self.0.iter().rev().find(|member| *member.name == *name.as_bytes()).map(|member| &member.value)
+    }
+
+    /// The text of a field under any of its spellings; `None` if it is missing, null or empty, or the text `null` or
+    /// `undefined`, which is all a query string can make of these.
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.find(name, |_| true).map(|value| String::from_utf8_lossy(value.bytes()))
+    }
+
+    /// The text at a path of names through nested objects, and through texts that hold JSON.
+    pub fn nested(&self, path: &[String]) -> Option<String> {
+        let (first, inner) = path.split_first()?;
+        nested(self.find(first, |_| true)?, inner)
+    }
+
+    /// The bytes of an identifier: as [`text`](Self::text), but a spelling whose value is an object or array, or the text of
+    /// one, is passed over.
+    pub fn identifier(&self, name: &str) -> Option<&[u8]> {
+        self.find(name, |value| value.container().is_none()).map(Value::bytes)
+    }
+
+    fn find(&self, name: &str, accepts: impl Fn(&Value<'_>) -> bool) -> Option<&Value<'a>> {
+        let says = |name: &str| self.member(name).filter(|value| !is_absent(value) && accepts(value));
+        match name {
+            "appid" | "app_id" => says("appid").or_else(|| says("app_id")),
+            "cmiuuid" | "cmiuid" => says("cmiuuid").or_else(|| says("cmiuid")),
+            _ => says(name),
+        }
     }
 }
 
-/// Whether this is the text of a JSON object or array.
-fn is_structure(value: &[u8]) -> bool {
-    let json = matches!(value.first(), Some(b'{' | b'[')).then(|| str::from_utf8(value).ok()).flatten();
-    json.is_some_and(|json| {
-        let mut reader = Reader::new(json, MAX_DEPTH);
-        reader.value().is_ok() && reader.peek().is_none()
-    })
+fn nested(value: &Value<'_>, path: &[String]) -> Option<String> {
+    let Some((name, inner)) = path.split_first() else {
+        return Some(String::from_utf8_lossy(value.bytes()).into_owned());
+    };
+    let members = Fields(json::members(value.container()?, usize::MAX).list);
+    nested(members.member(name).filter(|value| !is_absent(value))?, inner)
+}
+
+/// Whether the value says nothing: null, empty, or how a query string writes null.
+fn is_absent(value: &Value<'_>) -> bool {
+    matches!(value.bytes(), b"" | b"null" | b"undefined")
+}
+
+/// Whether a documented field with this value says the same as none: null, empty, or the text `null`.
+pub fn is_blank_documented(member: &Member<'_>) -> bool {
+    matches!(member.value.bytes(), b"" | b"null")
+        && str::from_utf8(&member.name).is_ok_and(|name| DOCUMENTED.binary_search(&name).is_ok())
 }
 
 #[cfg(test)]
@@ -134,23 +131,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn documented_fields_are_sorted() {
+        assert!(DOCUMENTED.is_sorted());
+    }
+
+    #[test]
     fn the_last_member_of_a_name_counts_however_it_is_written() {
-        let names = ["team", "te\\u0061m", "user", "us\\u0065r", "appid", "leg", "x"];
-        let plain = |name: &str| name.replace("\\u0061", "a").replace("\\u0065", "e");
-        let mut random = fastrand::Rng::with_seed(31);
-        for _ in 0..2_000 {
-            let members: Vec<_> =
-                (0..random.usize(0..20)).map(|number| (*random.choice(&names).unwrap(), number)).collect();
-            let written: Vec<_> = members.iter().map(|(name, number)| format!("\"{name}\":{number}")).collect();
-            let text = format!("{{{}}}", written.join(","));
-            let mut read = Vec::new();
-            Reader::new(&text, 9).object(&mut read).unwrap();
-            let fields = Fields::new(text.as_bytes(), &read);
-            for name in ["team", "user", "appid", "leg", "x", "y", "status"] {
-                let last =
-                    members.iter().rev().find(|(other, _)| plain(other) == name).map(|(_, number)| number.to_string());
-                assert_eq!(fields.text_of(&text, &Name::of(name)).as_deref(), last.as_deref(), "{name} in {text}");
-            }
+        let fields = Fields::of_payload(r#"{"team":"a","te\u0061m":"b","user":1,"us\u0065r":2,"user":""}"#);
+        assert_eq!(fields.text("team").as_deref(), Some("b"));
+        assert_eq!(fields.text("user"), None);
+    }
+
+    #[test]
+    fn null_and_undefined_as_text_are_no_value() {
+        for absent in ["null", "\"\"", "\"null\"", "\"undefined\""] {
+            let payload = format!("{{\"team\":{absent},\"appid\":{absent},\"app_id\":7}}");
+            let fields = Fields::of_payload(&payload);
+            assert_eq!((fields.text("team"), fields.text("appid").as_deref()), (None, Some("7")), "{absent}");
+        }
+    }
+
+    #[test]
+    fn nested_fields_are_found_through_objects_and_json_in_texts() {
+        let path = |path: &str| path.split('.').map(str::to_owned).collect::<Vec<_>>();
+        for params in [r#"{"tenant":"acme","a":{"b":1.50}}"#, r#""{\"tenant\":\"acme\",\"a\":{\"b\":1.50}}""#] {
+            let payload = format!("{{\"extra_params\":{params}}}");
+            let fields = Fields::of_payload(&payload);
+            assert_eq!(fields.nested(&path("extra_params.tenant")).as_deref(), Some("acme"));
+            assert_eq!(fields.nested(&path("extra_params.a.b")).as_deref(), Some("1.50"));
+            assert_eq!(fields.nested(&path("extra_params.tenant.x")), None);
+            assert_eq!(fields.nested(&path("extra_params.none")), None);
         }
     }
 }

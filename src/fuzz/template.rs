@@ -20,7 +20,7 @@ pub fn template(data: &[u8]) {
             break;
         }
         object.push_str(&format!(",\"{name}\":"));
-        json::write_string(&input.line(), &mut object);
+        object.push_str(&json::quote(&input.line()));
     }
     object.push('}');
     let event = Event::parse(&object, MAX_DEPTH, Arrival(1)).expect("an object that was written is an event");
@@ -31,7 +31,7 @@ pub fn template(data: &[u8]) {
     let constant = Template::parse(&escaped).expect("a template whose braces are doubled holds no fields");
     assert_eq!(constant.constant().unwrap_or_default(), text);
 
-    let origin = Origin { labels: [("region".to_owned(), text.clone())].into(), source: None };
+    let origin = Origin { labels: [("region".to_owned(), text.clone())].into(), ..Origin::default() };
     let origins = Arc::new([("default".to_owned(), origin)].into());
     for dialect in [Dialect::Nats, Dialect::Kafka] {
         for format in [Format::Event, Format::CloudEvents] {

@@ -98,7 +98,16 @@ impl super::Config {
     /// What the routes say of their events.
     pub fn origins(&self) -> Origins {
         let routes = self.all_routes().into_iter();
-        routes.map(|(name, route)| (name, Origin { labels: route.labels, source: route.source })).collect()
+        let secrets = |auth: &[auth::Config]| {
+            let query = auth.iter().filter(|auth| auth.r#type == Type::Query);
+            query.filter_map(|auth| auth.parameter.clone()).collect()
+        };
+        let origin = |route: Config| Origin {
+            secret_parameters: secrets(&route.auth),
+            labels: route.labels,
+            source: route.source,
+        };
+        routes.map(|(name, route)| (name, origin(route))).collect()
     }
 
     /// The routes that take webhooks from anybody, where others than this machine can reach them.

@@ -1,29 +1,19 @@
-//! The attributes of CloudEvents 1.0 that every message has.
+//! The context attributes of CloudEvents 1.0 that every message has.
 
-use crate::event::{Event, Name};
-use crate::sink::HeaderName;
+use crate::event::Fields;
 
-/// The header that says what a message is.
-pub const CONTENT_TYPE: HeaderName = HeaderName::new("content-type");
-
-/// How an attribute is called.
+/// The names of an attribute.
+#[derive(Clone, Copy, Debug)]
 pub struct Names {
-    pub kafka: HeaderName,
-    pub nats: HeaderName,
+    /// The Kafka header.
+    pub kafka: &'static str,
+    /// The NATS header.
+    pub nats: &'static str,
+    /// The member of a structured-mode envelope.
     pub json: &'static str,
 }
 
-impl Names {
-    const fn of(kafka: &'static str, nats: &'static str, json: &'static str) -> Self {
-        Self { kafka: HeaderName::new(kafka), nats: HeaderName::new(nats), json }
-    }
-}
-
-/// All attributes, in the order of the headers.
-pub const ATTRIBUTES: [Attribute; 6] =
-    [Attribute::SpecVersion, Attribute::Id, Attribute::Source, Attribute::Type, Attribute::Subject, Attribute::Time];
-
-/// What CloudEvents calls a context attribute.
+/// A context attribute.
 #[derive(Clone, Copy, Debug)]
 pub enum Attribute {
     SpecVersion,
@@ -34,36 +24,27 @@ pub enum Attribute {
     Time,
 }
 
-impl Attribute {
-    /// How it is called.
-    pub fn names(self) -> Names {
-        match self {
-            Self::SpecVersion => const { Names::of("ce_specversion", "ce-specversion", "specversion") },
-            Self::Id => const { Names::of("ce_id", "ce-id", "id") },
-            Self::Source => const { Names::of("ce_source", "ce-source", "source") },
-            Self::Type => const { Names::of("ce_type", "ce-type", "type") },
-            Self::Subject => const { Names::of("ce_subject", "ce-subject", "subject") },
-            Self::Time => const { Names::of("ce_time", "ce-time", "time") },
-        }
-    }
-
-    /// Whether it may hold any character. What we write into the others is letters, digits and `.:_-`.
-    pub fn is_free(self) -> bool {
-        matches!(self, Self::Source | Self::Subject)
-    }
+const fn names(kafka: &'static str, nats: &'static str, json: &'static str) -> Names {
+    Names { kafka, nats, json }
 }
 
-/// Writes `com.telecmi.{type}.{direction}.{status}`, absent parts left out.
-pub fn write_type(event: &Event, out: &mut String) {
-    out.push_str("com.telecmi");
-    const PARTS: [Name; 3] = [Name::of("type"), Name::of("direction"), Name::of("status")];
-    for part in PARTS.iter().filter_map(|name| event.field(name)) {
-        out.push('.');
+/// All attributes, in the order of the headers.
+pub const ATTRIBUTES: [(Attribute, Names); 6] = [
+    (Attribute::SpecVersion, names("ce_specversion", "ce-specversion", "specversion")),
+    (Attribute::Id, names("ce_id", "ce-id", "id")),
+    (Attribute::Source, names("ce_source", "ce-source", "source")),
+    (Attribute::Type, names("ce_type", "ce-type", "type")),
+    (Attribute::Subject, names("ce_subject", "ce-subject", "subject")),
+    (Attribute::Time, names("ce_time", "ce-time", "time")),
+];
+
+/// `com.telecmi.{type}.{direction}.{status}` without absent parts, each at most 64 characters of `[A-Za-z0-9_-]`.
+pub fn event_type(fields: &Fields<'_>) -> String {
+    let mut text = String::from("com.telecmi");
+    for part in ["type", "direction", "status"].iter().filter_map(|name| fields.text(name)) {
         let legal = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
-        if part.len() <= 64 && part.bytes().all(|byte| legal(char::from(byte))) {
-            out.push_str(&part);
-        } else {
-            out.extend(part.chars().take(64).map(|character| if legal(character) { character } else { '_' }));
-        }
+        text.push('.');
+        text.extend(part.chars().take(64).map(|character| if legal(character) { character } else { '_' }));
     }
+    text
 }

@@ -1,4 +1,4 @@
-//! `when`: a CEL expression on `event`, and on the route it came by, that decides whether a sink wants a record.
+//! `when`: a CEL expression on an event, its query and its route that decides whether a sink wants a record.
 
 use crate::event::Event;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, StructExpr};
@@ -11,21 +11,30 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+/// The variables of an expression.
+const VARIABLES: [&str; 3] = ["event", "query", "ingress"];
+
 /// A compiled expression.
 pub struct Filter {
     program: Program,
-    /// All functions there are. To make this takes many times as long as to evaluate an expression.
+    /// All functions. To make this takes many times as long as to evaluate an expression.
     functions: Context<'static, 'static>,
     source: String,
 }
 
-/// The patterns of `matches` that stand in an expression, compiled.
+/// The constant patterns of `matches` in an expression, compiled.
 type Patterns = HashMap<String, Regex>;
 
-/// Why an expression could not be compiled or evaluated. Never holds values of the event.
+/// Why an expression has no result for an event. Never holds values of the event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct FilterError(String);
+pub enum FilterError {
+    /// A field is missing or of another type.
+    #[error("`when` is undecided: {0}")]
+    Undecided(String),
+    /// The event cannot be read, or the evaluation failed.
+    #[error("`when` cannot be evaluated: {0}")]
+    Failed(String),
+}
 
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,16 +43,16 @@ impl fmt::Debug for Filter {
 }
 
 impl Filter {
-    /// Compiles `source`, which may speak of `event` and `ingress` alone.
-    pub fn compile(source: &str) -> Result<Self, FilterError> {
-        let compiled = catch_unwind(|| Program::compile(source));
-        let program = match compiled {
+    /// Compiles `source`.
+    pub fn compile(source: &str) -> Result<Self, String> {
+        // The parser panics on some texts.
+        let program = match catch_unwind(|| Program::compile(source)) {
             Ok(Ok(program)) => program,
-            Ok(Err(error)) => return Err(FilterError(format!("not a CEL expression: {error}"))),
-            Err(_) => return Err(FilterError("not a CEL expression".into())),
+            Ok(Err(error)) => return Err(format!("not a CEL expression: {error}")),
+            Err(_) => return Err("not a CEL expression".into()),
         };
-        if let Some(unknown) = unknown(program.expression(), &mut vec!["event", "ingress"]) {
-            return Err(FilterError(format!("`{unknown}` is unknown; fields are written event.{unknown}")));
+        if let Some(unknown) = unknown(program.expression(), &mut VARIABLES.to_vec()) {
+            return Err(format!("`{unknown}` is unknown; fields are written event.{unknown}"));
         }
         let mut patterns = Patterns::new();
         compile_patterns(program.expression(), &mut patterns)?;
@@ -51,41 +60,68 @@ impl Filter {
         let added = functions.add_function("matches", move |This(text): This<Arc<String>>, pattern: Arc<String>| {
             matches(&patterns, &text, &pattern)
         });
-        added.map_err(|error| FilterError(error.to_string()))?;
+        added.map_err(|error| error.to_string())?;
         Ok(Self { program, functions, source: source.to_owned() })
     }
 
     /// Whether the expression holds for `event`.
     pub fn passes(&self, event: &Event) -> Result<bool, FilterError> {
-        let parsed: serde_json::Value =
-            serde_json::from_str(event.payload()).map_err(|error| FilterError(error.to_string()))?;
-        // A panic in the library must not stop a sink.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut context = self.functions.new_inner_scope();
+        let mut context = self.functions.new_inner_scope();
+        let references = self.program.references();
+        if references.has_variable("event") {
+            let parsed = serde_json::from_str(event.payload());
+            let parsed = parsed.map_err(|error| FilterError::Failed(format!("the event cannot be read: {error}")))?;
             context.add_variable_from_value("event", convert(parsed));
-            context.add_variable_from_value("ingress", event.ingress());
-            self.program.execute(&context)
-        }));
-        match result {
+        }
+        if references.has_variable("query") {
+            context.add_variable_from_value("query", query(event));
+        }
+        context.add_variable_from_value("ingress", event.ingress());
+        // A panic in the library must not stop a sink.
+        match catch_unwind(AssertUnwindSafe(|| self.program.execute(&context))) {
             Ok(Ok(Value::Bool(passes))) => Ok(passes),
-            Ok(Ok(_)) => Err(FilterError("the result is neither true nor false".into())),
-            Ok(Err(ExecutionError::NoSuchKey(name))) => {
-                Err(FilterError(format!("the event has no field `{name}`; ask has(event.{name}) first")))
-            }
-            Ok(Err(ExecutionError::UndeclaredReference(name))) => Err(FilterError(format!("`{name}` is not defined"))),
-            Ok(Err(_)) => Err(FilterError("an operator or function does not fit the type of the event's field".into())),
-            Err(_) => Err(FilterError("the evaluation failed".into())),
+            Ok(Ok(_)) => Err(FilterError::Undecided("the result is neither true nor false".into())),
+            Ok(Err(error)) => Err(classify(error)),
+            Err(_) => Err(FilterError::Failed("the evaluation failed".into())),
         }
     }
 }
 
-/// Compiles what is sure to be asked for, and finds what no such pattern can be.
-fn compile_patterns(expression: &IdedExpr, patterns: &mut Patterns) -> Result<(), FilterError> {
+/// Sorts errors by their cause: the event's fields, or the expression.
+fn classify(error: ExecutionError) -> FilterError {
+    match error {
+        ExecutionError::NoSuchKey(name) => {
+            FilterError::Undecided(format!("there is no field `{name}`; ask has(event.{name}) first"))
+        }
+        ExecutionError::UndeclaredReference(name) => FilterError::Failed(format!("`{name}` is not defined")),
+        ExecutionError::Overflow(..) => FilterError::Failed("a number is too large".into()),
+        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
+            FilterError::Failed("a division by zero".into())
+        }
+        ExecutionError::FunctionError { function, .. } => {
+            FilterError::Failed(format!("the function `{function}` failed"))
+        }
+        ExecutionError::InternalError(_) => FilterError::Failed("the evaluation failed".into()),
+        _ => FilterError::Undecided("an operator or function does not fit the type of a field".into()),
+    }
+}
+
+/// The parameters of the query beside the body.
+fn query(event: &Event) -> Value {
+    let parameters = form_urlencoded::parse(event.query().unwrap_or_default().as_bytes());
+    let map: HashMap<Key, Value> = parameters
+        .map(|(name, value)| (Key::from(name.into_owned()), Value::String(Arc::new(value.into_owned()))))
+        .collect();
+    Value::Map(map.into())
+}
+
+/// Compiles the constant patterns of an expression.
+fn compile_patterns(expression: &IdedExpr, patterns: &mut Patterns) -> Result<(), String> {
     if let Expr::Call(CallExpr { func_name, args, .. }) = &expression.expr
         && func_name == "matches"
         && let Some(Expr::Literal(LiteralValue::String(pattern))) = args.last().map(|last| &last.expr)
     {
-        let compiled = compile_pattern(pattern.inner()).map_err(|problem| FilterError(problem.to_string()))?;
+        let compiled = compile_pattern(pattern.inner())?;
         patterns.insert(pattern.inner().to_owned(), compiled);
     }
     parts(expression).into_iter().try_for_each(|part| compile_patterns(part, patterns))
@@ -106,7 +142,7 @@ fn matches(patterns: &Patterns, text: &str, pattern: &str) -> Result<bool, Execu
         .map_err(|problem| ExecutionError::function_error("matches", problem))
 }
 
-/// What an expression is made of.
+/// The direct parts of an expression.
 fn parts(expression: &IdedExpr) -> Vec<&IdedExpr> {
     match &expression.expr {
         Expr::Select(select) => vec![&select.operand],
@@ -126,7 +162,7 @@ fn parts(expression: &IdedExpr) -> Vec<&IdedExpr> {
     }
 }
 
-/// A name that nothing in scope has: neither `event`, `ingress` nor a variable of the macro (`all`, `exists`, `map`, …) around it.
+/// A name that is not in scope: neither one of [`VARIABLES`] nor a variable of a macro (`all`, `exists`, `map`, …) around it.
 fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a str> {
     match &expression.expr {
         Expr::Ident(name) => (!scope.contains(&name.as_str())).then_some(name),
@@ -144,7 +180,7 @@ fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a
     }
 }
 
-/// Whole numbers become `int`, so that they compare with the literals of an expression.
+/// Integers become `int`, so that they compare with the literals of an expression; CEL has only 64-bit floats for other numbers.
 fn convert(json: serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::Null,
@@ -210,13 +246,56 @@ mod tests {
     }
 
     #[test]
-    fn failures_name_the_field_but_not_its_value() {
-        let error = passes("event.team == 'x'", "{}").unwrap_err();
-        assert!(error.to_string().contains("`team`"), "{error}");
-        let error = passes("event.from + 1 > 2", r#"{"from":"440000000001"}"#).unwrap_err();
-        assert!(!error.to_string().contains("44"), "{error}");
-        assert!(passes("event.from", r#"{"from":"440000000001"}"#).is_err());
-        assert!(passes("'x'.matches(event.from)", r#"{"from":"44000(0"}"#).is_err_and(|error| !error.0.contains("44")));
+    fn a_missing_field_or_one_of_another_type_leaves_it_undecided() {
+        let from = r#"{"from":"440000000001","record":"true"}"#;
+        for when in [
+            "event.team == 'x'",
+            "event.team != 'x'",
+            "event.from + 1 > 2",
+            "event.from > 2",
+            "event.from",
+            "event.record",
+            "event.from.x == 1",
+            "event.from[0] == '4'",
+            "query.tenant == 'acme'",
+            "event.from.exists(item, item == 'x')",
+        ] {
+            let error = passes(when, from).unwrap_err();
+            assert!(matches!(error, FilterError::Undecided(_)), "{when}: {error}");
+            assert!(!error.to_string().contains("44"), "{error}");
+        }
+        assert!(passes("event.team == 'x'", "{}").unwrap_err().to_string().contains("`team`"));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_or_an_evaluation_that_fails_decides_nothing() {
+        let deep = format!("{{\"x\":{}{}}}", "[".repeat(127), "]".repeat(127));
+        for unreadable in [r#"{"x":1e999}"#, r#"{"x":"\ud800"}"#, r#"{"\udc00":1}"#, &deep] {
+            let event = Event::parse(unreadable, 128, Arrival(0)).unwrap();
+            for when in ["event.x != 'y'", "has(event.type)", "event == event"] {
+                let result = Filter::compile(when).unwrap().passes(&event);
+                assert!(matches!(result, Err(FilterError::Failed(_))), "{when} of {unreadable}: {result:?}");
+            }
+            // A condition on the route alone does not need the event.
+            assert_eq!(Filter::compile("ingress == 'east'").unwrap().passes(&event), Ok(false));
+        }
+        for (when, event) in [
+            ("event.n + 9223372036854775807 > 0", r#"{"n":1}"#),
+            ("1 / event.n > 0", r#"{"n":0}"#),
+            ("'x'.matches(event.from)", r#"{"from":"44000(0"}"#),
+        ] {
+            let error = passes(when, event).unwrap_err();
+            assert!(matches!(error, FilterError::Failed(_)) && !error.to_string().contains("44"), "{when}: {error}");
+        }
+    }
+
+    #[test]
+    fn expressions_see_the_query_beside_the_body() {
+        let event = Event::parse(r#"{"query":{"tenant":"forged"}}"#, 9, Arrival(0)).unwrap();
+        let filter = Filter::compile("query.tenant == 'acme'").unwrap();
+        assert!(matches!(filter.passes(&event), Err(FilterError::Undecided(_))));
+        assert_eq!(filter.passes(&event.clone().with_query(Some("tenant=acme&lead=42".into()))), Ok(true));
+        assert_eq!(filter.passes(&event.with_query(Some("tenant=other".into()))), Ok(false));
     }
 
     #[test]

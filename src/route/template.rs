@@ -1,19 +1,18 @@
 //! Templates such as `cdr.{team|unassigned}`: text with fields of the event in it.
 
-use super::Origins;
-use crate::event::{Event, Name};
+use super::{Encode, Origins, View};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// What stands for an absent team unless the template says otherwise.
+/// The fallback of `{team}` unless the template has another.
 const NO_TEAM: &str = "unassigned";
 
-/// What a field's name begins with if it is a label of the route that the event came by.
-const LABEL: &str = "labels.";
-
-/// A compiled template. `{name}` is any top-level field, `{name|text}` has a fallback for when the field is missing, null or
-/// empty, `{{` and `}}` are braces. `{conversation_uuid}` is the conversation, which every event has; `{ingress}` the route that it
-/// came by and `{labels.name}` a label of that. The payload has no say in these two.
+/// A compiled template.
+///
+/// `{name}` is a top-level field, `{name.inner}` a field in a nested object, or in a text that holds JSON. `{name|text}` has a
+/// fallback for a field that is missing, null or empty; `{{` and `}}` are braces. `{conversation_uuid}` is the conversation, which
+/// every event has. The payload has no influence on `{ingress}`, the route that the event came by, on `{labels.name}`, a label of
+/// that route, and on `{query.name}`, a parameter of the query beside the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
@@ -22,10 +21,16 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
+    Placeholder { source: Source, fallback: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
     Ingress,
-    Label { name: String, values: BTreeMap<String, String>, fallback: String },
+    Label { name: String, values: BTreeMap<String, String> },
+    Query(String),
     Conversation,
-    Field { name: Name, fallback: String },
+    Field { name: String, path: Vec<String> },
 }
 
 /// Why a text is no template.
@@ -62,21 +67,11 @@ impl Template {
                 rest = behind;
             } else if let Some(inside) = after.strip_prefix('{') {
                 let (field, behind) = inside.split_once('}').ok_or_else(|| error(position, "a brace is not closed"))?;
-                let (name, fallback) =
-                    field.split_once('|').unwrap_or((field, if field == "team" { NO_TEAM } else { "" }));
-                if name.is_empty() || field.contains('{') || name.trim() != name {
-                    return Err(error(position, "a field has no proper name"));
-                }
+                let placeholder = placeholder(field).map_err(|problem| error(position, problem))?;
                 if !text.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut text)));
                 }
-                let fallback = fallback.to_owned();
-                parts.push(match name.strip_prefix(LABEL) {
-                    _ if name == "ingress" => Part::Ingress,
-                    _ if name == "conversation_uuid" => Part::Conversation,
-                    Some(label) => Part::Label { name: label.to_owned(), values: BTreeMap::new(), fallback },
-                    None => Part::Field { name: name.to_owned().into(), fallback },
-                });
+                parts.push(placeholder);
                 rest = behind;
             } else {
                 return Err(error(position, "a brace is not opened"));
@@ -89,35 +84,45 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The same template with the values of labels for each route; an error names a label that no route has.
-    pub fn with_labels(mut self, origins: &Origins) -> Result<Self, String> {
+    /// The same template for events of these routes. Refuses a label that no route has, and a query parameter that every route
+    /// keeps secret: neither could ever have a value.
+    pub fn with_origins(mut self, origins: &Origins) -> Result<Self, String> {
         for part in &mut self.parts {
-            let Part::Label { name, values, .. } = part else { continue };
-            let known = origins.iter().filter_map(|(route, origin)| Some((route, origin.labels.get(name)?)));
-            *values = known.map(|(route, value)| (route.clone(), value.clone())).collect();
-            if values.is_empty() {
-                let labels: Vec<&str> =
-                    origins.values().flat_map(|origin| origin.labels.keys()).map(String::as_str).collect();
-                let known = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
-                return Err(format!("no route of the ingress has a label `{name}`; there are: {known}"));
+            match part {
+                Part::Placeholder { source: Source::Label { name, values }, .. } => {
+                    let labels = origins.iter().filter_map(|(route, origin)| Some((route, origin.labels.get(name)?)));
+                    *values = labels.map(|(route, value)| (route.clone(), value.clone())).collect();
+                    if values.is_empty() {
+                        let labels: Vec<&str> =
+                            origins.values().flat_map(|origin| origin.labels.keys()).map(String::as_str).collect();
+                        let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+                        return Err(format!("no route of the ingress has a label `{name}`; there are: {labels}"));
+                    }
+                }
+                Part::Placeholder { source: Source::Query(name), .. }
+                    if !origins.is_empty()
+                        && origins.values().all(|origin| origin.secret_parameters.contains(name)) =>
+                {
+                    return Err(format!("{{query.{name}}} has never a value: `{name}` is a secret and left out"));
+                }
+                _ => {}
             }
         }
         Ok(self)
     }
 
-    /// Adds the text to `out` with the fields of `event` filled in, each written by `encode`.
-    pub fn render(&self, event: &Event, encode: fn(&str, &mut String), out: &mut String) {
+    /// The text for an event, each field written by `encode`.
+    pub fn render(&self, view: &View<'_>, encode: Encode) -> String {
+        let mut out = String::new();
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Ingress => encode(event.ingress(), out),
-                Part::Label { values, fallback, .. } => encode(values.get(event.ingress()).unwrap_or(fallback), out),
-                Part::Conversation => encode(event.conversation(), out),
-                Part::Field { name, fallback } => {
-                    encode(&event.field(name).unwrap_or(Cow::Borrowed(fallback.as_str())), out);
+                Part::Placeholder { source, fallback } => {
+                    encode(&source.value(view).unwrap_or(Cow::Borrowed(fallback)), &mut out);
                 }
             }
         }
+        out
     }
 
     /// The text, if there is no field in it.
@@ -128,28 +133,61 @@ impl Template {
         }
     }
 
-    /// The text with `placeholder` for every field.
-    pub fn pattern(&self, placeholder: char) -> String {
+    /// The text with `stand_in` for every field.
+    pub fn pattern(&self, stand_in: char) -> String {
         let mut out = String::new();
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Ingress | Part::Label { .. } | Part::Conversation | Part::Field { .. } => out.push(placeholder),
+                Part::Placeholder { .. } => out.push(stand_in),
             }
         }
         out
     }
 }
 
+/// Compiles the text between braces.
+fn placeholder(field: &str) -> Result<Part, &'static str> {
+    let (name, fallback) = field.split_once('|').unwrap_or((field, if field == "team" { NO_TEAM } else { "" }));
+    let path: Vec<String> = name.split('.').map(str::to_owned).collect();
+    if field.contains('{') || name.trim() != name || path.iter().any(String::is_empty) {
+        return Err("a field has no proper name");
+    }
+    let source = match name.split_once('.') {
+        None if name == "ingress" => Source::Ingress,
+        None if name == "conversation_uuid" => Source::Conversation,
+        Some(("ingress" | "conversation_uuid", _)) => {
+            return Err("a field can never have a value: it is within a text");
+        }
+        Some(("labels", label)) => Source::Label { name: label.to_owned(), values: BTreeMap::new() },
+        Some(("query", parameter)) => Source::Query(parameter.to_owned()),
+        _ => Source::Field { name: name.to_owned(), path },
+    };
+    Ok(Part::Placeholder { source, fallback: fallback.to_owned() })
+}
+
+impl Source {
+    /// The value for an event; `None` if it has none.
+    fn value<'a>(&'a self, view: &'a View<'_>) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Ingress => Some(view.event.ingress().into()),
+            Self::Label { values, .. } => values.get(view.event.ingress()).map(Into::into),
+            Self::Query(name) => view.event.query_parameter(name).map(Into::into),
+            Self::Conversation => Some(view.event.conversation().into()),
+            Self::Field { name, path } if path.len() == 1 => view.fields.text(name),
+            // A top-level name may have dots in it.
+            Self::Field { name, path } => view.fields.text(name).or_else(|| view.fields.nested(path).map(Cow::Owned)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Arrival;
+    use crate::event::{Arrival, Event};
 
     fn written(template: &Template, event: &Event) -> String {
-        let mut text = String::new();
-        template.render(event, |value, out| out.push_str(value), &mut text);
-        text
+        template.render(&View::of(event), |value, out| out.push_str(value))
     }
 
     fn render(template: &str, event: &str) -> String {
@@ -170,12 +208,12 @@ mod tests {
     fn the_payload_cannot_forge_route_and_labels() {
         let origin = |labels: &[(&str, &str)]| super::super::Origin {
             labels: labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
-            source: None,
+            ..Default::default()
         };
         let routes = [("default", origin(&[])), ("east", origin(&[("region", "e"), ("tier", "")]))];
         let origins: Origins = routes.map(|(name, origin)| (name.to_owned(), origin)).into();
         let template = "{ingress}/{labels.region}/{labels.region|none}/{labels.tier|x}";
-        let template = Template::parse(template).unwrap().with_labels(&origins).unwrap();
+        let template = Template::parse(template).unwrap().with_origins(&origins).unwrap();
         let forged = r#"{"ingress":"f","labels":{"region":"f"},"labels.region":"f","labels.tier":"f"}"#;
         let event = Event::parse(forged, 9, Arrival(0)).unwrap();
         let render = |event: &Event| written(&template, event);
@@ -183,8 +221,35 @@ mod tests {
         assert_eq!(render(&event.clone().by(Some("east".into()))), "east/e/e/");
         assert_eq!(render(&event.by(Some("gone".into()))), "gone//none/x");
 
-        let problem = Template::parse("{labels.regoin}").unwrap().with_labels(&origins).unwrap_err();
+        let problem = Template::parse("{labels.regoin}").unwrap().with_origins(&origins).unwrap_err();
         assert!(problem.contains("`regoin`") && problem.contains("region, tier"), "{problem}");
+    }
+
+    #[test]
+    fn nested_fields_and_query_parameters_have_values() {
+        for params in [r#"{"tenant":"acme"}"#, r#""{\"tenant\":\"acme\"}""#] {
+            let event = format!("{{\"extra_params\":{params},\"a.b\":1,\"query\":{{\"tenant\":\"forged\"}}}}");
+            let template = "{extra_params.tenant}/{extra_params.none|-}/{a.b}/{query.tenant|none}";
+            assert_eq!(render(template, &event), "acme/-/1/none");
+            let event =
+                Event::parse(&event, 9, Arrival(0)).unwrap().with_query(Some("x=1&tenant=a%26b&tenant=".into()));
+            assert_eq!(written(&Template::parse("{query.tenant}").unwrap(), &event), "a&b");
+        }
+    }
+
+    #[test]
+    fn a_field_that_can_never_have_a_value_is_refused() {
+        let secret = super::super::Origin { secret_parameters: vec!["token".into()], ..Default::default() };
+        let open = super::super::Origin::default();
+        let template = || Template::parse("{query.token}").unwrap();
+        let origins = |routes: &[(&str, &super::super::Origin)]| -> Origins {
+            routes.iter().map(|(name, origin)| (name.to_string(), (*origin).clone())).collect()
+        };
+        assert!(template().with_origins(&origins(&[("a", &secret)])).unwrap_err().contains("`token`"));
+        assert!(template().with_origins(&origins(&[("a", &secret), ("b", &open)])).is_ok());
+        for template in ["{ingress.x}", "{conversation_uuid.x}", "{query.}", "{labels.}", "{a..b}", "{.a}"] {
+            assert!(Template::parse(template).is_err(), "{template}");
+        }
     }
 
     #[test]

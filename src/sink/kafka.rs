@@ -130,7 +130,7 @@ impl Sink for KafkaSink {
 }
 
 fn needed_room(message: &Message) -> u32 {
-    let bytes = message.payload().len() + message.texts().len() + OVERHEAD;
+    let bytes = message.size() + OVERHEAD;
     u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX)
 }
 

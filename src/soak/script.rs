@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(events[0].text("team"), None);
         assert!(events[1..].iter().all(|event| event.text("team").as_deref() == Some("Sales_2222223")));
         assert!(events.iter().all(|event| event.conversation() == script.conversation(3)));
-        let types: Vec<_> = events.iter().map(|event| event.text("type").unwrap().into_owned()).collect();
+        let types: Vec<_> = events.iter().map(|event| event.text("type").unwrap()).collect();
         assert_eq!(types.iter().filter(|kind| *kind == "cdr").count(), 3, "{types:?}");
         assert_eq!((types[0].as_str(), types[9].as_str()), ("event", "cdr"));
         let mut ids: Vec<_> = events.iter().map(Event::id).collect();

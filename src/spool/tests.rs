@@ -67,7 +67,7 @@ impl Life {
         let mut answers = VecDeque::new();
         for events in requests {
             let (done, answer) = oneshot::channel();
-            queue.push_back(Append { events: events.into(), target: None, held: None, done });
+            queue.push_back(Append { events, target: None, held: None, done });
             answers.push_back(answer);
         }
         let mut groups = Vec::new();

@@ -157,7 +157,7 @@ impl<'a> Splitter<'a> {
 fn event(line: &str) -> Option<String> {
     let parse = |line| Event::parse(line, MAX_DEPTH, Default::default()).ok();
     let whole = parse(line).or_else(|| parse(line.get(line.rfind(BEGINNING)?..)?))?;
-    whole.text("event").map(|event| event.into_owned())
+    whole.text("event")
 }
 
 #[cfg(test)]

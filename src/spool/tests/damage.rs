@@ -147,7 +147,7 @@ fn where_an_event_was_stored_is_known_also_after_a_restart() {
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
     let place = |life: &mut Life, events: Vec<Event>| {
         let (done, mut answer) = oneshot::channel();
-        life.writer.commit(&mut [Append { events: events.into(), target: None, held: None, done }].into());
+        life.writer.commit(&mut [Append { events, target: None, held: None, done }].into());
         answer.try_recv().unwrap().unwrap()
     };
     assert_eq!(place(&mut life, events(0..12, 900)), Placed { fresh: 0..12, earlier: vec![] });

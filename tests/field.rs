@@ -1,0 +1,140 @@
+//! Requests as real senders make them: each is the events that the sender means.
+
+use serde_json::{Value, json};
+
+use crate::support::oracle::settled;
+use crate::support::raw::Raw;
+use crate::support::{ANY_PORTS, Bridge};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+const JSON: &str = "application/json";
+const KEY: &str = "key = '{team}/{conversation_uuid}/{query.tenant|-}/{extra_params.tenant|-}'\n";
+
+/// Sends one request on a connection of its own; answers the keys and events that it becomes on stdout.
+async fn events_of(method_and_target: &str, content_type: &str, body: &[u8]) -> Vec<(String, Value)> {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n{KEY}")).await;
+    send(&bridge, method_and_target, content_type, body).await;
+    settled(&bridge, &["stdout"]).await;
+    let lines = bridge.stdout_lines().into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    lines.map(|line| (line["key"].as_str().unwrap().to_owned(), line["event"].clone())).collect()
+}
+
+async fn send(bridge: &Bridge, method_and_target: &str, content_type: &str, body: &[u8]) {
+    let mut request = format!("{method_and_target} HTTP/1.1\r\nHost: localhost\r\n");
+    if !content_type.is_empty() {
+        request += &format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len());
+    }
+    let mut connection = Raw::connect(bridge).await;
+    connection.send([request.as_bytes(), b"\r\n", body].concat()).await;
+    let answer = connection.answer().await;
+    assert_eq!(answer.status, 200, "{method_and_target}: {}", answer.text());
+}
+
+#[tokio::test]
+async fn the_parts_of_a_multipart_body_are_one_event() {
+    let part = |name: &str, text: &str| {
+        format!("------8a2f\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
+    };
+    let fields = [
+        ("CallSid", "f02"),
+        ("Status", "completed"),
+        ("RecordingUrl", "https://rec.example/a.mp3"),
+        ("DateUpdated", "2024-01-15 14:30:45"),
+    ];
+    let body = fields.map(|(name, text)| part(name, text)).concat() + "------8a2f--\r\n";
+    let content_type = "multipart/form-data; boundary=----8a2f";
+    let events = events_of("POST /webhook/cdr", content_type, body.as_bytes()).await;
+    let expected: serde_json::Map<_, _> =
+        fields.into_iter().map(|(name, text)| (name.to_owned(), json!(text))).collect();
+    assert_eq!(events.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), [Value::Object(expected)]);
+}
+
+#[tokio::test]
+async fn a_query_without_a_body_that_says_anything_is_one_event() {
+    let query = "type=cdr&appid=2222223&cmiuuid=f03&status=missed&team=Sales";
+    for (method, body) in [("POST", ""), ("GET", "[]"), ("GET", "{}"), ("GET", "null"), ("POST", " \r\n")] {
+        let events = events_of(&format!("{method} /webhook/cdr?{query}"), JSON, body.as_bytes()).await;
+        let event = json!({ "type": "cdr", "appid": "2222223", "cmiuuid": "f03", "status": "missed", "team": "Sales" });
+        assert_eq!(events, [("Sales/f03/-/-".to_owned(), event)], "{method} {body:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_without_members_is_answered_with_200_and_stored_nowhere() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    for body in ["{}", "[{},{}]", "[]"] {
+        let answer = bridge.post(body, JSON).await;
+        assert_eq!((answer.status, answer.json()), (200, json!({ "stored": 0, "duplicates": 0 })), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn unencoded_json_in_a_form_field_stays_complete_and_two_calls_stay_two() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n{KEY}")).await;
+    for conversation in ["f05-1", "f05-2"] {
+        let body = format!(
+            r#"data={{"team":"R&D_2222223","type":"cdr","appid":2222223,"conversation_uuid":"{conversation}","status":"missed"}}"#
+        );
+        send(&bridge, "POST /webhook/cdr", FORM, body.as_bytes()).await;
+    }
+    settled(&bridge, &["stdout"]).await;
+    let lines = bridge.stdout_lines().into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    let keys: Vec<_> = lines.map(|line| line["key"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(keys, ["R&D_2222223/f05-1/-/-", "R&D_2222223/f05-2/-/-"]);
+}
+
+#[tokio::test]
+async fn requests_that_differ_in_anything_are_stored_each() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
+    let stored = json!({ "stored": 1, "duplicates": 0 });
+    for query in ["a", "b", "a=null", "a&b"] {
+        assert_eq!(bridge.get(query).await.json(), stored, "{query}");
+    }
+    for form in ["conversation_uuid=c&team=Sales#1&status=missed", "conversation_uuid=c&team=Sales#2&status=missed"] {
+        assert_eq!(bridge.post(form, FORM).await.json(), stored, "{form}");
+    }
+    for form in ["cmiuuid=m&agent=Jos%E9", "cmiuuid=m&agent=Jos%E8"] {
+        assert_eq!(bridge.post(form, FORM).await.status, 400, "{form}");
+        assert_eq!(bridge.post(form, &format!("{FORM}; charset=ISO-8859-1")).await.json(), stored, "{form}");
+    }
+}
+
+#[tokio::test]
+async fn the_text_null_is_no_team_and_no_conversation() {
+    for absent in ["null", "undefined"] {
+        let query =
+            format!("type=cdr&appid=2222223&cmiuuid=f07a&conversation_uuid={absent}&status=missed&team={absent}");
+        let events = events_of(&format!("GET /webhook/cdr?{query}"), "", b"").await;
+        assert_eq!(events.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), ["unassigned/f07a/-/-"]);
+    }
+}
+
+#[tokio::test]
+async fn a_form_is_decoded_by_its_charset() {
+    let content_type = format!("{FORM}; charset=ISO-8859-1");
+    let events = events_of("POST /webhook/cdr", &content_type, b"type=cdr&cmiuuid=f09a&user=Jos%E9&team=Caf%E9").await;
+    let event = json!({ "type": "cdr", "cmiuuid": "f09a", "user": "José", "team": "Café" });
+    assert_eq!(events, [("Café/f09a/-/-".to_owned(), event)]);
+}
+
+#[tokio::test]
+async fn an_envelope_without_a_count_holds_its_events() {
+    let body = br#"{"cdr":[{"cmiuid":"f12-1","from":440000000000,"to":440000000001,"duration":13},{"cmiuid":"f12-2","from":440000000000,"to":440000000001,"duration":14}],"code":200}"#;
+    let events = events_of("POST /webhook/cdr", JSON, body).await;
+    assert_eq!(
+        events.into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
+        ["unassigned/f12-1/-/-", "unassigned/f12-2/-/-"]
+    );
+}
+
+#[tokio::test]
+async fn templates_use_the_query_beside_the_body_and_nested_fields() {
+    let query = "POST /webhook/cdr?tenant=acme&lead=42";
+    let events = events_of(query, JSON, br#"{"type":"cdr","cmiuuid":"f13"}"#).await;
+    assert_eq!(events, [("unassigned/f13/acme/-".to_owned(), json!({ "type": "cdr", "cmiuuid": "f13" }))]);
+    for params in [r#"{"lead":"42","tenant":"acme"}"#, r#""{\"lead\":\"42\",\"tenant\":\"acme\"}""#] {
+        let body = format!(r#"{{"type":"cdr","cmiuuid":"f17","extra_params":{params}}}"#);
+        let events = events_of("POST /webhook/cdr", JSON, body.as_bytes()).await;
+        assert_eq!(events.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), ["unassigned/f17/-/acme"]);
+    }
+}
