@@ -1,5 +1,7 @@
 //! What NATS and the way to it can do while webhooks come in: nothing acknowledged is lost, and order is held.
 
+use std::time::Duration;
+
 use async_nats::jetstream::stream;
 
 use crate::support::fault::{catch_up, nats_sink, no_dead_letters, steady, through_a_bad_network, unready};
@@ -126,5 +128,57 @@ async fn a_network_to_nats_that_is_slow_breaks_off_and_falls_silent_loses_nothin
     let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
     let sent = through_a_bad_network("bad network to NATS", &bridge, "nats", &proxy).await;
     assert_eq!(sent.check_nats(&nats::stream_all(&server.url(), "CDR").await), 0, "the stream knows what it has");
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn a_denied_reply_inbox_is_named_stops_publishing_and_recovers_when_it_is_permitted() {
+    let users = |subscribe: &str| {
+        format!(
+            "no_auth_user: admin
+            authorization {{ users: [
+                {{ user: admin, password: admin }}
+                {{ user: cdrelay, password: secret, permissions: {{ subscribe: {{ deny: [{subscribe}] }} }} }}
+            ] }}"
+        )
+    };
+    const DENIED: &str = "\"_INBOX.>\"";
+    let server = nats::Server::start(&users(DENIED)).await;
+    // So short that every retry from behind it would be stored again.
+    let config = stream::Config {
+        name: "CDR".to_owned(),
+        subjects: vec!["telecmi.cdr.>".to_owned()],
+        duplicate_window: Duration::from_millis(200),
+        ..Default::default()
+    };
+    nats::create_stream_with(&server.url(), config).await;
+    let sink = format!(
+        "[sinks.nats]\ntype = 'nats'\nservers = '{}'\nuser = 'cdrelay'\npassword = 'secret'\nack_timeout = '500ms'",
+        server.url()
+    );
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("reply inbox denied", &bridge);
+    load.progress(300).await;
+    unready(&bridge, "nats", "Permissions Violation for Subscription").await;
+    eventually(PATIENCE, "the log names the cause", async || {
+        bridge.stderr().contains("Permissions Violation for Subscription")
+    })
+    .await;
+    assert_eq!(bridge.metric("cdrelay_sink_up{sink=\"nats\"}").await, Some(0.0));
+    assert_eq!(nats::stream_length(&server.url(), "CDR").await, 0, "nothing is published while no answer can arrive");
+    server.reload(&users(""));
+    catch_up(&bridge, "nats", "the inbox is permitted").await;
+
+    // Taken away while messages are in flight.
+    server.reload(&users(DENIED));
+    unready(&bridge, "nats", "Permissions Violation for Subscription").await;
+    load.progress(600).await;
+    server.reload(&users(""));
+    catch_up(&bridge, "nats", "the inbox is permitted again").await;
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    let copies = sent.check_nats(&nats::stream_all(&server.url(), "CDR").await);
+    println!("{} events, {copies} copies", sent.count());
+    assert!(copies <= 10, "{copies} copies of {} events", sent.count());
     no_dead_letters(&bridge, "nats").await;
 }

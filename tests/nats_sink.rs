@@ -1,6 +1,7 @@
 //! The NATS sink keeps its part of the promise against a real server.
 
 mod identity;
+mod places;
 
 use crate::support::nats::Server;
 use async_nats::jetstream::{self, stream};

@@ -31,7 +31,7 @@ use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
-use connection::Connection;
+use connection::{Confirm, Connection};
 use futures_util::future::BoxFuture;
 use replies::Answer;
 use std::sync::Arc;
@@ -86,46 +86,41 @@ impl NatsSink {
         check_subject(subject)?;
         let headers = self.headers(message)?;
         let payload = Bytes::from_owner(message.payload().clone());
-        if let Some(text) = self.connection.denied(subject) {
-            return Err(denied(subject, text));
-        }
-        let Some(streams) = &self.streams else { return self.send_to_core(subject, headers, payload).await };
-        streams.admit(&self.connection, subject).await?;
-        match self.connection.request(subject, headers, payload, self.ack_timeout).await? {
-            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => {
-                Err(streams.explain(&self.connection, subject, None).await)
-            }
-            Some(Answer::Reply(reply)) => match acknowledged(subject, &reply.payload) {
-                Err(Refused::Stream(error)) => Err(streams.explain(&self.connection, subject, Some(&error)).await),
-                Err(Refused::Message(failure)) => Err(failure),
-                Ok(_) => Ok(()),
-            },
-            Some(Answer::Denied(text)) => Err(denied(subject, text)),
-            Some(Answer::Unreported) => Err(denied(subject, "denied among many others".to_owned())),
-            Some(Answer::Lost) | None => {
-                // The stream may be one that never confirms.
-                let _ = streams.explain(&self.connection, subject, None).await;
+        let confirm = match &self.streams {
+            Some(streams) => {
                 streams.admit(&self.connection, subject).await?;
-                Err(self.unanswered(subject))
+                Confirm::Reply
             }
-        }
-    }
-
-    /// Resolves once the server has processed the message, as far as a server without acknowledgements tells.
-    async fn send_to_core(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<(), Failure> {
-        let answer = self.connection.publish_and_flush(subject, headers, payload, self.ack_timeout).await?;
-        // A refusal is reported before the empty message, but through another task of the library; let that one run first.
-        tokio::task::yield_now().await;
-        match (self.connection.denied(subject), answer) {
-            (Some(text), _) | (None, Some(Answer::Denied(text))) => Err(denied(subject, text)),
-            (None, Some(Answer::Reply(_))) => Ok(()),
-            (None, _) => Err(self.unanswered(subject)),
-        }
-    }
-
-    fn unanswered(&self, subject: &str) -> Failure {
-        let timeout = self.ack_timeout;
-        Failure::unavailable(format!("nats did not acknowledge a message to `{subject}` within {timeout:?}"))
+            None => Confirm::Echo,
+        };
+        let permit = self.connection.permit().await;
+        let answer = self.connection.publish(subject, headers, payload, confirm, self.ack_timeout).await?;
+        drop(permit);
+        let mut since = Duration::MAX;
+        let error = match answer {
+            Some(Answer::Denied(text)) => {
+                return Err(Failure::Place {
+                    place: place(subject),
+                    cause: format!("nats refused: {text}"),
+                    expires: true,
+                });
+            }
+            Some(Answer::Reply(_)) if self.streams.is_none() => return Ok(()),
+            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => None,
+            Some(Answer::Reply(reply)) => match acknowledged(subject, &reply.payload) {
+                Err(Refused::Stream(error)) => Some(error),
+                Err(Refused::Message(failure)) => return Err(failure),
+                Ok(_) => return Ok(()),
+            },
+            Some(Answer::Lost) | None => {
+                since = self.ack_timeout;
+                Some(format!("nats did not acknowledge a message to `{subject}` within {:?}", self.ack_timeout))
+            }
+        };
+        Err(match &self.streams {
+            Some(streams) => streams.explain(&self.connection, subject, error, since).await,
+            None => Failure::unavailable(error.unwrap_or_default()),
+        })
     }
 
     /// The headers of a message that the server accepts.
@@ -202,10 +197,6 @@ fn acknowledged(subject: &str, payload: &[u8]) -> Result<PublishAck, Refused> {
         ErrorCode::STREAM_STORE_FAILED if error.to_string().contains("per subject") => place(),
         _ => Refused::Stream(format!("the stream does not take messages: {error}")),
     })
-}
-
-fn denied(subject: &str, text: String) -> Failure {
-    Failure::Place { place: place(subject), cause: format!("nats refused: {text}"), expires: true }
 }
 
 /// The name of a subject as a place, in bounded length.

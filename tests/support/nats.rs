@@ -127,9 +127,18 @@ pub struct Server {
 impl Server {
     /// Starts a server. The extra configuration is text in the format of its configuration file.
     pub async fn start(extra_config: &str) -> Self {
+        Self::launch(extra_config, "1TB").await
+    }
+
+    /// The same with so little room for all its streams.
+    pub async fn start_with_store(size: &str) -> Self {
+        Self::launch("", size).await
+    }
+
+    async fn launch(extra_config: &str, store_size: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let port = free_port();
-        configure(directory.path(), port, extra_config);
+        configure(directory.path(), port, store_size, extra_config);
         let process = launch(directory.path(), port).await;
         Self { process, port, directory }
     }
@@ -161,7 +170,7 @@ impl Server {
 
     /// Replaces the extra configuration while it runs.
     pub fn reload(&self, extra_config: &str) {
-        configure(self.directory.path(), self.port, extra_config);
+        configure(self.directory.path(), self.port, "1TB", extra_config);
         self.process.reload();
     }
 
@@ -176,9 +185,11 @@ impl Server {
     }
 }
 
-fn configure(directory: &Path, port: u16, extra_config: &str) {
+fn configure(directory: &Path, port: u16, store_size: &str, extra_config: &str) {
     let store = directory.join("store");
-    let config = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra_config}\n");
+    let config = format!(
+        "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, max_file_store: {store_size} }}\n{extra_config}\n"
+    );
     write(directory.join("server.conf"), config).unwrap();
 }
 

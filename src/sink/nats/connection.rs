@@ -20,7 +20,6 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,13 +29,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-/// Commands the library may hold for a connection that has stopped taking them; a publish beyond that waits, then times out.
-const COMMAND_CAPACITY: usize = 256;
 /// The library replaces a connection that leaves three of these unanswered: after 20 s at the latest.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Soon enough for a server that comes back, seldom enough for one that is down for hours.
-const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// The least time between two connections to a server that accepts and drops them: the library counts no failed attempt there.
 const FLAPPING_PAUSE: Duration = Duration::from_secs(1);
 /// How long the server may take to bring an empty message back.
@@ -46,18 +40,9 @@ const INBOX_PAUSE: Duration = Duration::from_secs(1);
 const MAX_INBOX_PAUSE: Duration = Duration::from_secs(8);
 /// How long [`Connection::close`] waits for the library to say good-bye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a subject counts as denied after the server said so.
-const DENIED_FOR: Duration = Duration::from_secs(1);
-/// How many denied subjects are remembered.
-const MAX_DENIED: usize = 4096;
-/// The library reports at most 128 refusals at a time and drops the others. While refusals come, and at the start of a connection,
-/// so many publishes may await an answer, so that no refusal is dropped and none costs an acknowledgement timeout.
-const DOUBTFUL_PUBLISHES: usize = 100;
-const DOUBT_AFTER_DENIAL: Duration = Duration::from_secs(10);
-const DOUBT_AFTER_CONNECT: Duration = Duration::from_secs(1);
-/// A second after the first refusal of a crowd, older publishes without an answer count as refused.
-const REPORT_DELAY: Duration = Duration::from_secs(1);
+/// How many messages may await an answer. The server reports a denied publish outside of the inbox, and the library drops such
+/// reports beyond 128 that it has not passed on; a publish whose report is lost would wait for `ack_timeout`.
+const MAX_UNANSWERED: usize = 100;
 
 const DENIED_PUBLISH: &str = "Permissions Violation for Publish to \"";
 const DENIED_SUBSCRIPTION: &str = "Permissions Violation for Subscription to \"";
@@ -69,14 +54,24 @@ pub(super) struct Connection {
     servers: String,
     client: OnceLock<Client>,
     replies: Replies,
+    unanswered: Semaphore,
     status: Mutex<Status>,
     /// Signalled when the status has changed.
     changed: Notify,
-    doubtful: Semaphore,
-    closed: Notify,
     closing: AtomicBool,
+    closed: Notify,
     outages: LogThrottle,
     complaints: LogThrottle,
+}
+
+#[derive(Default)]
+struct Status {
+    inbox: Inbox,
+    /// Why the connection is not ready.
+    cause: Option<String>,
+    connected_at: Option<Instant>,
+    /// The last complaint that may announce the end of the connection.
+    complaint: Option<(Instant, String)>,
 }
 
 /// Whether the reply inbox works on this connection.
@@ -88,35 +83,30 @@ enum Inbox {
     Denied,
 }
 
-#[derive(Default)]
-struct Status {
-    inbox: Inbox,
-    /// Why the connection is not ready.
-    cause: Option<String>,
-    connected_at: Option<Instant>,
-    /// Why the server will close the connection, as it said last.
-    last_error: Option<(Instant, String)>,
-    denied: HashMap<String, (Instant, String)>,
-    in_doubt_until: Option<Instant>,
-    /// Refusals since the doubt began.
-    refusals: usize,
+/// How the server confirms that it has processed a publish.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Confirm {
+    /// The receiver of the message replies to it.
+    Reply,
+    /// An empty message to ourselves follows on the same connection.
+    Echo,
 }
 
 impl Connection {
     /// Starts to connect in the background, by one of `tasks`. Fails on settings that can never work.
     pub(super) fn open(sink: &str, config: &Config, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, SetupError> {
         let servers = parse_servers(&config.servers.0)?;
-        let names = servers.iter().map(|server| format!("{}:{}", server.host(), server.port()));
+        let names: Vec<_> = servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect();
         let connection = Arc::new(Self {
             sink: sink.to_owned(),
-            servers: names.collect::<Vec<_>>().join(", "),
+            servers: names.join(", "),
             client: OnceLock::new(),
             replies: Replies::below(config.inbox_prefix.as_deref().unwrap_or("_INBOX")),
+            unanswered: Semaphore::new(MAX_UNANSWERED),
             status: Mutex::default(),
             changed: Notify::new(),
-            doubtful: Semaphore::new(DOUBTFUL_PUBLISHES),
-            closed: Notify::new(),
             closing: AtomicBool::new(false),
+            closed: Notify::new(),
             outages: LogThrottle::default(),
             complaints: LogThrottle::default(),
         });
@@ -125,76 +115,64 @@ impl Connection {
         Ok(connection)
     }
 
-    /// The client, if messages can be published and acknowledged now.
+    /// The client, if messages can be published and confirmed now.
     pub(super) fn client(&self) -> Result<&Client, Failure> {
-        if self.closing.load(Ordering::Relaxed) {
-            return Err(Failure::unavailable("the connection to nats is closed"));
-        }
         match self.connected() {
+            _ if self.closing.load(Ordering::Relaxed) => Err(closed()),
             Some(client) if self.status.lock().inbox == Inbox::Works => Ok(client),
             _ => Err(Failure::unavailable(self.describe_outage())),
         }
     }
 
-    /// Publishes with a reply inbox; `None` when there was no answer in time.
-    pub(super) async fn request(
+    /// Waits until few enough messages await an answer, this one included for as long as the permit is held.
+    pub(super) async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.unanswered.acquire().await.ok()
+    }
+
+    /// Publishes and waits for the answer; `None` if none came in time.
+    pub(super) async fn publish(
         &self,
         subject: &str,
         headers: HeaderMap,
         payload: Bytes,
+        confirm: Confirm,
         within: Duration,
     ) -> Result<Option<Answer>, Failure> {
         let client = self.client()?;
         let answer = async {
-            let _permit = self.admit().await;
             let awaited = self.replies.expect(Some(subject));
-            let sent = client.publish_with_reply_and_headers(subject.to_owned(), awaited.inbox(), headers, payload);
-            sent.await.map_err(send_failure)?;
+            let (subject, inbox) = (subject.to_owned(), awaited.inbox());
+            let sent = match confirm {
+                Confirm::Reply => client.publish_with_reply_and_headers(subject, inbox, headers, payload).await,
+                Confirm::Echo => match client.publish_with_headers(subject, headers, payload).await {
+                    Ok(()) => client.publish(inbox, Bytes::new()).await,
+                    refused => refused,
+                },
+            };
+            // The library refuses on its own a message over the server's `max_payload`; the server would drop the connection.
+            sent.map_err(|error| match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => Failure::rejected(error),
+                PublishErrorKind::Send => closed(),
+            })?;
             Ok(awaited.answer().await)
         };
         match timeout(within, answer).await {
-            Ok(Ok(Answer::Lost)) => Err(Failure::unavailable(match self.client() {
-                Ok(_) => "the connection to nats was lost before the acknowledgement".to_owned(),
-                Err(failure) => failure.to_string(),
-            })),
+            Ok(Ok(Answer::Lost)) => Err(self
+                .client()
+                .err()
+                .unwrap_or_else(|| Failure::unavailable("the connection to nats was lost before the acknowledgement"))),
             Ok(answer) => answer.map(Some),
             Err(_) => Ok(None),
         }
     }
 
-    /// Publishes without a reply inbox, and an empty message to our own behind it. Once that is back, the server has processed both.
-    pub(super) async fn publish_and_flush(
-        &self,
-        subject: &str,
-        headers: HeaderMap,
-        payload: Bytes,
-        within: Duration,
-    ) -> Result<Option<Answer>, Failure> {
-        let client = self.client()?;
-        let answer = async {
-            let _permit = self.admit().await;
-            let awaited = self.replies.expect(Some(subject));
-            client.publish_with_headers(subject.to_owned(), headers, payload).await.map_err(send_failure)?;
-            client.publish(awaited.inbox(), Bytes::new()).await.map_err(send_failure)?;
-            Ok(awaited.answer().await)
-        };
-        timeout(within, answer).await.map_or(Ok(None), |answer| answer.map(Some))
-    }
-
-    /// Why the server denies publishes on `subject`, if it did so a moment ago.
-    pub(super) fn denied(&self, subject: &str) -> Option<String> {
-        let status = self.status.lock();
-        let (at, text) = status.denied.get(subject)?;
-        (at.elapsed() < DENIED_FOR).then(|| text.clone())
-    }
-
     /// Disconnects. A connection that is down is simply not tried again.
     pub(super) async fn close(&self) {
-        let connected = self.connected();
         self.closing.store(true, Ordering::Relaxed);
-        let Some(client) = connected else { return };
         let drained = async {
-            if client.drain().await.is_ok() {
+            if let Some(client) = self.connected()
+                && client.drain().await.is_ok()
+            {
                 self.closed.notified().await;
             }
         };
@@ -203,12 +181,6 @@ impl Connection {
 
     fn connected(&self) -> Option<&Client> {
         self.client.get().filter(|client| client.connection_state() == State::Connected)
-    }
-
-    /// Waits for a permit while publishes may be denied in a crowd.
-    async fn admit(&self) -> Option<SemaphorePermit<'_>> {
-        let in_doubt = self.status.lock().in_doubt_until.is_some_and(|until| Instant::now() < until);
-        if in_doubt { self.doubtful.acquire().await.ok() } else { None }
     }
 
     /// Has the library report what happens to the connection.
@@ -223,126 +195,84 @@ impl Connection {
             })
             // The one place where the library tells why an attempt failed; the choice of server stays with it.
             .reconnect_to_server_callback(move |servers, _| {
-                let connection = on_attempt.upgrade();
+                let connection = on_attempt.upgrade().filter(|connection| !connection.closing.load(Ordering::Relaxed));
                 async move {
-                    match connection {
-                        Some(connection) if !connection.closing.load(Ordering::Relaxed) => {
-                            connection.note_failed_attempts(&servers);
-                            let since = connection.status.lock().connected_at.map(|at| at.elapsed());
-                            drop(connection);
-                            sleep(since.map_or(Duration::ZERO, |since| FLAPPING_PAUSE.saturating_sub(since))).await;
-                        }
-                        // The sink is closed, and the library has no other way to stop trying.
-                        _ => std::future::pending().await,
-                    }
+                    // The sink is closed, and the library has no other way to stop trying.
+                    let Some(connection) = connection else { return std::future::pending().await };
+                    connection.note_failed_attempts(&servers);
+                    let connected_at = connection.status.lock().connected_at;
+                    drop(connection);
+                    sleep(connected_at.map_or(Duration::ZERO, |at| FLAPPING_PAUSE.saturating_sub(at.elapsed()))).await;
                     None
                 }
             })
     }
 
-    fn observe(self: &Arc<Self>, event: Event) {
+    fn observe(&self, event: Event) {
         match event {
             Event::Connected => {
-                let now = Instant::now();
+                info!(sink = self.sink, servers = self.servers, "connected to nats");
                 let mut status = self.status.lock();
-                (status.inbox, status.connected_at) = (Inbox::Unchecked, Some(now));
-                // A refusal is told until it is known to be over.
+                (status.inbox, status.connected_at) = (Inbox::Unchecked, Some(Instant::now()));
+                // A denied inbox is the cause until it is known to be permitted.
                 if !status.cause.as_ref().is_some_and(|cause| cause.starts_with(DENIED_SUBSCRIPTION)) {
                     status.cause = Some("the reply inbox is being checked".to_owned());
                 }
-                status.in_doubt_until = status.in_doubt_until.max(Some(now + DOUBT_AFTER_CONNECT));
-                info!(sink = self.sink, servers = self.servers, "connected to nats");
                 self.changed.notify_one();
             }
             Event::Disconnected => {
                 let mut status = self.status.lock();
-                let recent = status.last_error.take().filter(|(at, _)| at.elapsed() < Duration::from_secs(1));
+                let recent = status.complaint.take().filter(|(at, _)| at.elapsed() < Duration::from_secs(1));
                 let cause = recent.map_or_else(|| "connection lost".to_owned(), |(_, text)| text);
                 if !self.closing.load(Ordering::Relaxed) && status.inbox != Inbox::Denied {
                     warn!(sink = self.sink, cause, "disconnected from nats");
                     status.cause = Some(cause);
                 }
                 status.inbox = Inbox::Unchecked;
-                drop(status);
                 self.replies.lost();
             }
-            Event::ServerError(error) => self.take_complaint(&error),
+            Event::ServerError(error) => self.take_complaint(error),
             // Every other failed attempt is told in more words to `note_failed_attempts`.
             Event::ClientError(ClientError::Other(kind)) if kind == "DNS error" => {
                 self.explain_outage("cannot resolve the host name".to_owned());
             }
-            Event::LameDuckMode => {
-                info!(sink = self.sink, "the nats server is about to stop, another one will be used")
-            }
-            Event::SlowConsumer(_) => {
-                warn!(sink = self.sink, "acknowledgements from nats arrive faster than they are read")
-            }
             Event::Closed => self.closed.notify_one(),
+            Event::LameDuckMode | Event::SlowConsumer(_) => warn!(sink = self.sink, %event, "the nats server warns"),
             Event::Draining | Event::ClientError(_) => {}
         }
     }
 
-    fn take_complaint(self: &Arc<Self>, error: &ServerError) {
+    fn take_complaint(&self, error: ServerError) {
         let text = match error {
             ServerError::Other(text) => text.trim_matches('\'').to_owned(),
             other => other.to_string(),
         };
         let quoted = |begin| text.strip_prefix(begin)?.split('"').next();
-        let denied = quoted(DENIED_PUBLISH);
-        // Some users may not look at streams or publish to an inbox, which hinders nothing.
-        if let Some(subject) = denied.filter(|subject| subject.starts_with(".") || self.replies.are_at(subject)) {
-            return self.replies.deny(subject, &text);
+        if let Some(subject) = quoted(DENIED_PUBLISH) {
+            self.replies.deny(subject, &text);
+            // Some users may not look at streams or publish to an inbox, which hinders nothing.
+            if subject.starts_with("$JS.") || self.replies.are_at(subject) {
+                return;
+            }
         }
         if let Some(times) = self.complaints.should_log() {
             warn!(sink = self.sink, complaint = without_subjects(&text), times, "the nats server complains");
         }
-        if let Some(subject) = denied {
-            self.deny(subject, &text);
-        } else if let Some(subject) = quoted(DENIED_SUBSCRIPTION) {
-            if subject == self.replies.subject() {
-                let mut status = self.status.lock();
-                (status.inbox, status.cause) = (Inbox::Denied, Some(text));
-                drop(status);
-                self.replies.lost();
-                self.changed.notify_one();
-            }
-        } else {
-            self.status.lock().last_error = Some((Instant::now(), text));
-        }
-    }
-
-    fn deny(self: &Arc<Self>, subject: &str, text: &str) {
-        let now = Instant::now();
         let mut status = self.status.lock();
-        if status.denied.len() >= MAX_DENIED {
-            status.denied.retain(|_, (at, _)| at.elapsed() < DENIED_FOR);
+        if quoted(DENIED_SUBSCRIPTION).is_some_and(|subject| subject == self.replies.subject()) {
+            (status.inbox, status.cause) = (Inbox::Denied, Some(text));
+            self.replies.lost();
+            self.changed.notify_one();
+        } else if !text.starts_with("Permissions Violation") {
+            status.complaint = Some((Instant::now(), text));
         }
-        if status.denied.len() < MAX_DENIED {
-            status.denied.insert(subject.to_owned(), (now, text.to_owned()));
-        }
-        status.refusals += 1;
-        let known = status.in_doubt_until.replace(now + DOUBT_AFTER_DENIAL).is_some_and(|until| now < until);
-        if !known {
-            status.refusals = 1;
-            let connection = self.clone();
-            tokio::spawn(async move {
-                sleep(REPORT_DELAY).await;
-                if connection.status.lock().refusals >= DOUBTFUL_PUBLISHES {
-                    connection.replies.unreported(now);
-                }
-            });
-        }
-        drop(status);
-        self.replies.deny(subject, text);
     }
 
     /// Connects, then takes replies and looks after the inbox until the task is aborted.
     async fn run(self: Arc<Self>, options: ConnectOptions, servers: Vec<ServerAddr>) {
         // Only an unusable address fails here, and those were refused at load.
-        let Ok(client) = options.connect(servers).await.inspect_err(|error| self.explain_outage(error.to_string()))
-        else {
-            return;
-        };
+        let connected = options.connect(servers).await.inspect_err(|error| self.explain_outage(error.to_string()));
+        let Ok(client) = connected else { return };
         let Ok(mut inbox) = client.subscribe(self.replies.subject()).await else { return };
         let client = self.client.get_or_init(|| client);
         let receive = async {
@@ -371,8 +301,8 @@ impl Connection {
         tokio::join!(receive, look_after_inbox);
     }
 
-    /// Whether the inbox works, found out with an empty message to it. The server processes the subscription first, so once it has
-    /// brought the message back, or denied it, the subscription was denied before or not at all.
+    /// Sends an empty message to the inbox. The server has processed the subscription by the time it brings the message back, or
+    /// denies it, and has reported a denied subscription before.
     async fn check_inbox(&self, client: &Client) {
         let awaited = self.replies.expect(None);
         let echo = async {
@@ -391,39 +321,36 @@ impl Connection {
 
     fn note_failed_attempts(&self, servers: &[Server]) {
         let errors = servers.iter().filter_map(|server| {
-            let error = attempt_error(server.last_error.as_deref()?);
-            Some(if servers.len() == 1 {
-                error
-            } else {
-                format!("{}:{}: {error}", server.addr.host(), server.addr.port())
-            })
+            let error = server.last_error.as_deref()?;
+            Some(format!("{}:{}: {error}", server.addr.host(), server.addr.port()))
         });
-        let text = errors.collect::<Vec<_>>().join("; ");
-        if !text.is_empty() {
-            self.explain_outage(text);
+        let errors: Vec<_> = errors.collect();
+        if !errors.is_empty() {
+            self.explain_outage(errors.join("; "));
         }
     }
 
     fn explain_outage(&self, cause: String) {
         self.status.lock().cause = Some(cause);
-        if let Some(attempts) = self.outages.should_log() {
-            warn!(
-                sink = self.sink,
-                cause = self.describe_outage(),
-                attempts,
-                "nats cannot be reached, trying for ever"
-            );
+        if let Some(times) = self.outages.should_log() {
+            let cause = self.describe_outage();
+            warn!(sink = self.sink, cause, times, "nats cannot be reached, trying for ever");
         }
     }
 
     fn describe_outage(&self) -> String {
         let status = self.status.lock();
-        let cause = status.cause.as_deref().unwrap_or("still connecting");
+        let unexplained = if status.connected_at.is_some() { "connection lost" } else { "still connecting" };
+        let cause = status.cause.as_deref().unwrap_or(unexplained);
         match cause.starts_with(DENIED_SUBSCRIPTION) {
             true => format!("nats at {} permits no subscription to the reply inbox: {cause}", self.servers),
             false => format!("not connected to nats at {}: {cause}", self.servers),
         }
     }
+}
+
+fn closed() -> Failure {
+    Failure::unavailable("the connection to nats is closed")
 }
 
 /// The options of a connection as `config` describes it. TLS files are tried now, so that a mistake shows at load, and read again by
@@ -442,10 +369,7 @@ pub(crate) fn connect_options(config: &Config) -> Result<ConnectOptions, SetupEr
     .custom_inbox_prefix(prefix)
     .retry_on_initial_connect()
     .max_reconnects(None)
-    .connection_timeout(CONNECT_TIMEOUT)
-    .ping_interval(PING_INTERVAL)
-    .client_capacity(COMMAND_CAPACITY)
-    .reconnect_delay_callback(reconnect_delay);
+    .ping_interval(PING_INTERVAL);
     config.tls.iter().try_fold(options, add_tls)
 }
 
@@ -502,32 +426,6 @@ fn add_tls(options: ConnectOptions, tls: &TlsConfig) -> Result<ConnectOptions, S
     }
 }
 
-/// 50 ms, doubled at each attempt up to the maximum, each shortened by up to a quarter so that bridges do not reconnect in step.
-fn reconnect_delay(attempts: usize) -> Duration {
-    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
-    let delay = Duration::from_millis(50).saturating_mul(1 << doublings).min(MAX_RECONNECT_DELAY);
-    delay.mul_f64(1.0 - 0.25 * fastrand::f64())
-}
-
-/// The library refuses on its own a message over the server's `max_payload`; the server would drop the connection.
-fn send_failure(error: async_nats::PublishError) -> Failure {
-    match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => Failure::rejected(error),
-        PublishErrorKind::Send => Failure::unavailable("the connection to nats is closed"),
-    }
-}
-
-/// The library's error of one attempt without its layers of prefixes.
-fn attempt_error(text: &str) -> String {
-    match text {
-        _ if text.contains("authorization violation") => {
-            "the server refuses the credentials (authorization violation)".to_owned()
-        }
-        "timed out" => "connecting timed out".to_owned(),
-        _ => text.trim_start_matches("IO error: ").trim_start_matches("nats: ").to_owned(),
-    }
-}
-
 /// A complaint without the subjects it quotes: they carry names from events, which do not belong in a log.
 fn without_subjects(text: &str) -> String {
     text.split('"').step_by(2).collect::<Vec<_>>().join("…")
@@ -554,15 +452,6 @@ mod tests {
     fn a_logged_complaint_names_no_subject() {
         let complaint = "Permissions Violation for Publish to \"telecmi.cdr.Sales.42\"";
         assert_eq!(without_subjects(complaint), "Permissions Violation for Publish to …");
-    }
-
-    #[test]
-    fn reconnecting_slows_down_to_two_seconds() {
-        assert!(reconnect_delay(1) <= Duration::from_millis(50));
-        for attempts in [10, 1000, usize::MAX] {
-            let delay = reconnect_delay(attempts);
-            assert!(delay <= MAX_RECONNECT_DELAY && delay >= MAX_RECONNECT_DELAY.mul_f64(0.75), "{delay:?}");
-        }
     }
 
     #[test]

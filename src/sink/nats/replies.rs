@@ -8,7 +8,6 @@ use async_nats::Message;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// The publishes that await an answer, by the number at the end of their reply inbox.
@@ -20,7 +19,6 @@ pub(super) struct Replies {
 
 struct Pending {
     subject: String,
-    since: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -31,8 +29,6 @@ pub(super) enum Answer {
     Reply(Message),
     /// The server refused it, with this text.
     Denied(String),
-    /// The server refused so many publishes at once that the client library may have dropped the report about this one.
-    Unreported,
     /// The connection was lost first.
     Lost,
 }
@@ -66,8 +62,7 @@ impl Replies {
         let (sender, answer) = oneshot::channel();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let subject = subject.map_or_else(|| format!("{}.{number}", self.inbox), str::to_owned);
-        let pending = Pending { subject, since: Instant::now(), answer: sender };
-        self.pending.lock().insert(number, pending);
+        self.pending.lock().insert(number, Pending { subject, answer: sender });
         Awaited { replies: self, number, answer }
     }
 
@@ -79,25 +74,16 @@ impl Replies {
         }
     }
 
-    /// The server denied a publish on `subject`.
+    /// The server denied publishes on `subject`.
     pub(super) fn deny(&self, subject: &str, text: &str) {
-        self.answer(|pending| pending.subject == subject, || Answer::Denied(text.to_owned()));
-    }
-
-    /// Refusals of publishes older than `moment` may have got lost.
-    pub(super) fn unreported(&self, moment: Instant) {
-        self.answer(|pending| pending.since < moment, || Answer::Unreported);
+        for (_, pending) in self.pending.lock().extract_if(|_, pending| pending.subject == subject) {
+            let _ = pending.answer.send(Answer::Denied(text.to_owned()));
+        }
     }
 
     /// The connection is gone, or cannot bring replies.
     pub(super) fn lost(&self) {
-        self.answer(|_| true, || Answer::Lost);
-    }
-
-    fn answer(&self, concerns: impl Fn(&Pending) -> bool, answer: impl Fn() -> Answer) {
-        for (_, pending) in self.pending.lock().extract_if(|_, pending| concerns(pending)) {
-            let _ = pending.answer.send(answer());
-        }
+        self.pending.lock().clear();
     }
 }
 
@@ -152,13 +138,9 @@ mod tests {
         let (denied, other) = (replies.expect(Some("a")), replies.expect(Some("a.b")));
         replies.deny("a", "no");
         assert!(matches!(answer(denied), Some(Answer::Denied(text)) if text == "no"));
-        replies.unreported(Instant::now() - std::time::Duration::from_secs(1));
         assert_eq!(replies.pending.lock().len(), 1);
-        replies.unreported(Instant::now() + std::time::Duration::from_secs(1));
-        assert!(matches!(answer(other), Some(Answer::Unreported)));
-        let lost = replies.expect(Some("a"));
         replies.lost();
-        assert!(matches!(answer(lost), Some(Answer::Lost)));
+        assert!(matches!(answer(other), Some(Answer::Lost)));
         assert!(replies.pending.lock().is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The streams that take the sink's subjects: whether they are there, and the creation of one where the settings ask for it.
 
-use super::connection::Connection;
+use super::connection::{Confirm, Connection};
 use super::replies::Answer;
 use crate::setting::optional_period;
 use crate::sink::{Failure, SetupError};
@@ -101,22 +101,15 @@ pub(super) struct Streams {
     subject: String,
     /// Held while the server is asked.
     asking: tokio::sync::Mutex<()>,
-    seen: Mutex<Option<(Instant, Answered)>>,
+    seen: Mutex<Option<(Instant, Seen)>>,
     /// The differences between settings and stream that were logged.
     differences: Mutex<String>,
 }
 
-type Answered = Result<Arc<Seen>, Failure>;
+/// The streams as the server described them; `None` if this user may not ask.
+type Seen = Result<Option<Arc<Vec<Found>>>, Failure>;
 
-/// The server's answer about its streams.
-#[derive(Debug)]
-enum Seen {
-    /// Those that take subjects of the sink, and of the configured name where there is one.
-    Streams(Vec<Found>),
-    /// This user may not ask.
-    Forbidden,
-}
-
+/// A stream that takes subjects of the sink.
 #[derive(Debug)]
 struct Found {
     name: String,
@@ -133,12 +126,6 @@ impl Found {
     fn never_confirms(&self) -> bool {
         self.config.as_ref().is_some_and(|config| config.no_ack)
     }
-}
-
-/// Why the server did not answer a request of the JetStream API.
-enum AskError {
-    Forbidden,
-    Failed(Failure),
 }
 
 /// The answer to `STREAM.NAMES`.
@@ -182,11 +169,9 @@ impl Streams {
 
     /// Whether a stream takes messages, as far as the server lets this user ask.
     pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
-        match &*self.ask(connection, Duration::ZERO).await? {
-            Seen::Streams(found) => self.none_confirms(found, &self.subject).map_or(Ok(()), Err),
-            // An account may publish and still be forbidden to ask; then being connected has to do.
-            Seen::Forbidden => Ok(()),
-        }
+        // A user may publish and still be forbidden to ask; then being connected has to do.
+        let Some(found) = self.ask(connection, Duration::ZERO).await? else { return Ok(()) };
+        self.none_confirms(&found, &self.subject).map_or(Ok(()), Err)
     }
 
     /// Refuses a message for a stream that never confirms, before it is published again and again.
@@ -196,42 +181,48 @@ impl Streams {
             Some(seen) => seen,
             None => self.ask(connection, FRESH).await,
         };
-        // Where the server did not tell, the publish will show.
-        let Ok(Seen::Streams(found)) = seen.as_deref() else { return Ok(()) };
-        match found.iter().any(|stream| stream.never_confirms() && stream.takes(subject)) {
-            true => Err(self.failure(found, subject, None)),
-            false => Ok(()),
+        match seen {
+            Ok(Some(found)) if found.iter().any(|stream| stream.never_confirms() && stream.takes(subject)) => {
+                Err(self.failure(&found, subject, None))
+            }
+            // Where the server did not tell, the publish will show.
+            _ => Ok(()),
         }
     }
 
-    /// Why no stream confirmed a message to `subject`: none took it, or the one that did answered with `error`.
-    pub(super) async fn explain(&self, connection: &Connection, subject: &str, error: Option<&str>) -> Failure {
-        match self.ask(connection, FRESH).await.as_deref() {
-            Ok(Seen::Streams(found)) => self.failure(found, subject, error),
-            Ok(Seen::Forbidden) => match error {
-                Some(error) => Failure::unavailable(error),
-                None => missing(subject, self.describe_missing(subject)),
-            },
-            Err(failure) => failure.clone(),
+    /// Why no stream confirmed a message to `subject` that was published so long ago: `error`, or none takes the subject.
+    pub(super) async fn explain(
+        &self,
+        connection: &Connection,
+        subject: &str,
+        error: Option<String>,
+        since: Duration,
+    ) -> Failure {
+        match (self.ask(connection, since.min(FRESH)).await, error) {
+            (Ok(Some(found)), error) => self.failure(&found, subject, error),
+            (_, Some(error)) => Failure::unavailable(error),
+            (Ok(None), None) => missing(subject, self.describe_missing(subject)),
+            (Err(failure), None) => failure,
         }
     }
 
     /// The fault is the stream's, or the subject's where no stream takes it. It is the destination's where there is no other stream.
-    fn failure(&self, found: &[Found], subject: &str, error: Option<&str>) -> Failure {
+    fn failure(&self, found: &[Found], subject: &str, error: Option<String>) -> Failure {
         if let Some(failure) = self.none_confirms(found, subject) {
             return failure;
         }
         let Some(stream) = found.iter().find(|stream| stream.takes(subject)) else {
             return missing(subject, self.describe_missing(subject));
         };
-        let (cause, expires) = match (error, stream.never_confirms()) {
-            (_, true) => (never_confirms(&stream.name), true),
-            (Some(error), _) => (error.to_owned(), false),
-            (None, _) => (format!("stream `{}` takes the subject and does not answer", stream.name), false),
+        let name = &stream.name;
+        let (cause, expires) = match error {
+            _ if stream.never_confirms() => (never_confirms(name), true),
+            Some(error) => (error, false),
+            None => (format!("stream `{name}` takes subject `{subject}` and does not answer"), false),
         };
         match found {
             [_] => Failure::unavailable(cause),
-            _ => Failure::Place { place: format!("stream {}", stream.name), cause, expires },
+            _ => Failure::Place { place: format!("stream {name}"), cause, expires },
         }
     }
 
@@ -247,55 +238,51 @@ impl Streams {
     }
 
     fn describe_missing(&self, subject: &str) -> String {
-        match &self.name {
-            Some(name) => {
-                format!("no JetStream stream takes subject `{subject}`: `{name}` is missing or has other subjects")
-            }
-            None => format!(
-                "no JetStream stream takes subject `{subject}`; create one, or set [sinks.{}.stream] name and create = true",
-                self.sink
-            ),
-        }
+        let remedy = match &self.name {
+            Some(name) => format!("stream `{name}` is missing or has other subjects"),
+            None => format!("create one, or set [sinks.{}.stream] name and create = true", self.sink),
+        };
+        format!("no JetStream stream takes subject `{subject}`; {remedy}")
     }
 
     /// Asks the server for its streams, unless it answered so short a time ago.
-    async fn ask(&self, connection: &Connection, max_age: Duration) -> Answered {
+    async fn ask(&self, connection: &Connection, max_age: Duration) -> Seen {
+        connection.client()?;
         let _asking = self.asking.lock().await;
         let fresh = self.seen.lock().clone().filter(|(at, _)| at.elapsed() < max_age);
         if let Some((_, seen)) = fresh {
             return seen;
         }
-        let seen = match self.find(connection).await {
-            Ok(found) => Ok(Arc::new(Seen::Streams(found))),
-            Err(AskError::Forbidden) => Ok(Arc::new(Seen::Forbidden)),
-            Err(AskError::Failed(failure)) => Err(failure),
-        };
+        let seen = self.find(connection).await.map(|found| found.map(Arc::new));
         *self.seen.lock() = Some((Instant::now(), seen.clone()));
         seen
     }
 
-    async fn find(&self, connection: &Connection) -> Result<Vec<Found>, AskError> {
+    async fn find(&self, connection: &Connection) -> Result<Option<Vec<Found>>, Failure> {
         let query = serde_json::json!({ "subject": self.subject });
-        let names = self.request::<Names>(connection, "STREAM.NAMES".to_owned(), &query).await?;
-        let names = names.map_err(|error| AskError::Failed(Failure::unavailable(error)))?.streams.unwrap_or_default();
-        let mut wanted: Vec<_> = names.into_iter().filter(|name| self.name().is_none_or(|own| own == name)).collect();
-        if let (Some(config), true) = (&self.creation, wanted.is_empty()) {
+        let mut names = match self.request::<Names>(connection, "STREAM.NAMES", &query).await? {
+            Some(Response::Ok(names)) => names.streams.unwrap_or_default(),
+            Some(Response::Err { error }) => return Err(Failure::unavailable(error)),
+            None => return Ok(None),
+        };
+        names.retain(|name| self.name().is_none_or(|own| own == name));
+        if let (Some(config), true) = (&self.creation, names.is_empty()) {
             self.create(connection, config).await?;
-            wanted.push(config.name.clone());
+            names.push(config.name.clone());
         }
-        let found = join_all(wanted.into_iter().take(MAX_STREAMS).map(|name| self.describe(connection, name))).await;
-        Ok(found.into_iter().flatten().collect())
+        let found = join_all(names.into_iter().take(MAX_STREAMS).map(|name| self.describe(connection, name))).await;
+        Ok(Some(found.into_iter().flatten().collect()))
     }
 
     async fn describe(&self, connection: &Connection, name: String) -> Option<Found> {
-        let config = match self.request::<stream::Info>(connection, format!("STREAM.INFO.{name}"), &()).await {
-            Ok(Ok(info)) => Some(info.config),
-            Ok(Err(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => return None,
+        let config = match self.request::<stream::Info>(connection, &format!("STREAM.INFO.{name}"), &()).await {
+            Ok(Some(Response::Ok(info))) => Some(info.config),
+            Ok(Some(Response::Err { error })) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => return None,
             // Forbidden, or without a leader.
             _ => None,
         };
         if let (Some(wanted), Some(found)) = (&self.creation, &config) {
-            let differences = differences(found, wanted).join(", ");
+            let differences = differences(found, wanted);
             let mut logged = self.differences.lock();
             if *logged != differences && !differences.is_empty() {
                 warn!(
@@ -310,45 +297,41 @@ impl Streams {
         Some(Found { name, config })
     }
 
-    async fn create(&self, connection: &Connection, config: &stream::Config) -> Result<(), AskError> {
-        match self.request::<stream::Info>(connection, format!("STREAM.CREATE.{}", config.name), config).await? {
-            Ok(_) => {
-                info!(sink = self.sink, stream = config.name, "stream created");
-                Ok(())
+    async fn create(&self, connection: &Connection, config: &stream::Config) -> Result<(), Failure> {
+        let name = &config.name;
+        let error = match self.request::<stream::Info>(connection, &format!("STREAM.CREATE.{name}"), config).await? {
+            Some(Response::Ok(_)) => {
+                info!(sink = self.sink, stream = name, "stream created");
+                return Ok(());
             }
-            Err(error) => Err(AskError::Failed(Failure::unavailable(format!(
-                "no JetStream stream takes subject `{}`, and stream `{}` cannot be created: {error}",
-                self.subject, config.name
-            )))),
-        }
+            Some(Response::Err { error }) => error.to_string(),
+            None => "the server denies that to this user".to_owned(),
+        };
+        let subject = &self.subject;
+        Err(Failure::unavailable(format!(
+            "no JetStream stream takes subject `{subject}`, and stream `{name}` cannot be created: {error}"
+        )))
     }
 
-    /// A request of the JetStream API. The inner error is the server's answer.
+    /// A request of the JetStream API; `None` if this user may not make it.
     async fn request<T: DeserializeOwned>(
         &self,
         connection: &Connection,
-        request: String,
+        request: &str,
         body: &impl Serialize,
-    ) -> Result<Result<T, async_nats::jetstream::Error>, AskError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            AskError::Failed(Failure::unavailable(format!("cannot ask nats about the stream ({request}): {error}")))
-        };
+    ) -> Result<Option<Response<T>>, Failure> {
+        let failed = |error: String| Failure::unavailable(format!("nats does not answer {request}: {error}"));
         let subject = format!("{}.{request}", self.api);
-        let body = serde_json::to_vec(body).map_err(|error| failed(&error))?;
-        let answer = connection.request(&subject, HeaderMap::new(), body.into(), API_TIMEOUT).await;
-        match answer.map_err(AskError::Failed)? {
-            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => {
-                Err(AskError::Failed(Failure::unavailable(
-                    "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
-                )))
+        let body = serde_json::to_vec(body).map_err(|error| failed(error.to_string()))?.into();
+        match connection.publish(&subject, HeaderMap::new(), body, Confirm::Reply, API_TIMEOUT).await? {
+            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(Failure::unavailable(
+                "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
+            )),
+            Some(Answer::Reply(reply)) => {
+                serde_json::from_slice(&reply.payload).map(Some).map_err(|error| failed(error.to_string()))
             }
-            Some(Answer::Reply(reply)) => match serde_json::from_slice(&reply.payload) {
-                Ok(Response::Ok(found)) => Ok(Ok(found)),
-                Ok(Response::Err { error }) => Ok(Err(error)),
-                Err(error) => Err(failed(&error)),
-            },
-            Some(Answer::Denied(_)) => Err(AskError::Forbidden),
-            _ => Err(failed(&"no answer")),
+            Some(Answer::Denied(_)) => Ok(None),
+            _ => Err(failed(format!("nothing within {API_TIMEOUT:?}"))),
         }
     }
 }
@@ -417,25 +400,25 @@ fn creation(config: &StreamConfig, subject: &str) -> Result<stream::Config, Setu
     })
 }
 
-/// What an operator should know about an existing stream: `setting: found, not wanted`.
-fn differences(found: &stream::Config, wanted: &stream::Config) -> Vec<String> {
-    let mut all = Vec::new();
-    let mut compare = |setting: &str, found: String, wanted: String| {
-        if found != wanted {
-            all.push(format!("{setting}: {found}, not {wanted}"));
-        }
-    };
+/// The settings in which an existing stream differs, as `setting: found, not wanted`.
+fn differences(found: &stream::Config, wanted: &stream::Config) -> String {
     // A server may report "no limit" as 0 or as -1.
     let limit = |value: i64| if value <= 0 { "no limit".to_owned() } else { value.to_string() };
-    compare("subjects", found.subjects.join(" "), wanted.subjects.join(" "));
-    compare("max_bytes", limit(found.max_bytes), limit(wanted.max_bytes));
-    compare("max_age", format!("{:?}", found.max_age), format!("{:?}", wanted.max_age));
-    compare("max_messages", limit(found.max_messages), limit(wanted.max_messages));
-    compare("replicas", found.num_replicas.to_string(), wanted.num_replicas.to_string());
-    compare("storage", format!("{:?}", found.storage), format!("{:?}", wanted.storage));
-    compare("duplicate_window", format!("{:?}", found.duplicate_window), format!("{:?}", wanted.duplicate_window));
-    compare("discard", format!("{:?}", found.discard), format!("{:?}", wanted.discard));
-    all
+    let settings = |config: &stream::Config| {
+        [
+            ("subjects", config.subjects.join(" ")),
+            ("max_bytes", limit(config.max_bytes)),
+            ("max_age", format!("{:?}", config.max_age)),
+            ("max_messages", limit(config.max_messages)),
+            ("replicas", config.num_replicas.to_string()),
+            ("storage", format!("{:?}", config.storage)),
+            ("duplicate_window", format!("{:?}", config.duplicate_window)),
+            ("discard", format!("{:?}", config.discard)),
+        ]
+    };
+    let pairs = settings(found).into_iter().zip(settings(wanted)).filter(|(found, wanted)| found != wanted);
+    let texts: Vec<_> = pairs.map(|((name, found), (_, wanted))| format!("{name}: {found}, not {wanted}")).collect();
+    texts.join(", ")
 }
 
 #[cfg(test)]
@@ -485,7 +468,7 @@ mod tests {
             let subjects = vec![subject.to_owned()];
             Found { name: name.into(), config: Some(stream::Config { subjects, no_ack, ..Default::default() }) }
         };
-        let refused = |found: &[Found], error| streams.failure(found, "a.b", error);
+        let refused = |found: &[Found], error: Option<&str>| streams.failure(found, "a.b", error.map(str::to_owned));
         let full = Some("maximum messages exceeded");
         assert_eq!(refused(&[found("A", "a.b", false)], full), Failure::unavailable("maximum messages exceeded"));
         let both = [found("A", "a.b", false), found("B", "a.c", false)];
@@ -509,6 +492,6 @@ mod tests {
         let same = stream::Config { max_bytes: 0, ..wanted.clone() };
         assert!(differences(&same, &wanted).is_empty());
         let other = stream::Config { max_bytes: 5, discard: DiscardPolicy::New, ..wanted.clone() };
-        assert_eq!(differences(&other, &wanted), ["max_bytes: 5, not no limit", "discard: New, not Old"]);
+        assert_eq!(differences(&other, &wanted), "max_bytes: 5, not no limit, discard: New, not Old");
     }
 }
