@@ -8,7 +8,7 @@ use crate::dead_letter::{self, DeadLetters};
 use crate::dispatch::{self, Dispatcher, Health, Parts};
 use crate::http::{self, Beginning, Limits, ProxyProtocol, Tls};
 use crate::ingress::auth;
-use crate::ingress::routes::{self, Routes};
+use crate::ingress::routes::Routes;
 use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
@@ -186,14 +186,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let rejected =
         RejectedBodies::start(&config.ingress.rejected, &config.spool.path, metrics.ingress.rejected.clone());
     let rejected = Arc::new(rejected.map_err(OpenError::Io)?);
-    for route in config.ingress.open_doors() {
-        tracing::warn!(
-            ingress = route,
-            "whoever reaches the address can send webhooks by this route: it has no `auth`"
-        );
-    }
-    for setting in config.ingress.exposed_secrets() {
-        tracing::warn!(setting, "{}", routes::EXPOSED);
+    for route in config.ingress.unauthenticated_routes() {
+        tracing::warn!(ingress = route, "route has no authentication and listens on a non-loopback address");
     }
     background.spawn(auth::watch(routes.watched()));
     let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());

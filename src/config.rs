@@ -2,13 +2,12 @@
 //!
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
-mod contradictions;
 mod environment;
 mod error;
-mod ingress;
 mod keys;
 mod log;
 mod renamed;
+mod validate;
 
 pub use error::ConfigError;
 pub use log::{Log, LogFormat};
@@ -20,7 +19,7 @@ use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
 use crate::spool;
-use error::{describe, origin, unknown};
+use error::{problem, unknown};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata};
@@ -119,17 +118,16 @@ impl Destination {
     }
 }
 
-/// The top level as it stands in the files; sinks are looked at one by one.
-#[derive(Deserialize)]
+/// The tables at the top level, each of which is read by itself, so that a mistake in one does not hide those in others.
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[derive(Default)]
 struct Document {
-    ingress: webhooks::Config,
-    admin: Admin,
-    spool: spool::Config,
-    dead_letters: dead_letter::Config,
-    shutdown: Shutdown,
-    log: Log,
+    ingress: Option<Value>,
+    admin: Option<Value>,
+    spool: Option<Value>,
+    dead_letters: Option<Value>,
+    shutdown: Option<Value>,
+    log: Option<Value>,
     sinks: BTreeMap<String, Value>,
 }
 
@@ -160,8 +158,8 @@ impl Config {
         }
         let variables =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        figment = figment.merge(environment::Variables::new(variables)).merge(environment::Settings::parse(settings)?);
-        Self::extract(&figment)
+        figment = environment::merge_variables(figment, variables);
+        Self::extract(&environment::merge_settings(figment, settings)?)
     }
 
     /// Reads one TOML text, without environment.
@@ -176,31 +174,41 @@ impl Config {
     }
 
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
-        // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
-        let document: Document = figment.extract_lossy()?;
-        let ingress = ingress::complete(document.ingress);
+        let document: Document = figment.extract().map_err(|error| ConfigError::reading(figment, error))?;
+        let mut problems = Vec::new();
+        let mut ingress: webhooks::Config = table(figment, "ingress", &mut problems);
+        let admin = table(figment, "admin", &mut problems);
+        let spool = table(figment, "spool", &mut problems);
+        let dead_letters = table(figment, "dead_letters", &mut problems);
+        let shutdown = table(figment, "shutdown", &mut problems);
+        let log = table(figment, "log", &mut problems);
+        let tables_are_sound = problems.is_empty();
+        ingress.complete();
         let origins = Arc::new(ingress.origins());
         let mut sinks = BTreeMap::new();
-        let mut problems = Vec::new();
         for name in document.sinks.keys() {
             match sink(figment, name, &origins) {
                 Ok(sink) => drop(sinks.insert(name.clone(), sink)),
                 Err(error) => problems.extend(error.problems),
             }
         }
-        let config = Self {
-            ingress,
-            admin: document.admin,
-            spool: document.spool,
-            dead_letters: document.dead_letters,
-            shutdown: document.shutdown,
-            log: document.log,
-            sinks,
-        };
-        problems.extend(ingress::problems(&config.ingress, figment));
-        problems.extend(config.contradictions(figment));
+        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, sinks };
+        if tables_are_sound {
+            problems.extend(config.validate(figment));
+        }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
+}
+
+/// Reads the table `key`; the defaults if it is missing or wrong.
+fn table<T: DeserializeOwned + Default>(figment: &Figment, key: &str, problems: &mut Vec<String>) -> T {
+    if figment.find_value(key).is_err() {
+        return T::default();
+    }
+    section(figment, key).unwrap_or_else(|error| {
+        problems.extend(error.problems);
+        T::default()
+    })
 }
 
 fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
@@ -237,13 +245,13 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, C
     let at = format!("sinks.{name}");
     let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-        let place = origin(figment.find_metadata(&at), &[&at]);
-        return Err(ConfigError::new(format!("{place}`{at}`: a sink's name has 1 to 64 characters of a-z 0-9 _ -")));
+        let text = "a sink's name has 1 to 64 characters of a-z 0-9 _ -";
+        return Err(ConfigError::new(problem(figment, &at, text)));
     }
-    let table = figment.find_value(&at)?.into_dict().unwrap_or_default();
+    let table = figment.find_value(&at).ok().and_then(Value::into_dict).unwrap_or_default();
     if !table.contains_key("type") {
-        let place = origin(figment.find_metadata(&at), &[&at]);
-        return Err(ConfigError::new(format!("{place}`{at}.type`: is missing; allowed are stdout, kafka, nats")));
+        let text = "is missing; allowed are stdout, kafka, nats";
+        return Err(ConfigError::new(problem(figment, &format!("{at}.type"), text)));
     }
     let destination = match section::<Typed>(figment, &at)?.r#type {
         Type::Stdout => {
@@ -263,22 +271,18 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, C
     let sink = Sink { route, dispatch: section(figment, &at)?, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
         let key = format!("{at}.{}", error.key);
-        let place = origin(figment.find_metadata(&key), &[&key]);
-        return Err(ConfigError::new(format!("{place}`{key}`: {}", error.problem)));
+        return Err(ConfigError::new(problem(figment, &key, error.problem)));
     }
     Ok(sink)
 }
 
 fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
-    figment.extract_inner_lossy(at).map_err(|error| {
+    // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
+    figment.extract_inner_lossy(at).map_err(|mut error| {
         // figment appends the outer steps of a path to the inner ones.
-        let outer = at.split('.').count();
-        let problems = error.into_iter().map(|mut error| {
-            let inner = error.path.len().saturating_sub(outer);
-            error.path.rotate_left(inner);
-            describe(&error)
-        });
-        ConfigError { problems: problems.collect() }
+        let inner = error.path.len().saturating_sub(at.split('.').count());
+        error.path.rotate_left(inner);
+        ConfigError::reading(figment, error)
     })
 }
 
@@ -294,7 +298,7 @@ fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Re
         .filter(|key| !known.contains(&key.as_str()))
         .map(|key| {
             let path = format!("{at}.{key}");
-            unknown(&origin(figment.find_metadata(&path), &[&path]), &path, &known)
+            problem(figment, &path, unknown(&path, &known))
         })
         .collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }

@@ -50,7 +50,7 @@ pub struct Config {
     /// The path of the route `default`, which there is only with it if there are others.
     pub path: Option<String>,
     /// The methods of the route `default`.
-    pub methods: Vec<routes::Taken>,
+    pub methods: Option<Vec<routes::Taken>>,
     /// What the route `default` asks of a request.
     pub auth: Vec<auth::Config>,
     /// The labels of the route `default`.
@@ -110,7 +110,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             path: None,
-            methods: routes::default_methods(),
+            methods: None,
             auth: Vec::new(),
             labels: BTreeMap::new(),
             source: None,
@@ -227,15 +227,15 @@ impl Ingress {
         if peer.crowded {
             return Err(unread(unavailable(1, "too many requests are on their way")));
         }
-        let (route, path_secret) = self.routes.find(request.path()).ok_or_else(|| unread(self.not_found()))?;
+        let (route, path_secret) = self.routes.find(request.path()).ok_or_else(|| unread(not_found()))?;
         let head = Head { request, path_secret, peer: peer.address.ip() };
         let packing = self.check(route, &head).map_err(unread)?;
         if request.method() == Method::HEAD {
-            route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied))?;
+            route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied, head.peer))?;
             return Ok(Placed::default());
         }
         let (bytes, held) = self.bodies.read(body).await.map_err(unread)?;
-        route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied))?;
+        route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied, head.peer))?;
         let arrival = Arrival::now();
         let (bytes, held) = if packing.is_none() {
             (bytes, held)
@@ -246,7 +246,7 @@ impl Ingress {
         let content = content(request, query.as_deref(), &bytes);
         let memory = reserve(&self.events, content.memory(&self.config.decode).min(self.budget)).await?;
         // What takes room is done with before what is waited for.
-        let placing = self.place(route, &content, arrival, memory)?;
+        let placing = self.place(route, &head, &content, arrival, memory)?;
         drop((query, bytes, held));
         match placing {
             Some(placing) => placing.await.map_err(Refusal::from),
@@ -277,6 +277,7 @@ impl Ingress {
     fn place<'a>(
         &'a self,
         route: &Route,
+        head: &Head<'_>,
         content: &Content<'_>,
         arrival: Arrival,
         memory: OwnedSemaphorePermit,
@@ -286,7 +287,8 @@ impl Ingress {
             self.keep(route, content, arrival, &refusal);
             refusal
         })?;
-        route.auth.check_events(&events).map_err(|denied| unauthorized(route, denied))?;
+        let denied = route.auth.check_events(head.request.query(), &events);
+        denied.map_err(|denied| unauthorized(route, denied, head.peer))?;
         if events.is_empty() {
             return Ok(None);
         }
@@ -320,8 +322,8 @@ impl Ingress {
     fn check(&self, route: &Route, head: &Head<'_>) -> Result<Packing, Refusal> {
         let request = head.request;
         if let Err(denied) = route.auth.check_path(head.path_secret) {
-            route.denied(denied);
-            return Err(self.not_found());
+            route.denied(denied, head.peer);
+            return Err(not_found());
         }
         if !route.takes(request.method()) {
             let (methods, allow) = route.methods();
@@ -330,7 +332,7 @@ impl Ingress {
                 ..refusal(Reason::Method, format!("webhooks come by {methods}"))
             });
         }
-        route.auth.check_head(head).map_err(|denied| unauthorized(route, denied))?;
+        route.auth.check_head(head).map_err(|denied| unauthorized(route, denied, head.peer))?;
         Packing::of(request.values(&header::CONTENT_ENCODING)).map_err(|encoding| Refusal {
             remedy: Some(HeaderValue::from_static(unpack::TAKEN)),
             ..refusal(
@@ -348,19 +350,15 @@ impl Ingress {
         let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
-
-    fn not_found(&self) -> Refusal {
-        let detail = match self.routes.only_path() {
-            Some(path) => format!("webhooks are taken at {path}"),
-            None => "no webhooks are taken at this path".into(),
-        };
-        refusal(Reason::NotFound, detail)
-    }
 }
 
-/// The query of a request, secrets left out.
+fn not_found() -> Refusal {
+    refusal(Reason::NotFound, "no webhooks are taken at this path")
+}
+
+/// The query of a request as far as it may be used.
 fn query<'a>(route: &Route, request: &'a http::Head) -> Option<Cow<'a, str>> {
-    request.query().map(|query| route.auth.strip(query))
+    route.auth.trusted_query(request.query())
 }
 
 /// The parts of a request with this query and this body that say what it holds.

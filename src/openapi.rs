@@ -7,6 +7,7 @@
 //! fetched from, they are there too. Tools that look only at the document's own server find the ingress, which is what clients
 //! come for.
 
+mod credential;
 mod ingress;
 mod pages;
 mod schemas;

@@ -257,9 +257,48 @@ async fn every_kind_lets_the_right_request_in_and_no_other() {
     words.dedup();
     assert_eq!(words.iter().map(|(status, _)| *status).collect::<Vec<_>>(), [401, 404], "{words:?}");
     eventually(PATIENCE, "all are delivered", async || bridge.stdout_lines().len() as u64 == stored).await;
-    // Once a minute for each route, with a reason and without a value.
-    let told = bridge.stderr().lines().filter(|line| line.contains("without the right credentials")).count() as u64;
-    assert_eq!(told, stored);
+    // Once a minute for each route, with a reason and the peer's address, and without a value.
+    let log = bridge.stderr();
+    let logged = log.lines().filter(|line| line.contains("refused requests without the right credentials"));
+    assert!(
+        logged.clone().all(|line| line.contains(r#""peer":"127.0.0.1""#) && line.contains(r#""reason":""#)),
+        "{log}"
+    );
+    assert_eq!(logged.count() as u64, stored);
+}
+
+/// A probe with a right signature over its empty body was overheard.
+#[tokio::test]
+async fn a_signature_over_an_empty_body_lets_no_event_in_by_the_query() {
+    let vault = Vault::new();
+    let auth = vault.file("key", "github-secret");
+    let bridge = Bridge::start(&format!("{ANY_PORTS}auth = [{{ type = 'github', {auth} }}]\n{STDOUT}")).await;
+    let signature = github("github-secret", "");
+    for (method, path, status) in [
+        ("GET", "/webhook/cdr?team=forged", &[405][..]),
+        ("HEAD", "/webhook/cdr?team=forged", &[405]),
+        ("PUT", "/webhook/cdr?team=forged", &[405]),
+        ("POST", "/webhook/cdr?team=forged", &[401]),
+    ] {
+        let answer = call(path, "").by(method).with("x-hub-signature-256", &signature).answer(&bridge).await;
+        assert!(status.contains(&answer.status), "{method} {path}: {answer:?}");
+        if answer.status == 405 {
+            assert_eq!(answer.headers["allow"], "POST", "{method}");
+        }
+    }
+    assert_eq!(accepted(&bridge).await, 0);
+    let body = r#"{"n":1}"#;
+    let right = call("/webhook/cdr?team=unsigned", body).with("x-hub-signature-256", github("github-secret", body));
+    assert_eq!(right.answer(&bridge).await.status, 200);
+    eventually(PATIENCE, "it is delivered", async || bridge.stdout_lines().len() == 1).await;
+    assert!(!bridge.stdout_lines()[0].contains("unsigned"), "{:?}", bridge.stdout_lines());
+}
+
+#[tokio::test]
+async fn a_404_names_no_configured_path() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}path = '/hidden/path'\n{STDOUT}")).await;
+    let answer = call("/webhook/cdr", "{}").answer(&bridge).await;
+    assert!(answer.status == 404 && !answer.text().contains("hidden"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -299,7 +338,7 @@ async fn any_changed_byte_is_refused() {
 async fn all_checks_of_a_route_have_to_pass_and_the_answer_does_not_tell_them_apart() {
     let vault = Vault::new();
     let bridge = Bridge::start(&format!(
-        "{ANY_PORTS}[[ingress.auth]]\ntype = 'bearer'\n{}\n[[ingress.auth]]\ntype = 'query'\nparameter = 'key'\n{}\n\
+        "{ANY_PORTS}methods = ['HEAD', 'POST']\n[[ingress.auth]]\ntype = 'bearer'\n{}\n[[ingress.auth]]\ntype = 'query'\nparameter = 'key'\n{}\n\
          [[ingress.auth]]\ntype = 'github'\n{}\n[[ingress.auth]]\ntype = 'appid'\nappids = [1]\n{STDOUT}",
         vault.file("a", "bearer-secret"),
         vault.file("b", "query-secret"),
@@ -409,7 +448,7 @@ async fn secrets_change_under_load_without_a_refused_request() {
     let sent = sent.into_inner();
     println!("{sent} requests while secrets were changed three times in two files, none refused");
     assert_eq!(accepted(&bridge).await, sent);
-    assert!(bridge.stderr().contains("those read before stay valid"), "{}", bridge.stderr());
+    assert!(bridge.stderr().contains("the old ones stay valid"), "{}", bridge.stderr());
     assert!(!bridge.stderr().contains("secret-of-generation"));
 }
 
@@ -506,6 +545,10 @@ async fn what_would_leave_a_door_open_or_shut_for_ever_is_told_at_once() {
         ("[[ingress.auth]]\ntype = 'bearer'\nsecrets = '1234567'", &["`ingress.auth.0.secrets.0`", "7 bytes"]),
         ("[[ingress.auth]]\ntype = 'cidr'\nnetworks = '300.0.0.0/8'", &["`ingress.auth.0.networks`", "300.0.0.0/8"]),
         ("[[ingress.auth]]\ntype = 'bearer'\nsecrets = ['1234567", &["cdrelay.toml"]),
+        (
+            "[ingress]\nmethods = ['GET', 'POST']\nauth = [{ type = 'shopify', secrets = ['12345678'] }]",
+            &["cdrelay.toml: `ingress.methods`: found GET", "\"shopify\" covers the body alone", "POST"],
+        ),
     ] {
         let refused = check(toml);
         assert_eq!(refused.code, Some(78), "{refused:?}");
@@ -522,6 +565,10 @@ async fn what_would_leave_a_door_open_or_shut_for_ever_is_told_at_once() {
 
     let listen = ANY_PORTS.replace("[ingress]\nlisten = '127.0.0.1:0'", "[ingress]\nlisten = '0.0.0.0:0'");
     let bridge = Bridge::start(&format!("{listen}{STDOUT}")).await;
-    let warns = |line: &str| line.contains("WARN") && line.contains("it has no `auth`") && line.contains("default");
+    let warns = |line: &str| {
+        line.contains("WARN")
+            && line.contains("route has no authentication and listens on a non-loopback address")
+            && line.contains("default")
+    };
     assert!(bridge.stderr().lines().any(warns), "{}", bridge.stderr());
 }

@@ -18,7 +18,8 @@ const CDR: &str =
 const EVENT: &str = r#"{"type":"event","direction":"inbound","status":"waiting","conversation_uuid":"c-1"}"#;
 
 fn examples() -> Vec<PathBuf> {
-    let mut paths: Vec<_> = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension != "md")).collect();
     paths.sort();
     paths
 }

@@ -4,7 +4,7 @@ use super::CommandError;
 use super::output::{Output, note};
 use crate::bridge::{self, RunError};
 use crate::config::Config;
-use crate::ingress::routes::{self, Routes};
+use crate::ingress::routes::Routes;
 use crate::ingress::tls;
 use crate::metrics::Metrics;
 
@@ -15,14 +15,11 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
     Routes::open(&config.ingress, &Metrics::default().ingress).map_err(RunError::Ingress)?;
     let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
     runtime.shutdown_background();
-    for route in config.ingress.open_doors() {
+    for route in config.ingress.unauthenticated_routes() {
         let listen = config.ingress.listen;
         note(format_args!(
-            "warning: whoever reaches {listen} can send webhooks by the route `{route}`: it has no `auth`"
+            "warning: route `{route}` has no authentication and listens on {listen}, which is not loopback"
         ));
-    }
-    for setting in config.ingress.exposed_secrets() {
-        note(format_args!("warning: `{setting}`: {}", routes::EXPOSED));
     }
     if let Some(config) = &config.ingress.tls {
         let certificate = tls::check(config).map_err(RunError::from)?;

@@ -1,10 +1,12 @@
-//! What is wrong with a configuration, in words: where the value came from, its key, what was found and what is allowed.
+//! Errors of a configuration: where the value came from, its key, what was found and what is allowed.
 
-use super::{environment, renamed};
-use figment::{Metadata, Source};
+use super::renamed;
+use figment::error::{Actual, Kind};
+use figment::value::Value;
+use figment::{Figment, Metadata, Source};
 use std::fmt;
 
-/// Everything that is wrong with the configuration.
+/// Everything that is wrong with a configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub(super) problems: Vec<String>,
@@ -23,65 +25,108 @@ impl ConfigError {
     pub fn new(problem: impl Into<String>) -> Self {
         Self { problems: vec![problem.into()] }
     }
-}
 
-impl From<figment::Error> for ConfigError {
-    fn from(error: figment::Error) -> Self {
-        Self { problems: error.into_iter().map(|error| describe(&error)).collect() }
+    /// The errors of reading a value from `figment`.
+    pub(super) fn reading(figment: &Figment, error: figment::Error) -> Self {
+        Self { problems: error.into_iter().map(|error| describe(figment, &error)).collect() }
     }
 }
 
-/// `file: `, or whatever else a value came from; nothing for a default.
-pub fn origin(metadata: Option<&Metadata>, path: &[&str]) -> String {
-    let Some(metadata) = metadata else { return String::new() };
-    match &metadata.source {
-        Some(Source::File(file)) => format!("{}: ", file.display()),
-        _ if metadata.name == environment::NAME => {
-            format!("environment variable {}: ", environment::variable(&path.join(".")))
+/// The line for a problem with the value of `key`, which is set in figment or missing.
+pub fn problem(figment: &Figment, key: &str, text: impl fmt::Display) -> String {
+    // figment has no metadata for elements of lists and for missing values: the table or list around them has it.
+    let mut holder = key;
+    let metadata = loop {
+        match (figment.find_metadata(holder), holder.rsplit_once('.')) {
+            (None, Some((outer, _))) => holder = outer,
+            (metadata, _) => break metadata,
         }
-        _ => format!("{}: ", metadata.name),
+    };
+    format!("{}`{key}`: {text}", origin(metadata))
+}
+
+/// The text for a key that no struct has.
+pub fn unknown(key: &str, allowed: &[&str]) -> String {
+    match renamed::new_name(key) {
+        Some(name) => format!("was renamed to `{name}`"),
+        None => format!("is unknown; allowed are {}", allowed.join(", ")),
     }
 }
 
-pub fn describe(error: &figment::Error) -> String {
-    use figment::error::Kind;
+/// The file, variable or option that a value came from, and a colon; nothing for a default.
+fn origin(metadata: Option<&Metadata>) -> String {
+    match metadata.map(|metadata| (&metadata.source, &metadata.name)) {
+        None => String::new(),
+        Some((Some(Source::File(file)), _)) => format!("{}: ", file.display()),
+        Some((_, name)) => format!("{name}: "),
+    }
+}
+
+fn describe(figment: &Figment, error: &figment::Error) -> String {
     let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
-    let place = origin(error.metadata.as_ref(), &path);
-    let key = path.join(".");
-    match &error.kind {
+    let inner = |field: &str| match path.last() {
+        // At the top level and in tables with a `type`, the path ends before the field.
+        Some(last) if *last == field => path.join("."),
+        _ => [&path[..], &[field]].concat().join("."),
+    };
+    let (key, text) = match &error.kind {
         Kind::UnknownField(field, allowed) => {
-            // The path ends in the unknown field already, except at the very top.
-            let key = if path.last() == Some(&field.as_str()) { key } else { [&path[..], &[field]].concat().join(".") };
-            unknown(&place, &key, allowed)
+            let key = inner(field);
+            let text = unknown(&key, allowed);
+            (key, text)
         }
-        Kind::MissingField(field) => format!("{place}`{}`: is missing", [&path[..], &[field]].concat().join(".")),
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+        Kind::MissingField(field) => (inner(field), "is missing".to_owned()),
+        Kind::InvalidType(found, allowed) | Kind::InvalidValue(found, allowed) => {
             // That is all that bytesize says.
-            let expected = expected.replace("parsable string", "a size such as \"512KiB\" or \"1GiB\"");
-            format!("{place}`{key}`: found {found}; allowed is {expected}")
+            let allowed = allowed.replace("parsable string", "a size such as \"512KiB\" or \"1GiB\"");
+            (holder(figment, &path, found), format!("found {}; allowed is {allowed}", shown(found)))
         }
         Kind::Message(text) if text == "invalid socket address syntax" => {
-            format!("{place}`{key}`: {text}; allowed is an address with a port such as \"127.0.0.1:8080\"")
+            (path.join("."), format!("{text}; allowed is an address with a port such as \"127.0.0.1:8080\""))
         }
-        Kind::UnknownVariant(found, allowed) => {
-            format!("{place}`{key}`: found {found:?}; allowed are {}", allowed.join(", "))
-        }
-        other if key.is_empty() => format!("{place}{}", without_source(&other.to_string())),
-        other => format!("{place}`{key}`: {other}"),
+        Kind::UnknownVariant(found, allowed) => (
+            holder(figment, &path, &Actual::Str(found.clone())),
+            format!("found {found:?}; allowed are {}", allowed.join(", ")),
+        ),
+        other => (path.join("."), other.to_string()),
+    };
+    let place = origin(error.metadata.as_ref());
+    if key.is_empty() { format!("{place}{}", without_source(&text)) } else { format!("{place}`{key}`: {text}") }
+}
+
+/// The key with the value `found`. serde buffers a table with a `type`, so that the path of an error ends at the table: then the key is
+/// that with this value.
+fn holder(figment: &Figment, path: &[&str], found: &Actual) -> String {
+    let key = path.join(".");
+    let root = figment.find_value("").ok();
+    let table = root.as_ref().and_then(|root| {
+        path.iter().try_fold(root, |value, step| match value {
+            Value::Array(_, list) => list.get(step.parse::<usize>().ok()?),
+            value => value.as_dict()?.get(*step),
+        })
+    });
+    let is_found = |value: &Value| {
+        value.to_actual() == *found
+            || value.as_array().is_some_and(|list| list.iter().any(|one| one.to_actual() == *found))
+    };
+    let holder = table.and_then(Value::as_dict).and_then(|table| table.iter().find(|(_, value)| is_found(value)));
+    holder.map_or(key.clone(), |(name, _)| format!("{key}.{name}"))
+}
+
+fn shown(found: &Actual) -> String {
+    match found {
+        Actual::Str(text) => format!("{text:?}"),
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(number) => number.to_string(),
+        Actual::Signed(number) => number.to_string(),
+        Actual::Float(number) => number.to_string(),
+        other => other.to_string(),
     }
 }
 
-/// The line for a key that no struct has; `place` is its [`origin`].
-pub fn unknown(place: &str, key: &str, allowed: &[&str]) -> String {
-    match renamed::new_name(key) {
-        Some(name) => format!("{place}`{key}`: was renamed to `{name}`"),
-        None => format!("{place}`{key}`: is unknown; allowed are {}", allowed.join(", ")),
-    }
-}
-
-/// What a parser says without the lines of the file that it shows along, which may hold a secret.
+/// A parser's message without the lines of the file in it, which may hold a secret.
 fn without_source(text: &str) -> String {
-    let shown =
-        |line: &&str| line.trim_start_matches([' ', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']).starts_with('|');
-    text.lines().filter(|line| !shown(line) && !line.is_empty()).collect::<Vec<_>>().join(": ")
+    let is_source =
+        |line: &&str| line.trim_start_matches(|first: char| first == ' ' || first.is_ascii_digit()).starts_with('|');
+    text.lines().filter(|line| !is_source(line) && !line.is_empty()).collect::<Vec<_>>().join(": ")
 }

@@ -185,7 +185,7 @@ fn nobody_forges_an_address(headers: &HeaderMap) {
 /// What is left of a query without secrets is every other parameter, in its order.
 pub fn secrets_are_stripped(query: &str) {
     let Some((_, auth)) = CHECKS.secret.iter().find(|(kind, _)| *kind == "query") else { return };
-    let stripped = auth.strip(query);
+    let stripped = auth.trusted_query(Some(query)).unwrap_or_default();
     let left = form_urlencoded::parse(stripped.as_bytes());
     assert!(left.eq(form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "token")), "{stripped}");
 }

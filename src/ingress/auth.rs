@@ -1,50 +1,59 @@
-//! Who may send: what a route of the ingress asks of a request before it is taken.
+//! Authentication: the checks that a route makes of a request before it is taken.
 //!
-//! All checks of a route have to pass. What can be said without the body is said before the body is read, and nothing of a
-//! refused request is kept. The sender never learns which check failed; the log tells the operator, without any value.
+//! All checks of a route have to pass. Checks that need no body are made before the body is read, and nothing of a refused request is
+//! kept. The answer never tells which check failed; the log does, without any value.
 
-mod appid;
 mod cidr;
-mod credential;
+mod config;
 mod hmac;
 mod secrets;
-mod settings;
 mod standard_webhooks;
 mod token;
 mod twilio;
 
-pub use credential::{Credential, Place};
+pub use config::{Config, Problem};
 pub use secrets::{Secrets, watch};
-pub use settings::{Algorithm, Config, Encoding, Problem, Type};
 
 use crate::event::Event;
 use crate::http;
 use crate::metrics::SecretMetrics;
-use cidr::Cidr;
-use hmac::Hmac;
+use config::Algorithm;
 use hyper::header::{self, HeaderName, HeaderValue};
-use standard_webhooks::StandardWebhooks;
+use secrets::Kind;
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use twilio::Twilio;
 
-/// A request's header, as the checks see it.
+/// The parts of a request that checks look at, besides the body.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Request line and header fields.
     pub request: &'a http::Head,
-    /// What stands in the path where `{secret}` does in the route's.
+    /// The segment of the path where the route's path has `{secret}`.
     pub path_secret: Option<&'a str>,
     /// The other end of the connection.
     pub peer: IpAddr,
 }
 
 impl<'a> Head<'a> {
+    /// The path and the query as they are written.
+    fn target(&self) -> &'a str {
+        self.request.target()
+    }
+
+    fn query(&self) -> Option<&'a str> {
+        self.request.query()
+    }
+
+    /// The values of the header fields with this name, in their order.
+    fn values(&self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        self.request.values(name)
+    }
+
     /// The value of a header field that came exactly once: of several, each reader might take another.
     fn only(&self, name: &HeaderName) -> Option<&'a [u8]> {
-        let mut values = self.request.values(name);
+        let mut values = self.values(name);
         values.next().filter(|_| values.next().is_none())
     }
 
@@ -63,62 +72,52 @@ pub struct Denied {
     pub reason: &'static str,
 }
 
-/// All checks of one route.
+/// The checks of one route.
 #[derive(Debug, Default)]
 pub struct Auth {
     checks: Vec<Check>,
     /// The query parameters that hold secrets.
-    parameters: Vec<String>,
+    secret_parameters: Vec<String>,
+    /// The `type` of a check that leaves the query unsigned, if there is one.
+    unsigned_query: Option<&'static str>,
 }
 
 #[derive(Debug)]
-enum Check {
-    Path(Arc<Secrets>),
-    Query(String, Arc<Secrets>),
-    Header(HeaderName, Arc<Secrets>),
-    Bearer(Arc<Secrets>),
-    Basic(Arc<Secrets>),
-    Hmac(Hmac),
-    StandardWebhooks(StandardWebhooks),
-    Twilio(Twilio),
-    AppId(Vec<String>),
-    Cidr(Cidr),
+struct Check {
+    config: Config,
+    secrets: Arc<Secrets>,
 }
 
 impl Auth {
-    /// Puts the checks together; reads the secrets from their files. Errors name the setting, which stands under `at`.
+    /// Makes the checks, which reads the files of secrets. Errors name the setting, which stands under `at`.
     pub fn open(configs: &[Config], at: &str, metrics: &SecretMetrics) -> Result<Self, String> {
-        let open = |(index, config): (usize, &Config)| {
+        let mut auth = Self::default();
+        for (index, config) in configs.iter().enumerate() {
             let at = format!("{at}.{index}");
-            Check::open(config, &at, metrics).map_err(|problem| format!("`{at}.{}`: {}", problem.key, problem.text))
-        };
-        let checks = configs.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
-        let parameters = checks.iter().filter_map(|check| match check {
-            Check::Query(parameter, _) => Some(parameter.clone()),
-            _ => None,
-        });
-        Ok(Self { parameters: parameters.collect(), checks })
+            let problem = |problem: Problem| format!("`{at}.{}`: {}", problem.key, problem.text);
+            auth.checks.push(Check::open(config, &at, metrics).map_err(problem)?);
+            auth.secret_parameters.extend(config.secret_parameter().cloned());
+            if config.leaves_query_unsigned() {
+                auth.unsigned_query = Some(config.name());
+            }
+        }
+        Ok(auth)
     }
 
-    /// The secrets that lie in files.
+    /// The secrets that are in files.
     pub fn watched(&self) -> impl Iterator<Item = Arc<Secrets>> {
-        self.checks.iter().filter_map(Check::secrets).filter(|secrets| secrets.are_watched()).cloned()
+        self.checks.iter().map(|check| &check.secrets).filter(|secrets| secrets.are_in_files()).cloned()
     }
 
-    /// Whether anybody may send.
-    pub fn is_open(&self) -> bool {
-        self.checks.is_empty()
-    }
-
-    /// Whether the secret in the path is the right one; without it there is nothing at that path.
+    /// Checks the secret in the path. With a wrong one there is nothing at that path.
     pub fn check_path(&self, path_secret: Option<&str>) -> Result<(), Denied> {
-        self.all(|check| match check {
-            Check::Path(secrets) => token::path(path_secret, secrets),
+        self.all(|check| match &check.config {
+            Config::Path(_) => token::path(path_secret, &check.secrets),
             _ => Ok(()),
         })
     }
 
-    /// What can be said without the body.
+    /// Makes the checks that need no body.
     pub fn check_head(&self, head: &Head<'_>) -> Result<(), Denied> {
         if self.checks.is_empty() {
             return Ok(());
@@ -127,112 +126,106 @@ impl Auth {
         self.all(|check| check.head(head, now))
     }
 
-    /// What can be said only with the body, as it came.
+    /// Makes the checks that need the body, as it came.
     pub fn check_body(&self, head: &Head<'_>, body: &[u8]) -> Result<(), Denied> {
         self.all(|check| check.body(head, body))
     }
 
-    /// What can be said only of what is in the body: all of the events have to pass.
-    pub fn check_events(&self, events: &[Event]) -> Result<(), Denied> {
-        self.all(|check| match check {
-            Check::AppId(allowed) => appid::check(events, allowed),
+    /// Makes the checks that need the decoded events, all of which have to pass. `query` is the request's, without secrets.
+    pub fn check_events(&self, query: Option<&str>, events: &[Event]) -> Result<(), Denied> {
+        // Nothing would be stored of it, and the sender would take that for an acknowledgement.
+        if let (Some(check), Some(query)) = (self.unsigned_query, query)
+            && events.is_empty()
+            && !self.strip(query).is_empty()
+        {
+            return Err(Denied { check, reason: "the fields are in the query, which the signature does not cover" });
+        }
+        self.all(|check| match &check.config {
+            Config::AppId(own) => check_appids(events, &own.appids.0),
             _ => Ok(()),
         })
     }
 
-    /// What the first check says that fails. The others are made all the same: the time must not tell which one it was.
+    /// The reason of the first check that fails. The others are made all the same: the time must not tell which one failed.
     fn all(&self, verdict: impl Fn(&Check) -> Result<(), &'static str>) -> Result<(), Denied> {
-        let denied = |check: &Check, reason| Denied { check: check.kind(), reason };
+        let denied = |check: &Check, reason| Denied { check: check.config.name(), reason };
         let verdicts = self.checks.iter().map(|check| verdict(check).map_err(|reason| denied(check, reason)));
         verdicts.fold(Ok(()), Result::and)
     }
 
     /// The query without the parameters that hold secrets.
-    pub fn strip<'a>(&self, query: &'a str) -> Cow<'a, str> {
-        if self.parameters.is_empty() { Cow::Borrowed(query) } else { token::strip(query, &self.parameters) }
+    fn strip<'a>(&self, query: &'a str) -> Cow<'a, str> {
+        if self.secret_parameters.is_empty() { query.into() } else { token::strip(query, &self.secret_parameters) }
     }
 
-    /// How the sender may say who it is, if that is by the header field `Authorization`.
+    /// The query as far as it may be used: without secrets, and not at all if a check leaves it unsigned.
+    pub fn trusted_query<'a>(&self, query: Option<&'a str>) -> Option<Cow<'a, str>> {
+        query.filter(|_| self.unsigned_query.is_none()).map(|query| self.strip(query))
+    }
+
+    /// The value of `WWW-Authenticate`, if the sender authenticates by `Authorization`.
     pub fn challenge(&self) -> Option<HeaderValue> {
-        self.checks.iter().find_map(|check| match check {
-            Check::Bearer(_) => Some(HeaderValue::from_static("Bearer")),
-            Check::Basic(_) => Some(HeaderValue::from_static("Basic realm=\"cdrelay\", charset=\"UTF-8\"")),
+        self.checks.iter().find_map(|check| match check.config {
+            Config::Bearer(_) => Some(HeaderValue::from_static("Bearer")),
+            Config::Basic(_) => Some(HeaderValue::from_static("Basic realm=\"cdrelay\", charset=\"UTF-8\"")),
             _ => None,
         })
+    }
+}
+
+impl Config {
+    /// Whether events of these applications are taken.
+    pub fn takes(&self, events: &[Event]) -> bool {
+        match self {
+            Self::AppId(own) => check_appids(events, &own.appids.0).is_ok(),
+            _ => true,
+        }
     }
 }
 
 impl Check {
     fn open(config: &Config, at: &str, metrics: &SecretMetrics) -> Result<Self, Problem> {
         config.check()?;
-        let secrets = |kind| Secrets::open(config, kind, at, metrics).map(Arc::new);
-        Ok(match config.r#type {
-            Type::Path => Self::Path(secrets(secrets::Kind::Token)?),
-            Type::Query => Self::Query(config.parameter()?.to_owned(), secrets(secrets::Kind::Token)?),
-            Type::Header => Self::Header(config.header(None)?, secrets(secrets::Kind::Token)?),
-            Type::Bearer => Self::Bearer(secrets(secrets::Kind::Token)?),
-            Type::Basic => Self::Basic(secrets(secrets::Kind::Password(config.username()?.to_owned()))?),
-            Type::Hmac | Type::Github | Type::Shopify => Self::Hmac(Hmac::open(config, secrets)?),
-            Type::StandardWebhooks => {
-                Self::StandardWebhooks(StandardWebhooks::new(config, secrets(secrets::Kind::StandardWebhooks)?))
-            }
-            Type::Twilio => Self::Twilio(Twilio::open(config, secrets(secrets::Kind::Hmac(Algorithm::Sha1))?)?),
-            Type::AppId => Self::AppId(config.appids.0.clone()),
-            Type::Cidr => Self::Cidr(Cidr::open(config)?),
-        })
-    }
-
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Path(_) => "path",
-            Self::Query(..) => "query",
-            Self::Header(..) => "header",
-            Self::Bearer(_) => "bearer",
-            Self::Basic(_) => "basic",
-            Self::Hmac(_) => "hmac",
-            Self::StandardWebhooks(_) => "standard-webhooks",
-            Self::Twilio(_) => "twilio",
-            Self::AppId(_) => "appid",
-            Self::Cidr(_) => "cidr",
-        }
-    }
-
-    fn secrets(&self) -> Option<&Arc<Secrets>> {
-        match self {
-            Self::Path(secrets)
-            | Self::Query(_, secrets)
-            | Self::Header(_, secrets)
-            | Self::Bearer(secrets)
-            | Self::Basic(secrets) => Some(secrets),
-            Self::Hmac(hmac) => Some(hmac.secrets()),
-            Self::StandardWebhooks(check) => Some(check.secrets()),
-            Self::Twilio(twilio) => Some(twilio.secrets()),
-            Self::AppId(_) | Self::Cidr(_) => None,
-        }
+        let kind = match config {
+            Config::Basic(basic) => Kind::Password(basic.username.clone()),
+            Config::Hmac(hmac) | Config::Github(hmac) | Config::Shopify(hmac) => Kind::Signature(hmac.algorithm),
+            Config::StandardWebhooks(_) => Kind::StandardWebhooks,
+            Config::Twilio(_) => Kind::Signature(Algorithm::Sha1),
+            _ => Kind::Token,
+        };
+        Ok(Self { config: config.clone(), secrets: Arc::new(Secrets::open(config, &kind, at, metrics)?) })
     }
 
     fn head(&self, head: &Head<'_>, now: u64) -> Result<(), &'static str> {
-        match self {
-            Self::Query(parameter, secrets) => token::query(head.request.query(), parameter, secrets),
-            Self::Header(name, secrets) => token::header(head.only(name), secrets),
-            Self::Bearer(secrets) => token::bearer(head.only(&header::AUTHORIZATION), secrets),
-            Self::Basic(secrets) => token::basic(head.only(&header::AUTHORIZATION), secrets),
-            Self::Hmac(hmac) => hmac.check_head(head, now),
-            Self::StandardWebhooks(check) => check.check_head(head, now),
-            Self::Twilio(twilio) => twilio.check_head(head),
-            Self::Cidr(cidr) => cidr.check(head),
-            Self::Path(_) | Self::AppId(_) => Ok(()),
+        match &self.config {
+            Config::Query(own) => token::query(head.query(), &own.parameter, &self.secrets),
+            Config::Header(own) => token::header(head.only(&own.header), &self.secrets),
+            Config::Bearer(_) => token::bearer(head.only(&header::AUTHORIZATION), &self.secrets),
+            Config::Basic(_) => token::basic(head.only(&header::AUTHORIZATION), &self.secrets),
+            Config::Hmac(hmac) | Config::Github(hmac) | Config::Shopify(hmac) => hmac.check_head(head, now),
+            Config::StandardWebhooks(own) => own.check_head(head, now),
+            Config::Twilio(twilio) => twilio.check_head(head),
+            Config::Cidr(cidr) => cidr.check(head),
+            Config::Path(_) | Config::AppId(_) => Ok(()),
         }
     }
 
     fn body(&self, head: &Head<'_>, body: &[u8]) -> Result<(), &'static str> {
-        match self {
-            Self::Hmac(hmac) => hmac.check_body(head, body),
-            Self::StandardWebhooks(check) => check.check_body(head, body),
-            Self::Twilio(twilio) => twilio.check_body(head, body),
+        match &self.config {
+            Config::Hmac(hmac) | Config::Github(hmac) | Config::Shopify(hmac) => {
+                hmac.check_body(head, body, &self.secrets)
+            }
+            Config::StandardWebhooks(own) => own.check_body(head, body, &self.secrets),
+            Config::Twilio(twilio) => twilio.check_body(head, body, &self.secrets),
             _ => Ok(()),
         }
     }
+}
+
+/// All events have to be of one of these applications.
+fn check_appids(events: &[Event], allowed: &[String]) -> Result<(), &'static str> {
+    let is_allowed = |event: &Event| event.text("appid").is_some_and(|appid| allowed.contains(&appid));
+    if events.iter().all(is_allowed) { Ok(()) } else { Err("an event has another appid, or none") }
 }
 
 /// Seconds since 1970.

@@ -7,6 +7,7 @@ use crate::http::Answer;
 use crate::spool::AppendError;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
+use std::net::IpAddr;
 
 /// What refused requests are answered with.
 pub const PROBLEM: &str = "application/problem+json";
@@ -92,8 +93,8 @@ pub fn unavailable(retry_after: u64, detail: impl Into<String>) -> Refusal {
 }
 
 /// The same answer whichever check it was: one that needed the body ends the connection too.
-pub fn unauthorized(route: &Route, denied: Denied) -> Refusal {
-    route.denied(denied);
+pub fn unauthorized(route: &Route, denied: Denied, peer: IpAddr) -> Refusal {
+    route.denied(denied, peer);
     let refusal = refusal(Reason::Unauthorized, "the request does not show that it may be sent");
     Refusal { remedy: route.auth.challenge(), body_unread: true, ..refusal }
 }

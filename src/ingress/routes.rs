@@ -1,8 +1,6 @@
-//! The routes of the ingress: which path is answered, by which methods, for whom, and what is said of its events.
+//! The routes of the ingress: path, methods, authentication and labels of each.
 
-mod token;
-
-use super::auth::{self, Auth, Denied, Type};
+use super::auth::{self, Auth, Denied};
 use super::tls;
 use crate::event::{DEFAULT_INGRESS, Event, Events};
 use crate::log_throttle::LogThrottle;
@@ -13,15 +11,13 @@ use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Where webhooks are taken unless something else is configured.
 pub const DEFAULT_PATH: &str = "/webhook/cdr";
-/// What stands in a path in place of a secret.
+/// The segment of a configured path in whose place a request has a secret.
 const SECRET: &str = "{secret}";
-/// What is said of a path that holds the secret itself.
-pub const EXPOSED: &str = "a segment of it looks like a secret, and /openapi.json shows paths to whoever reaches the admin port; write {secret} in its \
-                           place, and the secret into an `auth` of the type \"path\"";
 
 /// `[ingress.routes.NAME]`, and the same keys of `[ingress]` for the route `default`.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,13 +25,13 @@ pub const EXPOSED: &str = "a segment of it looks like a secret, and /openapi.jso
 pub struct Config {
     /// Its path.
     pub path: String,
-    /// The methods that bring webhooks.
-    #[serde(default = "default_methods")]
-    pub methods: Vec<Taken>,
-    /// What is asked of a request; all of it.
+    /// The methods that are taken; see [`default_methods`].
+    #[serde(default)]
+    pub methods: Option<Vec<Taken>>,
+    /// The checks of a request, all of which have to pass.
     #[serde(default)]
     pub auth: Vec<auth::Config>,
-    /// What `{labels.name}` stands for in templates.
+    /// The values of `{labels.NAME}` in templates.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Template of the CloudEvents source, in place of the sink's own.
@@ -43,7 +39,7 @@ pub struct Config {
     pub source: Option<String>,
 }
 
-/// A method that may bring webhooks.
+/// A method that a route may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Taken {
@@ -53,13 +49,17 @@ pub enum Taken {
     Head,
     /// The events are in the body.
     Post,
-    /// The same.
+    /// The events are in the body.
     Put,
 }
 
-/// Those that are taken unless configured otherwise.
-pub fn default_methods() -> Vec<Taken> {
-    vec![Taken::Get, Taken::Head, Taken::Post]
+/// The methods of a route that configures none. The event of a GET is its query, which a signature over the body does not cover.
+pub fn default_methods(auth: &[auth::Config]) -> Vec<Taken> {
+    if auth.iter().any(auth::Config::leaves_query_unsigned) {
+        vec![Taken::Post]
+    } else {
+        vec![Taken::Get, Taken::Head, Taken::Post]
+    }
 }
 
 impl Taken {
@@ -70,6 +70,56 @@ impl Taken {
             Self::Head => "HEAD",
             Self::Post => "POST",
             Self::Put => "PUT",
+        }
+    }
+}
+
+impl Config {
+    /// The methods that are taken.
+    pub fn methods(&self) -> Vec<Taken> {
+        self.methods.clone().unwrap_or_else(|| default_methods(&self.auth))
+    }
+
+    /// Checks the settings of the route at `at`. Adds a key and a problem for each mistake; files are not read.
+    fn check(&self, at: &str, problems: &mut Vec<(String, String)>) {
+        let mut problem = |key: String, text: String| problems.push((format!("{at}.{key}"), text));
+        let secret_check = self.auth.iter().position(|auth| matches!(auth, auth::Config::Path(_)));
+        match (Path::parse(&self.path), secret_check) {
+            (Err(text), _) => problem("path".into(), format!("found {:?}; {text}", self.path)),
+            (Ok(path), Some(index)) if !path.has_secret() => problem(
+                format!("auth.{index}.type"),
+                format!(
+                    "found \"path\", but `{at}.path` has no segment {SECRET}; for example \"/webhook/{SECRET}/cdr\""
+                ),
+            ),
+            (Ok(path), None) if path.has_secret() => {
+                problem("path".into(), format!("found {:?}; {SECRET} needs an `auth` of the type \"path\"", self.path))
+            }
+            _ => {}
+        }
+        let methods = self.methods();
+        if methods.iter().all(|method| *method == Taken::Head) {
+            problem("methods".into(), "none of them brings webhooks; allowed are GET, HEAD, POST, PUT".into());
+        }
+        let unsigned = self.auth.iter().find(|auth| auth.leaves_query_unsigned());
+        if let (Some(auth), true) = (unsigned, methods.contains(&Taken::Get)) {
+            let text = format!(
+                "found GET, whose event is the query, and the signature of `auth` {:?} covers the body alone; allowed are POST, PUT, HEAD",
+                auth.name()
+            );
+            problem("methods".into(), text);
+        }
+        for label in self.labels.keys().filter(|label| !is_name(label)) {
+            problem(format!("labels.{label}"), "the name of a label has 1 to 64 characters of a-z 0-9 _ -".into());
+        }
+        if self.auth.iter().filter(|auth| auth.uses_authorization()).count() > 1 {
+            let text = "asks for the header field Authorization more than once; put several valid tokens into `secrets` or `secret_files` of one check";
+            problem("auth".into(), text.into());
+        }
+        for (index, auth) in self.auth.iter().enumerate() {
+            if let Err(auth::Problem { key, text }) = auth.check() {
+                problem(format!("auth.{index}.{key}"), text);
+            }
         }
     }
 }
@@ -88,131 +138,81 @@ impl super::Config {
         self.routes.clone().into_iter().chain(own).collect()
     }
 
-    /// Whether these events are of applications whose events the route takes: what is asked again of a body that is decoded later.
+    /// Fills in path and methods where none are set.
+    pub fn complete(&mut self) {
+        if self.routes.is_empty() && self.path.is_none() {
+            self.path = Some(DEFAULT_PATH.to_owned());
+        }
+        if self.path.is_some() {
+            self.methods.get_or_insert_with(|| default_methods(&self.auth));
+        }
+        for route in self.routes.values_mut() {
+            route.methods.get_or_insert_with(|| default_methods(&route.auth));
+        }
+    }
+
+    /// Whether the `appid` checks of the route take these events: what is asked again of a body that is decoded later.
     pub fn takes(&self, route: &str, events: &[Event]) -> bool {
         let own = (route == DEFAULT_INGRESS).then_some(&self.auth);
         let auth = self.routes.get(route).map(|route| &route.auth).or(own);
         auth.is_none_or(|auth| auth.iter().all(|auth| auth.takes(events)))
     }
 
-    /// What the routes say of their events.
+    /// Labels and source of each route.
     pub fn origins(&self) -> Origins {
         let routes = self.all_routes().into_iter();
-        let secrets = |auth: &[auth::Config]| {
-            let query = auth.iter().filter(|auth| auth.r#type == Type::Query);
-            query.filter_map(|auth| auth.parameter.clone()).collect()
-        };
         let origin = |route: Config| Origin {
-            secret_parameters: secrets(&route.auth),
+            secret_parameters: route.auth.iter().filter_map(auth::Config::secret_parameter).cloned().collect(),
             labels: route.labels,
             source: route.source,
         };
         routes.map(|(name, route)| (name, origin(route))).collect()
     }
 
-    /// The routes that take webhooks from anybody, where others than this machine can reach them.
-    pub fn open_doors(&self) -> Vec<String> {
+    /// The routes without authentication, if other hosts can reach the listener without a client certificate.
+    pub fn unauthenticated_routes(&self) -> Vec<String> {
         let asks = |tls: &tls::Config| tls.client_ca_file.is_some() && tls.client_auth == tls::ClientAuth::Required;
         let reachable = !self.listen.ip().to_canonical().is_loopback() && !self.tls.as_ref().is_some_and(asks);
         let routes = self.all_routes().into_iter();
         routes.filter(|(_, route)| reachable && route.auth.is_empty()).map(|(name, _)| name).collect()
     }
 
-    /// The settings of paths with a segment that looks like a secret, which is none where it stands: a path is told to whoever
-    /// reads the description of the API.
-    pub fn exposed_secrets(&self) -> Vec<String> {
-        let routes = self.all_routes().into_iter();
-        routes
-            .filter(|(_, route)| route.path.split('/').any(token::looks_random))
-            .map(|(name, _)| format!("{}.path", place(&name)))
-            .collect()
-    }
-
-    /// What is wrong with the routes: settings and problems. Files are not looked at.
+    /// What is wrong with the routes: keys and problems. Files are not read.
     pub fn route_problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
-        if self.path.is_none() {
-            let unused = [
-                ("auth", !self.auth.is_empty()),
-                ("labels", !self.labels.is_empty()),
-                ("source", self.source.is_some()),
-                ("methods", self.methods != default_methods()),
-            ];
-            problems.extend(unused.into_iter().filter(|(_, set)| *set).map(|(key, _)| {
-                let problem = "is a setting of the route `default`, which there is only with `ingress.path` where there are other \
-                               routes; write that too, or move this to `[ingress.routes.NAME]`";
-                (format!("ingress.{key}"), problem.to_owned())
-            }));
+        let unused = [
+            ("auth", !self.auth.is_empty()),
+            ("labels", !self.labels.is_empty()),
+            ("source", self.source.is_some()),
+            ("methods", self.methods.is_some()),
+        ];
+        for (key, _) in unused.into_iter().filter(|(_, set)| *set && self.path.is_none()) {
+            let text = "belongs to the route `default`, which exists beside other routes only with `ingress.path`; set that, or move this to \
+                        `[ingress.routes.NAME]`";
+            problems.push((format!("ingress.{key}"), text.to_owned()));
         }
         for name in self.routes.keys().filter(|name| !is_name(name) || *name == DEFAULT_INGRESS) {
-            let problem = "a route's name has 1 to 64 characters of a-z 0-9 _ -, and is not `default`, which `[ingress]` itself is";
-            problems.push((format!("ingress.routes.{name}"), problem.to_owned()));
+            let text = "the name of a route has 1 to 64 characters of a-z 0-9 _ -, and is not `default`, which is `[ingress]` itself";
+            problems.push((format!("ingress.routes.{name}"), text.to_owned()));
         }
-        let routes = self.all_routes();
-        let mut paths: Vec<(&String, Path)> = Vec::new();
-        for (name, route) in &routes {
-            let at = place(name);
-            let mut problem = |key: &str, text: String| problems.push((format!("{at}.{key}"), text));
-            match Path::parse(&route.path) {
-                Ok(path) => {
-                    if let Some((other, _)) = paths.iter().find(|(_, other)| other.overlaps(&path)) {
-                        let other = place(other);
-                        problem(
-                            "path",
-                            format!(
-                                "found {:?}, which `{other}.path` could mean too; each route needs its own",
-                                route.path
-                            ),
-                        );
-                    }
-                    let secret = route.auth.iter().position(|auth| auth.r#type == Type::Path);
-                    match (&path, secret) {
-                        (Path::Exact(_), Some(index)) => problem(
-                            &format!("auth.{index}.type"),
-                            format!(
-                                "found \"path\", and `{at}.path` is {:?}; it needs a segment {SECRET}, such as \"/webhook/{SECRET}/cdr\"",
-                                route.path
-                            ),
-                        ),
-                        (Path::Secret { .. }, None) => {
-                            problem(
-                                "path",
-                                format!("found {:?}; {SECRET} needs an `auth` of the type \"path\"", route.path),
-                            );
-                        }
-                        _ => {}
-                    }
-                    paths.push((name, path));
-                }
-                Err(text) => problem("path", format!("found {:?}; {text}", route.path)),
+        let mut paths: Vec<(String, Path)> = Vec::new();
+        for (name, route) in self.all_routes() {
+            let at = settings_of(&name);
+            route.check(&at, &mut problems);
+            let Ok(path) = Path::parse(&route.path) else { continue };
+            if let Some((other, _)) = paths.iter().find(|(_, other)| other.overlaps(&path)) {
+                let text =
+                    format!("found {:?}, which also matches `{other}.path`; each route needs its own", route.path);
+                problems.push((format!("{at}.path"), text));
             }
-            if !route.methods.iter().any(|method| *method != Taken::Head) {
-                problem("methods", "none of them brings webhooks; allowed are GET, HEAD, POST, PUT".into());
-            }
-            for label in route.labels.keys().filter(|label| !is_name(label)) {
-                problem(&format!("labels.{label}"), "a label's name has 1 to 64 characters of a-z 0-9 _ -".into());
-            }
-            let authorization = |auth: &&auth::Config| matches!(auth.r#type, Type::Bearer | Type::Basic);
-            if route.auth.iter().filter(authorization).count() > 1 {
-                problem(
-                    "auth",
-                    "asks for the header field Authorization more than once, and a request has but one; put \
-                                 several valid tokens into `secrets` or `secret_files` of one"
-                        .into(),
-                );
-            }
-            for (index, auth) in route.auth.iter().enumerate() {
-                if let Err(auth::Problem { key, text }) = auth.check() {
-                    problem(&format!("auth.{index}.{key}"), text);
-                }
-            }
+            paths.push((at, path));
         }
         problems
     }
 }
 
-/// The settings of a route stand here.
-fn place(name: &str) -> String {
+/// The table with the settings of the route called `name`.
+fn settings_of(name: &str) -> String {
     if name == DEFAULT_INGRESS { "ingress".to_owned() } else { format!("ingress.routes.{name}") }
 }
 
@@ -221,131 +221,106 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 64 && name.chars().all(legal)
 }
 
-/// A route's path.
+/// A route's path by its segments; `None` stands for the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Path {
-    Exact(String),
-    /// The secret is a whole segment.
-    Secret {
-        before: String,
-        after: String,
-    },
-}
+struct Path(Vec<Option<String>>);
 
 impl Path {
     fn parse(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             return Err("a path begins with `/`".into());
         }
-        if let Some(illegal) =
-            text.chars().find(|character| !matches!(character, '!'..='~') || "?#".contains(*character))
-        {
-            return Err(format!("{illegal:?} does not stand in a path; write it percent-encoded, and no query"));
+        let illegal = |character: &char| !matches!(character, '!'..='~') || "?#".contains(*character);
+        if let Some(illegal) = text.chars().find(illegal) {
+            return Err(format!("{illegal:?} cannot be in a path; write it percent-encoded, and no query"));
         }
-        let (before, after) = match text.split_once(SECRET) {
-            None if text.contains(['{', '}']) => return Err(format!("braces stand for a secret alone: {SECRET}")),
-            None => return Ok(Self::Exact(text.to_owned())),
-            Some(parts) => parts,
-        };
-        if after.contains(['{', '}']) || before.contains(['{', '}']) {
-            return Err(format!("{SECRET} may stand there once"));
-        }
-        if !before.ends_with('/') || !(after.is_empty() || after.starts_with('/')) {
-            return Err(format!("{SECRET} has to be a whole segment, such as in \"/webhook/{SECRET}/cdr\""));
-        }
-        Ok(Self::Secret { before: before.to_owned(), after: after.to_owned() })
-    }
-
-    /// What stands in place of the secret, if this is the path.
-    fn secret<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let Self::Secret { before, after } = self else { return None };
-        let secret = path.strip_prefix(before)?.strip_suffix(after)?;
-        (!secret.is_empty() && !secret.contains('/')).then_some(secret)
-    }
-
-    /// Whether one path could be both. One without a secret is looked for first, so it may look like another's secret.
-    fn overlaps(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Exact(one), Self::Exact(other)) => one == other,
-            (Self::Secret { before, after }, Self::Secret { before: other_before, after: other_after }) => {
-                let segments = |before: &str, after: &str| -> Vec<Option<String>> {
-                    let text = |text: &str| text.split('/').map(|part| Some(part.to_owned())).collect::<Vec<_>>();
-                    let (mut before, after) = (text(before), text(after));
-                    before.pop();
-                    before.push(None);
-                    before.into_iter().chain(after.into_iter().skip(1)).collect()
-                };
-                let (one, other) = (segments(before, after), segments(other_before, other_after));
-                let same =
-                    |(one, other): (&Option<String>, &Option<String>)| one.is_none() || other.is_none() || one == other;
-                one.len() == other.len() && one.iter().zip(&other).all(same)
+        let segments = text.split('/').map(|segment| match segment {
+            SECRET => Ok(None),
+            other if other.contains(['{', '}']) => {
+                Err(format!("only {SECRET} as a whole segment may have braces, as in \"/webhook/{SECRET}/cdr\""))
             }
-            _ => false,
+            other => Ok(Some(other.to_owned())),
+        });
+        let segments = segments.collect::<Result<Vec<_>, _>>()?;
+        if segments.iter().filter(|segment| segment.is_none()).count() > 1 {
+            return Err(format!("{SECRET} may appear once"));
         }
+        Ok(Self(segments))
+    }
+
+    fn has_secret(&self) -> bool {
+        self.0.contains(&None)
+    }
+
+    /// If this is the path of the request: the secret in it, if it has one.
+    fn matches<'a>(&self, path: &'a str) -> Option<Option<&'a str>> {
+        let mut secret = None;
+        let mut segments = path.split('/');
+        for own in &self.0 {
+            match (own, segments.next()?) {
+                (Some(own), segment) if own == segment => {}
+                (None, segment) if !segment.is_empty() => secret = Some(segment),
+                _ => return None,
+            }
+        }
+        if segments.next().is_none() { Some(secret) } else { None }
+    }
+
+    /// Whether one path could match both. Paths without a secret are tried first, so they may look like the secret of another.
+    fn overlaps(&self, other: &Self) -> bool {
+        let same = |(one, other): (&Option<String>, &Option<String>)| one.is_none() || other.is_none() || one == other;
+        self.has_secret() == other.has_secret()
+            && self.0.len() == other.0.len()
+            && self.0.iter().zip(&other.0).all(same)
     }
 }
 
 /// All routes, ready to serve.
 #[derive(Debug)]
-pub struct Routes {
-    routes: Vec<Route>,
-}
+pub struct Routes(Vec<Route>);
 
 /// One route.
 #[derive(Debug)]
 pub struct Route {
     name: String,
-    /// What its events carry.
+    /// The name that its events carry; none for the default route.
     mark: Option<Arc<str>>,
     path: Path,
     methods: Vec<Taken>,
-    /// What is asked of a request.
+    /// The checks of a request.
     pub auth: Auth,
     unauthorized: Counter,
-    told: LogThrottle,
+    throttle: LogThrottle,
 }
 
 impl Routes {
     /// Makes the routes, which reads the files of secrets. An error names the setting.
     pub fn open(config: &super::Config, metrics: &IngressMetrics) -> Result<Self, String> {
         let route = |(name, config): (String, Config)| {
-            let at = place(&name);
-            let path = Path::parse(&config.path).map_err(|problem| format!("`{at}.path`: {problem}"))?;
+            let at = settings_of(&name);
             Ok(Route {
                 mark: (name != DEFAULT_INGRESS).then(|| name.as_str().into()),
-                path,
-                methods: config.methods,
+                path: Path::parse(&config.path).map_err(|problem| format!("`{at}.path`: {problem}"))?,
+                methods: config.methods(),
                 auth: Auth::open(&config.auth, &format!("{at}.auth"), &metrics.secrets)?,
                 unauthorized: metrics.unauthorized(&name),
-                told: LogThrottle::default(),
+                throttle: LogThrottle::default(),
                 name,
             })
         };
         let mut routes = config.all_routes().into_iter().map(route).collect::<Result<Vec<_>, String>>()?;
-        // A path that is one thing only comes before one that could be many.
-        routes.sort_by_key(|route| matches!(route.path, Path::Secret { .. }));
-        Ok(Self { routes })
+        routes.sort_by_key(|route| route.path.has_secret());
+        Ok(Self(routes))
     }
 
-    /// The route with this path, and what stands there in place of a secret.
+    /// The route with this path, and the secret in the path, if it has one.
     pub fn find<'a>(&self, path: &'a str) -> Option<(&Route, Option<&'a str>)> {
-        self.routes.iter().find_map(|route| match &route.path {
-            Path::Exact(own) => (own == path).then_some((route, None)),
-            own => own.secret(path).map(|secret| (route, Some(secret))),
-        })
+        self.0.iter().find_map(|route| Some((route, route.path.matches(path)?)))
     }
 
-    /// The only path there is, if it may be told.
-    pub fn only_path(&self) -> Option<&str> {
-        match self.routes.as_slice() {
-            [Route { path: Path::Exact(path), .. }] if !path.split('/').any(token::looks_random) => Some(path),
-            _ => None,
-        }
-    }
-
-    /// The secrets that lie in files.
+    /// The secrets that are in files.
     pub fn watched(&self) -> Vec<Arc<auth::Secrets>> {
-        self.routes.iter().flat_map(|route| route.auth.watched()).collect()
+        self.0.iter().flat_map(|route| route.auth.watched()).collect()
     }
 }
 
@@ -368,7 +343,7 @@ impl Route {
         (bring.join(" or "), allow)
     }
 
-    /// Marks what came by this route.
+    /// Marks the events with the name of the route.
     pub fn mark(&self, events: Events) -> Events {
         match &self.mark {
             None => events,
@@ -376,18 +351,12 @@ impl Route {
         }
     }
 
-    /// Counts a refused request, and tells of it once in a while.
-    pub fn denied(&self, denied: Denied) {
+    /// Counts a request without the right credentials, and logs it, throttled.
+    pub fn denied(&self, denied: Denied, peer: IpAddr) {
         self.unauthorized.inc();
-        if let Some(count) = self.told.should_log() {
+        if let Some(count) = self.throttle.should_log() {
             let Denied { check, reason } = denied;
-            tracing::warn!(
-                ingress = self.name,
-                count,
-                check,
-                reason,
-                "requests without the right credentials were refused"
-            );
+            tracing::warn!(ingress = self.name, %peer, check, reason, count, "refused requests without the right credentials");
         }
     }
 }

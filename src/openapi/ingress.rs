@@ -1,8 +1,9 @@
 //! The routes of the ingress.
 
+use super::credential::{Credential, Place};
 use super::{header_too_large, reference, response};
 use crate::event::DEFAULT_INGRESS;
-use crate::ingress::auth::{Credential, Place, Type};
+use crate::ingress::auth;
 use crate::ingress::routes::{self, Taken};
 use crate::ingress::tls::ClientAuth;
 use crate::ingress::{Ack, Config, PACKINGS, PROBLEM, Reason};
@@ -35,7 +36,7 @@ pub fn paths(config: &Config, server: &Value) -> Map<String, Value> {
 }
 
 fn item(config: &Config, server: &Value, name: &str, route: &routes::Config) -> Value {
-    let credentials: Vec<_> = route.auth.iter().map(|auth| auth.credential()).collect();
+    let credentials: Vec<_> = route.auth.iter().map(Credential::of).collect();
     let mut item = Map::new();
     item.insert("servers".into(), json!([server]));
     if name != DEFAULT_INGRESS {
@@ -45,7 +46,7 @@ fn item(config: &Config, server: &Value, name: &str, route: &routes::Config) -> 
     if !parameters.is_empty() {
         item.insert("parameters".into(), parameters.into());
     }
-    for method in &route.methods {
+    for method in &route.methods() {
         item.insert(method.name().to_ascii_lowercase(), operation(config, name, route, *method, &credentials));
     }
     item.into()
@@ -158,7 +159,7 @@ fn outcomes(config: &Config, route: &routes::Config, method: Taken) -> Value {
     }
     for reason in Reason::ALL.into_iter().filter(|reason| can_come(*reason, route, method)) {
         let answer = if reason == Reason::Unauthorized {
-            let challenge = route.auth.iter().any(|auth| matches!(auth.r#type, Type::Bearer | Type::Basic));
+            let challenge = route.auth.iter().any(|auth| auth.uses_authorization());
             refused(reason, has_body, challenge)
         } else if has_body {
             reference("responses", component(reason))
@@ -172,7 +173,7 @@ fn outcomes(config: &Config, route: &routes::Config, method: Taken) -> Value {
 
 /// Whether this is ever the answer to that method.
 fn can_come(reason: Reason, route: &routes::Config, method: Taken) -> bool {
-    let asks = |secret_in_path| route.auth.iter().any(|auth| (auth.r#type == Type::Path) == secret_in_path);
+    let asks = |secret_in_path| route.auth.iter().any(|auth| matches!(auth, auth::Config::Path(_)) == secret_in_path);
     match reason {
         Reason::Malformed | Reason::TooLarge | Reason::TooSlow => method != Taken::Head,
         Reason::Unauthorized => asks(false),
@@ -260,7 +261,7 @@ pub fn security_schemes(config: &Config) -> Value {
     }
     for (name, route) in config.all_routes() {
         for (index, auth) in route.auth.iter().enumerate() {
-            if let Some(scheme) = scheme(&auth.credential()) {
+            if let Some(scheme) = scheme(&Credential::of(auth)) {
                 schemes.insert(scheme_name(&name, index), scheme);
             }
         }

@@ -156,7 +156,6 @@ fn every_check_has_to_pass() {
     for (uri, headers) in [("/?b=secret-b", &[c][..]), ("/", &[a, c]), ("/?b=secret-b", &[a]), ("/", &[])] {
         assert!(!allowed(&both, uri, headers, b"body"), "{uri} {headers:?}");
     }
-    assert!(!both.is_open() && Auth::default().is_open());
     assert!(allowed(&Auth::default(), "/", &[], b"anything"));
 }
 
@@ -166,7 +165,7 @@ fn an_appid_that_is_not_allowed_spoils_the_batch() {
     let auth = auth(serde_json::json!([{ "type": "appid", "appids": [2222223, "abc"] }]));
     let check = |texts: &[&str]| {
         let events: Vec<_> = texts.iter().map(|text| Event::parse(text, 9, Arrival(0)).unwrap()).collect();
-        auth.check_events(&events).is_ok()
+        auth.check_events(None, &events).is_ok()
     };
     assert!(check(&[r#"{"appid":2222223}"#, r#"{"appid":"2222223"}"#, r#"{"app_id":"abc"}"#]) && check(&[]));
     for foreign in
@@ -249,86 +248,145 @@ fn secrets_in_the_query_do_not_get_any_further() {
         ("a=b&keys=1&=key&tokens", "a=b&keys=1&=key&tokens"),
         ("a=b&&key=x&&c", "a=b&&&c"),
     ] {
-        assert_eq!(auth.strip(query), left, "{query}");
+        assert_eq!(auth.trusted_query(Some(query)).as_deref(), Some(left), "{query}");
     }
+}
+
+/// What `check` says of a configuration with this check, with the methods of the route or the default ones.
+fn problem(check: &serde_json::Value, methods: Option<&[&str]>) -> Option<String> {
+    let mut ingress = serde_json::json!({ "auth": [check] });
+    if let Some(methods) = methods {
+        ingress["methods"] = methods.into();
+    }
+    let config = serde_json::json!({ "ingress": ingress, "sinks": { "out": { "type": "stdout" } } });
+    let config = match crate::config::Config::from_yaml(&config.to_string()) {
+        Ok(config) => config.ingress,
+        Err(error) => return Some(error.to_string()),
+    };
+    Auth::open(&config.auth, "ingress.auth", &Metrics::default().ingress.secrets).err()
 }
 
 #[test]
 fn mistakes_name_the_setting_and_what_is_allowed_and_no_secret() {
+    use serde_json::json;
     let secret = "hunter2hunter2";
     for (config, expected) in [
-        (serde_json::json!({ "type": "bearer" }), &["secret_files`: is missing", "for example"][..]),
-        (serde_json::json!({ "type": "bearer", "secrets": "1234567" }), &["secrets.0`", "7 bytes", "8 or more"]),
-        (serde_json::json!({ "type": "query", "secrets": secret }), &["parameter`: is missing"]),
-        (serde_json::json!({ "type": "header", "secrets": secret, "header": "x y" }), &["header`: found \"x y\""]),
-        (serde_json::json!({ "type": "header", "secrets": secret }), &["header`: is missing"]),
-        (serde_json::json!({ "type": "basic", "secrets": secret }), &["username`: is missing"]),
-        (serde_json::json!({ "type": "basic", "secrets": secret, "username": "a:b" }), &["username`", "`:`"]),
+        (json!({ "type": "bearer" }), &["auth.0.secret_files`: is missing", "for example"][..]),
+        (json!({ "type": "bearer", "secrets": "1234567" }), &["auth.0.secrets.0`", "7 bytes", "8 or more"]),
         (
-            serde_json::json!({ "type": "bearer", "secrets": secret, "header": "x" }),
-            &["header`", "does not belong to the type \"bearer\"", "secrets"],
+            json!({ "type": "bearer", "secrets": secret, "secret": "x" }),
+            &["auth.0.secret`: is unknown", "secret_files"],
         ),
-        (serde_json::json!({ "type": "github", "secrets": secret, "prefix": "x" }), &["prefix`", "does not belong"]),
-        (serde_json::json!({ "type": "hmac", "secrets": secret }), &["header`: is missing"]),
+        (json!({ "type": "query", "secrets": secret }), &["auth.0.parameter`: is missing"]),
+        (json!({ "type": "query", "secrets": secret, "parameter": "" }), &["auth.0.parameter`: found \"\""]),
+        (json!({ "type": "header", "secrets": secret, "header": "x y" }), &["auth.0.header`: found \"x y\""]),
+        (json!({ "type": "header", "secrets": secret }), &["auth.0.header`: is missing"]),
+        (json!({ "type": "basic", "secrets": secret }), &["auth.0.username`: is missing"]),
+        (json!({ "type": "basic", "secrets": secret, "username": "a:b" }), &["auth.0.username`: found \"a:b\"", "`:`"]),
+        (json!({ "type": "bearer", "secrets": secret, "header": "x" }), &["auth.0.header`: is unknown", "secrets"]),
+        (json!({ "type": "github", "secrets": secret, "prefix": "x" }), &["auth.0.prefix`: is unknown"]),
+        (json!({ "type": "hmac", "secrets": secret }), &["auth.0.header`: is missing"]),
         (
-            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{timestamp}{body}" }),
-            &["signed`", "timestamp_header"],
-        ),
-        (
-            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{body" }),
-            &["signed`", "not closed"],
-        ),
-        (serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "x" }), &["signed`", "once"]),
-        (
-            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{url}{body}" }),
-            &["signed`", "only {timestamp} and {body}"],
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "algorithm": "md5" }),
+            &["auth.0.algorithm`: found \"md5\"; allowed are sha1, sha256, sha512"],
         ),
         (
-            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "timestamp_header": "t", "signed": "{body}" }),
-            &["signed`", "anybody"],
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{timestamp}{body}" }),
+            &["auth.0.signed`", "timestamp_header"],
         ),
         (
-            serde_json::json!({ "type": "hmac", "secrets": secret, "header": "x", "tolerance": "5m" }),
-            &["tolerance`", "timestamp_header"],
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{body" }),
+            &["auth.0.signed`", "not closed"],
         ),
-        (serde_json::json!({ "type": "twilio", "secrets": secret }), &["url`: is missing"]),
+        (json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "x" }), &["auth.0.signed`", "once"]),
         (
-            serde_json::json!({ "type": "twilio", "secrets": secret, "url": "mycompany.com" }),
-            &["url`: found", "https://"],
-        ),
-        (
-            serde_json::json!({ "type": "twilio", "secrets": secret, "url": "https://mycompany.com/x" }),
-            &["url`: found", "without path"],
-        ),
-        (serde_json::json!({ "type": "appid" }), &["appids`: is missing"]),
-        (serde_json::json!({ "type": "appid", "appids": [1], "secrets": secret }), &["secrets`", "does not belong"]),
-        (serde_json::json!({ "type": "cidr" }), &["networks`: is missing"]),
-        (
-            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/33"] }),
-            &["networks`: found \"10.0.0.0/33\"", "192.0.2.0/24"],
-        ),
-        (serde_json::json!({ "type": "cidr", "networks": ["10.0.0.1/8"] }), &["networks`: found"]),
-        (
-            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "forwarded" }),
-            &["trusted_proxies`: is missing"],
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "signed": "{url}{body}" }),
+            &["auth.0.signed`", "only {timestamp} and {body}"],
         ),
         (
-            serde_json::json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "x-real-ip", "trusted_proxies": "::1" }),
-            &["header`: found", "x-forwarded-for"],
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "timestamp_header": "t", "signed": "{body}" }),
+            &["auth.0.signed`", "anybody"],
+        ),
+        (
+            json!({ "type": "hmac", "secrets": secret, "header": "x", "tolerance": "5m" }),
+            &["auth.0.tolerance`", "timestamp_header"],
+        ),
+        (
+            json!({ "type": "standard-webhooks", "secrets": secret, "tolerance": "soon" }),
+            &["auth.0.tolerance`: found \"soon\"", "30s"],
+        ),
+        (json!({ "type": "twilio", "secrets": secret }), &["auth.0.url`: is missing"]),
+        (json!({ "type": "twilio", "secrets": secret, "url": "mycompany.com" }), &["auth.0.url`: found", "https://"]),
+        (
+            json!({ "type": "twilio", "secrets": secret, "url": "https://mycompany.com/x" }),
+            &["auth.0.url`: found", "without path"],
+        ),
+        (json!({ "type": "appid" }), &["auth.0.appids`: is missing"]),
+        (json!({ "type": "appid", "appids": [] }), &["auth.0.appids`: is empty"]),
+        (json!({ "type": "appid", "appids": [1], "secrets": secret }), &["auth.0.secrets`: is unknown"]),
+        (json!({ "type": "cidr" }), &["auth.0.networks`: is missing"]),
+        (
+            json!({ "type": "cidr", "networks": ["10.0.0.0/33"] }),
+            &["auth.0.networks`: found \"10.0.0.0/33\"", "192.0.2.0/24"],
+        ),
+        (json!({ "type": "cidr", "networks": ["10.0.0.1/8"] }), &["auth.0.networks`: found"]),
+        (
+            json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "forwarded" }),
+            &["auth.0.trusted_proxies`: is missing"],
+        ),
+        (
+            json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "x-real-ip", "trusted_proxies": "::1" }),
+            &["auth.0.header`: found", "x-forwarded-for"],
         ),
     ] {
-        let problem = open(serde_json::json!([config])).unwrap_err();
-        assert!(problem.starts_with("`ingress.auth.0.") && !problem.contains("hunter2"), "{problem}");
+        let problem = problem(&config, None).unwrap_or_else(|| panic!("{config} is taken"));
+        assert!(problem.contains("`ingress.auth.0.") && !problem.contains("hunter2"), "{problem}");
         assert!(expected.iter().all(|text| problem.contains(text)), "{problem} lacks one of {expected:?}");
     }
     for config in [
-        serde_json::json!({ "type": "bearer", "secrets": { "a": secret } }),
-        serde_json::json!({ "type": "bearer", "secrets": [[secret]] }),
-        serde_json::json!({ "type": "bearer", "secrets": true }),
-        serde_json::json!({ "type": "bearer", "secrets": 1234.5 }),
+        json!({ "type": "bearer", "secrets": { "a": secret } }),
+        json!({ "type": "bearer", "secrets": [[secret]] }),
+        json!({ "type": "bearer", "secrets": true }),
+        json!({ "type": "bearer", "secrets": 1234.5 }),
     ] {
-        let problem = open(serde_json::json!([config])).unwrap_err();
+        let problem = problem(&config, None).unwrap();
         assert!(!problem.contains("hunter2") && !problem.contains("1234"), "{problem}");
     }
-    assert!(!format!("{:?}", auth(serde_json::json!([{ "type": "bearer", "secrets": secret }]))).contains("hunter2"));
+    assert!(!format!("{:?}", auth(json!([{ "type": "bearer", "secrets": secret }]))).contains("hunter2"));
+}
+
+#[test]
+fn a_signature_over_the_body_alone_allows_no_event_in_the_query() {
+    use serde_json::json;
+    let url = "https://cdr.example.com";
+    for (check, covers_query) in [
+        (json!({ "type": "hmac", "header": "x-signature", "secrets": "12345678" }), false),
+        (json!({ "type": "github", "secrets": "12345678" }), false),
+        (json!({ "type": "shopify", "secrets": "12345678" }), false),
+        (json!({ "type": "standard-webhooks", "secrets": "MTIzNDU2Nzg=" }), false),
+        (json!({ "type": "twilio", "secrets": "12345678", "url": url }), true),
+        (json!({ "type": "bearer", "secrets": "12345678" }), true),
+    ] {
+        let config: Config = serde_json::from_value(check.clone()).unwrap();
+        let names =
+            |methods: Vec<crate::ingress::routes::Taken>| methods.iter().map(|one| one.name()).collect::<Vec<_>>();
+        let default = names(crate::ingress::routes::default_methods(&[config]));
+        assert_eq!(default, if covers_query { vec!["GET", "HEAD", "POST"] } else { vec!["POST"] }, "{check}");
+        let refused = problem(&check, Some(&["GET", "POST"]));
+        assert_eq!(refused.is_some_and(|text| text.contains("`ingress.methods`: found GET")), !covers_query, "{check}");
+        assert_eq!(problem(&check, Some(&["POST", "PUT", "HEAD"])), None);
+
+        let auth = auth(json!([check, { "type": "query", "parameter": "token", "secrets": "87654321" }]));
+        let query = Some("team=Sales&token=87654321");
+        assert_eq!(auth.trusted_query(query).as_deref(), covers_query.then_some("team=Sales"), "{check}");
+        let event = Event::parse("{\"a\":1}", 9, Arrival(0)).unwrap();
+        for (query, events, taken) in [
+            (query, &[][..], covers_query),
+            (Some("token=87654321"), &[], true),
+            (None, &[], true),
+            (query, std::slice::from_ref(&event), true),
+        ] {
+            assert_eq!(auth.check_events(query, events).is_ok(), taken, "{check} {query:?}");
+        }
+    }
 }

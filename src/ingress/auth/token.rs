@@ -1,4 +1,4 @@
-//! Secrets that come as they are: in the path, the query, a header field, or `Authorization`.
+//! Secrets that are presented as they are: in the path, the query, a header field, or `Authorization`.
 
 use super::secrets::Secrets;
 use base64::Engine;
@@ -19,7 +19,7 @@ pub fn query(query: Option<&str>, parameter: &str, secrets: &Secrets) -> Result<
     let (_, value) = values.next().ok_or(MISSING)?;
     match values.next() {
         None => compare(value.as_bytes(), secrets),
-        Some(_) => Err("the parameter is there more than once"),
+        Some(_) => Err("the parameter appears more than once"),
     }
 }
 
@@ -28,36 +28,35 @@ pub fn header(value: Option<&[u8]>, secrets: &Secrets) -> Result<(), &'static st
 }
 
 pub fn bearer(authorization: Option<&[u8]>, secrets: &Secrets) -> Result<(), &'static str> {
-    compare(scheme(authorization, b"bearer")?, secrets)
+    compare(credentials(authorization, b"bearer")?, secrets)
 }
 
 pub fn basic(authorization: Option<&[u8]>, secrets: &Secrets) -> Result<(), &'static str> {
-    let credentials =
-        STANDARD.decode(scheme(authorization, b"basic")?).map_err(|_| "the credentials are not Base64")?;
-    compare(&credentials, secrets)
+    let decoded = STANDARD.decode(credentials(authorization, b"basic")?);
+    compare(&decoded.map_err(|_| "the credentials are not Base64")?, secrets)
 }
 
-/// What follows the name of the scheme, which may be written in any case.
-fn scheme<'a>(authorization: Option<&'a [u8]>, name: &[u8]) -> Result<&'a [u8], &'static str> {
-    let (scheme, rest) = authorization.ok_or(MISSING)?.split_at_checked(name.len()).ok_or(MISSING)?;
-    if !scheme.eq_ignore_ascii_case(name) || rest.first() != Some(&b' ') {
+/// The credentials behind the name of the scheme, which may be written in any case.
+fn credentials<'a>(authorization: Option<&'a [u8]>, scheme: &[u8]) -> Result<&'a [u8], &'static str> {
+    let (name, rest) = authorization.ok_or(MISSING)?.split_at_checked(scheme.len()).ok_or(MISSING)?;
+    if !name.eq_ignore_ascii_case(scheme) || rest.first() != Some(&b' ') {
         return Err(MISSING);
     }
     Ok(rest.trim_ascii())
 }
 
 fn compare(presented: &[u8], secrets: &Secrets) -> Result<(), &'static str> {
-    if secrets.hold(presented) { Ok(()) } else { Err(WRONG) }
+    if secrets.contain(presented) { Ok(()) } else { Err(WRONG) }
 }
 
 /// The query without the parameters of these names, however they are encoded.
 pub fn strip<'a>(query: &'a str, names: &[String]) -> Cow<'a, str> {
-    let secret = |pair: &&str| {
+    let is_secret = |pair: &&str| {
         let mut parsed = form_urlencoded::parse(pair.as_bytes());
         parsed.next().is_some_and(|(name, _)| names.iter().any(|secret| *secret == name))
     };
-    if !query.split('&').any(|pair| secret(&pair)) {
+    if !query.split('&').any(|pair| is_secret(&pair)) {
         return Cow::Borrowed(query);
     }
-    query.split('&').filter(|pair| !secret(pair)).collect::<Vec<_>>().join("&").into()
+    query.split('&').filter(|pair| !is_secret(pair)).collect::<Vec<_>>().join("&").into()
 }

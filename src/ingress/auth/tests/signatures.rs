@@ -84,8 +84,8 @@ fn the_examples_of_twilio() {
     let twilio = |url: &str, token: &str| {
         let config = serde_json::json!({ "type": "twilio", "url": url, "secrets": "long enough" });
         let config: Config = serde_json::from_value(config).unwrap();
-        let secrets = Secrets::unchecked(token, secrets::Kind::Hmac(Algorithm::Sha1));
-        Auth { checks: vec![Check::Twilio(Twilio::open(&config, Arc::new(secrets)).unwrap())], parameters: Vec::new() }
+        let secrets = Arc::new(Secrets::short(token, Algorithm::Sha1));
+        Auth { checks: vec![Check { config, secrets }], ..Auth::default() }
     };
     let form = "application/x-www-form-urlencoded";
     let uri = "/myapp.php?foo=1&bar=2";
@@ -120,6 +120,26 @@ fn the_examples_of_twilio() {
         "x-twilio-signature",
         plain.as_bytes(),
     );
+
+    // JSON that would be read in place of the fields that are signed, and text that Twilio would percent-encode.
+    for body in [
+        "\u{feff}{\"a\":\"=\"}",
+        " [1]=",
+        "{\"a\":1}=x",
+        "%7B%22a%22%3A1%7D=",
+        "%EF%BB%BF%7B%22a%22%3A1%7D=",
+        "payload=%7B%22a%22%3A1%7D",
+        "Caller={\"a\":1}&To=b",
+        "Caller=\u{e9}",
+    ] {
+        let mut fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
+        fields.sort();
+        let text: String = fields.iter().flat_map(|(name, value)| [&**name, &**value]).collect();
+        let tag = ring_hmac::sign(&key, format!("https://mycompany.com{uri}{text}").as_bytes());
+        let tag = base64::Engine::encode(&BASE64, tag);
+        let headers = [("content-type", form), ("x-twilio-signature", tag.as_str())];
+        assert!(!allowed(&twilio("https://mycompany.com", "12345"), uri, &headers, body.as_bytes()), "{body}");
+    }
 
     let json = br#"{"property": "value", "boolean": true}"#;
     let uri = format!("{uri}&bodySHA256=0a1ff7634d9ab3b95db5c9a2dfe9416e41502b283a80c7cf19632632f96e6620");

@@ -1,19 +1,20 @@
-//! What each setting allows by itself and together they do not.
+//! Checks settings against each other.
 
 use super::Config;
-use super::error::origin;
+use super::error::problem;
 use crate::ingress as webhooks;
 use figment::Figment;
 use figment::value::Dict;
 use std::fmt::Display;
 
 impl Config {
-    /// A line for each, with the place that it comes from.
-    pub(super) fn contradictions(&self, figment: &Figment) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |holds: bool, key: &str, problem: &dyn Display| {
+    /// A line for each mistake.
+    pub(super) fn validate(&self, figment: &Figment) -> Vec<String> {
+        let routes = self.ingress.route_problems();
+        let mut problems: Vec<_> = routes.iter().map(|(key, text)| problem(figment, key, text)).collect();
+        let mut check = |holds: bool, key: &str, text: &dyn Display| {
             if !holds {
-                problems.push(format!("{}`{key}`: {problem}", origin(figment.find_metadata(key), &[key])));
+                problems.push(problem(figment, key, text));
             }
         };
         let (ingress, spool) = (&self.ingress, &self.spool);
