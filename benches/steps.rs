@@ -10,7 +10,6 @@
 mod event;
 
 use bytesize::ByteSize;
-use cdrelay::dispatch::in_flight::{Gate, Window};
 use cdrelay::event::{Arrival, Event, Events, MAX_DEPTH};
 use cdrelay::ingress::decode::{self, body};
 use cdrelay::metrics::SpoolMetrics;
@@ -20,7 +19,6 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use futures_util::future::join_all;
 use std::cell::Cell;
-use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -105,30 +103,6 @@ fn read(bencher: Bencher, from: &str) {
             });
         },
     );
-}
-
-/// Many records through the gate and out of it, settled in their order: each of a conversation of its own, or all of one.
-#[divan::bench(sample_count = 1000, args = ["many", "one"])]
-fn gate(bencher: Bencher, conversations: &str) {
-    let conversation = |offset: u64| if conversations == "one" { "one".to_owned() } else { offset.to_string() };
-    let records: Vec<_> = (0..MANY)
-        .map(|offset| Arc::new(Record { offset, target: None, event: parsed(offset, &conversation(offset)) }))
-        .collect();
-    bencher.counter(ItemsCount::new(MANY)).bench_local(|| {
-        let (mut gate, mut window) = (Gate::default(), Window::default());
-        let mut under_way = Vec::new();
-        for record in &records {
-            window.push(record);
-            under_way.extend(gate.enter(record.clone()));
-        }
-        let mut settled = 0;
-        while !under_way.is_empty() {
-            settled += under_way.len();
-            under_way.into_iter().for_each(|record| window.settle(record));
-            under_way = gate.released(&mut window);
-        }
-        assert_eq!(settled, records.len());
-    });
 }
 
 const SINK: &str = "bench";

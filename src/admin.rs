@@ -121,7 +121,16 @@ impl AdminService {
         for sink in &self.sinks {
             let check = sink.check();
             ready &= check.is_ok() || !sink.required();
-            let state = json!({ "ready": check.is_ok(), "required": sink.required(), "reason": check.err() });
+            let places = sink.places();
+            let named: Vec<_> =
+                places.named.iter().map(|(place, cause)| json!({ "place": place, "cause": cause })).collect();
+            let state = json!({
+                "ready": check.is_ok(),
+                "required": sink.required(),
+                "reason": check.err(),
+                "places_unavailable": places.count,
+                "places": named,
+            });
             sinks.insert(sink.sink().to_owned(), state);
         }
         (ready, json!({ "ready": ready, "ingress": verdict(ingress), "sinks": sinks }))

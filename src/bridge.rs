@@ -138,18 +138,18 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let mut dispatchers = JoinSet::new();
     let mut background = JoinSet::new();
     let mut open_sinks = Vec::new();
-    let mut watchers = Vec::new();
+    let mut delivery_watches = Vec::new();
     let mut all_dead_letters = Vec::new();
     for Prepared { name, config: sink_config, route, sink } in sinks {
         let health = Health::new(&name, sink_config.dispatch.required);
         healths.push(health.clone());
         background.spawn(probe(sink.clone(), health.clone()));
         open_sinks.push(sink.clone());
-        let mut watches = None;
+        let mut deliveries = None;
         if config.ingress.ack == Ack::Delivered && sink_config.dispatch.required {
-            let (watcher, asked) = dispatch::watches();
-            watchers.push(watcher);
-            watches = Some(asked);
+            let (watch, requests) = dispatch::delivery_watch();
+            delivery_watches.push(watch);
+            deliveries = Some(requests);
         }
         let letters = metrics.sink(&name).dead_letters;
         let dead_letters = DeadLetters::new(&config.spool.path, &name, &config.dead_letters, letters);
@@ -162,7 +162,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
             route,
             sink,
             health,
-            watches,
+            deliveries,
         };
         // The spool was opened with all of these sinks.
         let dispatcher = Dispatcher::new(spool.clone(), parts, dispatching.clone()).ok_or(RunError::Defect)?;
@@ -193,7 +193,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let (settings, counts) = (config.ingress.clone(), metrics.ingress.clone());
     let mut ingress = Ingress::new(settings, routes, spool.clone(), rejected.clone(), counts);
     if config.ingress.ack == Ack::Delivered {
-        ingress = ingress.waiting_for(Delivery::new(watchers, config.ingress.delivery_timeout, serving.clone()));
+        ingress =
+            ingress.waiting_for(Delivery::new(delivery_watches, config.ingress.delivery_timeout, serving.clone()));
     }
     let ingress = Arc::new(ingress);
     let limits = config.ingress.limits(metrics.ingress.limits.clone());
@@ -260,10 +261,16 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     }
     stop_admin.send_replace(true);
     let _ = timeout(Duration::from_millis(100), admin_server).await;
-    let behind = spool.status();
+    let end = spool.status().end;
     rejected.close();
     spool.close();
-    tracing::info!(records = behind.end - behind.start, "stopped; records in the spool");
+    for health in &healths {
+        match health.undelivered(end) {
+            0 => {}
+            undelivered => tracing::info!(sink = health.sink(), undelivered, "records wait in the spool for this sink"),
+        }
+    }
+    tracing::info!("stopped");
     if defect { Err(RunError::Defect) } else { Ok(()) }
 }
 
@@ -288,7 +295,7 @@ async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
         health.probed(result);
         tokio::time::sleep(PROBE_DOWN).await;
         if up {
-            let _ = timeout(PROBE_UP - PROBE_DOWN, health.doubted()).await;
+            let _ = timeout(PROBE_UP - PROBE_DOWN, health.suspected()).await;
         }
     }
 }

@@ -1,37 +1,47 @@
-//! One sink's loop: read → route → publish → settle, independent of every other sink.
+//! Delivers the spool to one sink, independent of every other sink: read → key gate → publish with retry → acknowledge →
+//! advance the cursor.
 //!
-//! Order is kept by the gate: a conversation has at most one message under way, so a retry cannot overtake and any number
-//! of conversations run in parallel. Memory is bounded by the look-ahead: the loop reads no further while that many bytes
-//! are under way or wait behind a busy conversation.
+//! A conversation has at most one message in flight, so a retry cannot overtake, and any number of conversations run in
+//! parallel. Memory is bounded by `max_in_flight_bytes`: no more is read while that many bytes are in flight or wait behind
+//! a busy conversation.
+//!
+//! Records whose place is away ([`Failure::Place`](crate::sink::Failure::Place)) are parked: only their offsets stay in
+//! memory, their conversations stay blocked, and all others go on. Each such place is tried again with one record; once that
+//! is acknowledged, all are read again from the spool and delivered in order.
 
+mod acks;
 mod backoff;
+mod delivery;
+mod gate;
 mod health;
-pub mod in_flight;
-mod lane;
-mod turn;
-mod under_way;
-mod watch;
+mod places;
+mod publish;
+mod reread;
 
+pub use delivery::{DeliveryRequests, DeliveryWatch, delivery_watch};
 pub use health::Health;
-pub use watch::{Watcher, Watches, watches};
 
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
 use crate::route::Route;
+use crate::setting::period;
 use crate::sink::Sink;
 use crate::spool::{Cursor, Reader, Record, Spool};
+use acks::AckTracker;
 use bytesize::ByteSize;
-use in_flight::{Gate, Window};
-use lane::{Lane, Outcome};
+use delivery::Request;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use gate::{KeyGate, Parked, Waiting};
+use places::Places;
+use publish::{Away, Outcome, Publisher};
+use reread::Rereader;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch as signal};
-use tokio::time::Instant;
-use turn::Turn;
-use under_way::UnderWay;
-use watch::{Asked, Progress};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,28 +49,44 @@ use watch::{Asked, Progress};
 pub struct Config {
     /// Whether readiness depends on this sink. The spool keeps its records either way.
     pub required: bool,
-    /// How many messages may be handed to the destination at once.
+    /// How many messages may be with the destination at once.
     pub max_in_flight: usize,
-    /// How many bytes of records may be under way or wait behind a busy conversation.
-    pub look_ahead: ByteSize,
+    /// How many bytes of records may be in flight or wait behind a busy conversation.
+    pub max_in_flight_bytes: ByteSize,
+    /// How failed messages are retried.
+    pub retry: Retry,
+}
+
+/// `[sinks.NAME.retry]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// How long messages wait for a topic, subject or stream that is missing or not permitted, before they become dead letters.
+    #[serde(with = "period")]
+    pub max_age: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { required: true, max_in_flight: 2048, look_ahead: ByteSize::mib(4) }
+        let max_in_flight_bytes = ByteSize::mib(4);
+        Self { required: true, max_in_flight: 2048, max_in_flight_bytes, retry: Retry::default() }
     }
 }
 
-/// Everything one sink's loop works with.
-pub struct Dispatcher {
-    spool: Arc<Spool>,
-    reader: Reader,
-    cursor: Arc<Cursor>,
-    look_ahead: usize,
-    lane: Arc<Lane>,
-    watches: Option<Watches>,
-    stop: signal::Receiver<bool>,
+impl Default for Retry {
+    fn default() -> Self {
+        Self { max_age: Duration::from_secs(3600) }
+    }
 }
+
+/// How long to wait after the disk refused to read.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+/// How many bytes are read from the spool at once. Other tasks run between two reads.
+const READ_BYTES: usize = 16 << 10;
+/// Memory of a message in flight beside its record: the rendered message and the future that publishes it.
+const IN_FLIGHT_BYTES: usize = 2048;
+/// How many records may be parked. Each takes about 100 bytes. Beyond that nothing more is read.
+const MAX_PARKED: usize = 65_536;
 
 /// The parts that a [`Dispatcher`] is put together from.
 pub struct Parts {
@@ -68,150 +94,255 @@ pub struct Parts {
     pub name: String,
     /// How messages are sent.
     pub config: Config,
-    /// What is sent where.
+    /// Which records are sent, and how they are rendered.
     pub route: Route,
     /// The destination.
     pub sink: Arc<dyn Sink>,
-    /// Where refused messages go.
+    /// The store of refused messages.
     pub dead_letters: DeadLetters,
-    /// What it counts.
+    /// The metrics of the sink.
     pub metrics: SinkMetrics,
-    /// What readiness is told.
+    /// The health of the sink, which readiness reports.
     pub health: Arc<Health>,
-    /// Who asks when records are settled, if anybody does.
-    pub watches: Option<Watches>,
+    /// Requests of the ingress that wait until records are settled, with `ack = "delivered"`.
+    pub deliveries: Option<DeliveryRequests>,
 }
 
-/// How long to wait when the spool could not be read.
-const READ_PAUSE: Duration = Duration::from_secs(1);
-/// How much is read at once. A small record takes several times its size on its way, which is known when it has been read;
-/// and while the disk is waited for, nothing else moves.
-const READ: usize = 16 << 10;
-/// What a record under way takes besides its own memory: the message that was made of it, headers included, wherever that is until it is
-/// answered for. One that waits behind a busy conversation has none, and the more of those are at hand, the more conversations are under way.
-const UNDER_WAY: usize = 2048;
+/// The loop that delivers to one sink.
+pub struct Dispatcher {
+    spool: Arc<Spool>,
+    cursor: Arc<Cursor>,
+    config: Config,
+    publisher: Arc<Publisher>,
+    reader: Reader,
+    acks: AckTracker,
+    gate: KeyGate,
+    places: Places,
+    /// Parked records that may be published now and are not read again yet: the hash of the conversation by offset.
+    wanted: BTreeMap<u64, u64>,
+    rereader: Rereader,
+    in_flight: FuturesUnordered<BoxFuture<'static, (Arc<Record>, Outcome)>>,
+    deliveries: Option<DeliveryRequests>,
+    max_parked: usize,
+    /// No read of the spool before this moment: the last one failed.
+    not_before: Option<Instant>,
+    stop: watch::Receiver<bool>,
+}
 
 impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
-    pub fn new(spool: Arc<Spool>, parts: Parts, stop: signal::Receiver<bool>) -> Option<Self> {
+    pub fn new(spool: Arc<Spool>, mut parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
         if !parts.config.required {
             cursor.make_optional();
         }
-        let reader = spool.reader(&parts.name)?;
-        let lane = Lane {
-            name: parts.name,
-            route: parts.route,
-            sink: parts.sink,
-            dead_letters: parts.dead_letters,
-            places: Semaphore::new(parts.config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
-            sent: AtomicU64::new(0),
-            metrics: parts.metrics,
-            health: parts.health,
-            stop: stop.clone(),
-        };
-        let look_ahead = parts.config.look_ahead.as_u64() as usize;
-        Some(Self { spool, reader, cursor, look_ahead, lane: Arc::new(lane), watches: parts.watches, stop })
+        let (config, deliveries) = (parts.config.clone(), parts.deliveries.take());
+        Some(Self {
+            reader: spool.reader(&parts.name)?,
+            places: Places::new(parts.route.constant_topic().is_some(), parts.health.clone()),
+            rereader: Rereader::new(spool.clone(), &parts.name),
+            publisher: Arc::new(Publisher::new(parts, stop.clone())),
+            config,
+            deliveries,
+            spool,
+            cursor,
+            acks: AckTracker::default(),
+            gate: KeyGate::default(),
+            wanted: BTreeMap::new(),
+            in_flight: FuturesUnordered::new(),
+            max_parked: MAX_PARKED,
+            not_before: None,
+            stop,
+        })
     }
 
-    /// Delivers until told to stop, then waits for the messages that are with the destination and sends those between them
-    /// that waited their turn: the cursor cannot pass an open record, and what is settled behind one would be sent again by
-    /// the next process. The caller bounds that by dropping the future; what is not settled stays in the spool.
-    pub async fn run(self) {
-        let Self { spool, mut reader, cursor, look_ahead, lane, mut watches, mut stop } = self;
-        let mut under_way = UnderWay::on(lane.clone());
-        let mut gate = Gate::default();
-        let mut window = Window::default();
-        let mut not_before = None;
-        let mut turn = Turn::begin();
+    /// Delivers until told to stop. Then waits for the messages that are with the destination, and sends the ones between
+    /// them that waited behind their conversation: the cursor cannot pass an open record, so the next process would send
+    /// everything behind it again. The caller bounds that by dropping the future; undelivered records stay in the spool.
+    pub async fn run(mut self) {
+        let mut stop = self.stop.clone();
         loop {
-            turn.see(1);
-            turn.share().await;
-            let room = look_ahead.saturating_sub(window.bytes() + UNDER_WAY * under_way.len());
-            reader.advance(cursor.position());
+            self.reader.advance(self.cursor.position());
+            let room = self.room();
             tokio::select! {
-                biased;
-                () = told_to_stop(&mut stop) => break,
-                Some((record, outcome)) = under_way.next(), if under_way.len() > 0 => {
-                    finish(record, outcome, &mut window, &mut watches);
-                    gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
+                () = stopped(&mut stop) => break,
+                Some((record, outcome)) = self.in_flight.next() => self.complete(record, outcome),
+                Some(request) = DeliveryRequests::next(&mut self.deliveries) => self.answer(request),
+                () = self.places.retry_due() => {
+                    let due = self.places.take_due();
+                    self.want(due);
                 }
-                Some((asked, watches)) = asked(&mut watches), if watches.is_some() => watches.take(asked, |offset| {
-                    let passed = offset < reader.position() && !window.is_open(offset) && !spool.is_gone(offset);
-                    if passed { Progress::Settled } else { Progress::Open }
-                }),
-                () = readable(&mut reader, not_before), if room > 0 => match reader.read(room.min(READ)).await {
-                    Ok(records) => {
-                        if not_before.take().is_some() {
-                            lane.health.readable();
-                        }
-                        turn.see(records.len());
-                        for record in records {
-                            window.push(&record);
-                            if let Some(record) = gate.enter(record) {
-                                under_way.begin(record);
-                            }
-                        }
-                    }
-                    Err(error) => {
-                        lane.health.unreadable(&error.to_string());
-                        not_before = Some(Instant::now() + READ_PAUSE);
-                    }
-                },
+                () = pause_until(self.not_before), if room > 0 && !self.wanted.is_empty() => self.read_again(room).await,
+                () = readable(&mut self.reader, self.not_before), if room > 0 && self.gate.on_disk() < self.max_parked => {
+                    self.read(room).await;
+                }
             }
-            settle(&spool, &cursor, &reader, &lane, &window);
-            if not_before.is_some() && window.watermark().is_none() {
-                // What cannot be read is waited for all the same.
-                lane.health.set_oldest(spool.begun(reader.position()));
-            }
+            self.settle();
+            // Other tasks run after some records, even if neither spool nor destination keeps this one waiting.
+            tokio::task::coop::consume_budget().await;
         }
-        while let Some((record, outcome)) = under_way.next().await {
-            finish(record, outcome, &mut window, &mut watches);
-            gate.released(&mut window).into_iter().for_each(|record| under_way.begin(record));
-            settle(&spool, &cursor, &reader, &lane, &window);
+        while let Some((record, outcome)) = self.in_flight.next().await {
+            self.complete(record, outcome);
+            self.settle();
+        }
+    }
+
+    /// How many bytes of records may be read now.
+    fn room(&self) -> usize {
+        let held = self.gate.resident_bytes() + IN_FLIGHT_BYTES * self.in_flight.len();
+        usize::try_from(self.config.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX).saturating_sub(held)
+    }
+
+    async fn read(&mut self, room: usize) {
+        match self.reader.read(room.min(READ_BYTES)).await {
+            Ok(records) => {
+                self.disk_reads();
+                for record in records {
+                    self.acks.push(&record);
+                    if let Some(record) = self.gate.enter(record) {
+                        self.start(record);
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+            Err(error) => self.disk_refuses(&error),
+        }
+    }
+
+    /// Reads parked records that may be published now.
+    async fn read_again(&mut self, room: usize) {
+        match self.rereader.next(&mut self.wanted, room.min(READ_BYTES)).await {
+            Ok(found) => {
+                self.disk_reads();
+                for record in found.records {
+                    self.gate.resume(&record);
+                    self.start(record);
+                }
+                // Damaged since, or skipped by a full spool: there is nothing left to deliver.
+                for lost in found.lost {
+                    self.settled(lost.offset, false, false);
+                    let next = self.gate.finish_parked(lost);
+                    self.proceed(next);
+                }
+                tokio::task::yield_now().await;
+            }
+            Err(error) => self.disk_refuses(&error),
+        }
+    }
+
+    fn disk_reads(&mut self) {
+        if self.not_before.take().is_some() {
+            self.publisher.health.readable();
+        }
+    }
+
+    fn disk_refuses(&mut self, error: &std::io::Error) {
+        self.publisher.health.unreadable(&error.to_string());
+        self.not_before = Some(Instant::now() + READ_PAUSE);
+    }
+
+    fn start(&mut self, record: Arc<Record>) {
+        self.in_flight.push(Box::pin(self.publisher.clone().publish(record)));
+    }
+
+    fn complete(&mut self, record: Arc<Record>, outcome: Outcome) {
+        let (acked, dead_letter) = match outcome {
+            Outcome::Deferred => return,
+            Outcome::Away(away) => return self.place_is_away(record, away),
+            Outcome::Acked => (true, false),
+            Outcome::Filtered => (false, false),
+            Outcome::DeadLettered => (false, true),
+        };
+        self.settled(record.offset, acked, dead_letter);
+        let next = self.gate.finish(&record);
+        self.proceed(next);
+    }
+
+    fn settled(&mut self, offset: u64, acked: bool, dead_letter: bool) {
+        self.acks.ack(offset);
+        if let Some(deliveries) = &mut self.deliveries {
+            deliveries.settled(offset, dead_letter);
+        }
+        let released = self.places.settled(offset, acked);
+        self.want(released);
+    }
+
+    /// Goes on with the next record of a conversation.
+    fn proceed(&mut self, next: Option<Waiting>) {
+        match next {
+            Some(Waiting::Resident(record)) => self.start(record),
+            Some(Waiting::OnDisk(parked)) => self.want([parked]),
+            None => {}
+        }
+    }
+
+    fn want(&mut self, records: impl IntoIterator<Item = Parked>) {
+        self.wanted.extend(records.into_iter().map(|record| (record.offset, record.key)));
+    }
+
+    /// Parks the record, or makes it a dead letter if it has waited as long as it may.
+    fn place_is_away(&mut self, record: Arc<Record>, away: Away) {
+        let max_age = self.config.retry.max_age;
+        let acks = &self.acks;
+        let old = |offset: u64| acks.age(offset) >= max_age;
+        let unavailable_for = self.places.failed(record.offset, &away);
+        if away.expires && unavailable_for >= max_age && old(record.offset) {
+            // The others that have waited as long get a last attempt as well, and go the same way.
+            let expired = self.places.take_expired(&away.place, old);
+            self.want(expired);
+            self.in_flight.push(Box::pin(self.publisher.clone().give_up(record, away)));
+        } else {
+            let parked = self.gate.park(&record);
+            self.places.park(parked, &away.place);
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        let settled =
+            |offset| offset < self.reader.position() && !self.acks.is_open(offset) && !self.spool.is_gone(offset);
+        if let Some(deliveries) = &mut self.deliveries {
+            deliveries.answer(request, settled);
+        }
+    }
+
+    /// Advances the cursor, and tells metrics and readiness how far the sink is.
+    fn settle(&mut self) {
+        let oldest = self.acks.low_watermark();
+        let position = oldest.map_or(self.reader.position(), |(offset, _)| offset);
+        if position > self.cursor.position() {
+            self.spool.settle(&self.cursor, position);
+        }
+        let since = match oldest {
+            Some((_, since)) => Some(since),
+            None if self.not_before.is_some() => self.spool.begun(self.reader.position()),
+            None => None,
+        };
+        let publisher = &self.publisher;
+        publisher.health.set_progress(self.reader.position(), self.acks.open(), since);
+        publisher.metrics.parked_records.set(self.gate.on_disk() as i64);
+        publisher.metrics.places_unavailable.set(self.places.len() as i64);
+        if let Some(places) = self.places.changes(self.gate.on_disk(), self.max_parked) {
+            publisher.health.set_places(places);
         }
     }
 }
 
-/// Resolves when the bridge stops, and when whoever could say so is gone.
-async fn told_to_stop(stop: &mut signal::Receiver<bool>) {
+/// Resolves when the bridge stops.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, and the bridge with it.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// The next question about records, and who keeps it.
-async fn asked(watches: &mut Option<Watches>) -> Option<(Asked, &mut Watches)> {
-    let watches = watches.as_mut()?;
-    let asked = watches.asked().await?;
-    Some((asked, watches))
+async fn pause_until(moment: Option<Instant>) {
+    if let Some(moment) = moment {
+        sleep_until(moment).await;
+    }
 }
 
 /// Resolves when there is something to read, and not before that moment.
 async fn readable(reader: &mut Reader, not_before: Option<Instant>) {
-    if let Some(moment) = not_before {
-        tokio::time::sleep_until(moment).await;
-    }
+    pause_until(not_before).await;
     reader.ready().await;
-}
-
-fn finish(record: Arc<Record>, outcome: Outcome, window: &mut Window, watches: &mut Option<Watches>) {
-    let dead_letter = match outcome {
-        Outcome::Settled => false,
-        Outcome::DeadLettered => true,
-        Outcome::Kept => return,
-    };
-    if let Some(watches) = watches {
-        watches.settled(record.offset, dead_letter);
-    }
-    window.settle(record);
-}
-
-fn settle(spool: &Spool, cursor: &Cursor, reader: &Reader, lane: &Lane, window: &Window) {
-    let oldest = window.watermark();
-    lane.health.set_oldest(oldest.map(|(_, arrival)| arrival));
-    let position = oldest.map_or(reader.position(), |(offset, _)| offset);
-    if position > cursor.position() {
-        spool.settle(cursor, position);
-    }
 }
 
 #[cfg(test)]

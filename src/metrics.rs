@@ -156,6 +156,10 @@ pub struct SinkMetrics {
     pub in_flight: Gauge,
     /// Records that wait behind a failed publish.
     pub retrying: Gauge,
+    /// Records that wait for a topic, subject, stream or partition that is away.
+    pub parked_records: Gauge,
+    /// Topics, subjects, streams and partitions that are away while the destination is up.
+    pub places_unavailable: Gauge,
     /// Records stored and not settled.
     pub lag_records: Gauge,
     /// Age of the oldest record that is not settled.
@@ -227,6 +231,8 @@ struct SinkFamilies {
     filter_failures: Family<SinkLabel, Counter>,
     in_flight: Family<SinkLabel, Gauge>,
     retrying: Family<SinkLabel, Gauge>,
+    parked_records: Family<SinkLabel, Gauge>,
+    places_unavailable: Family<SinkLabel, Gauge>,
     lag_records: Family<SinkLabel, Gauge>,
     lag_seconds: Family<SinkLabel, Gauge<f64, AtomicU64>>,
     up: Family<SinkLabel, Gauge>,
@@ -336,6 +342,16 @@ impl Default for Metrics {
         );
         at.register("in_flight", "Messages handed to the destination and not answered yet", sinks.in_flight.clone());
         at.register("retrying", "Records that wait to be tried again", sinks.retrying.clone());
+        at.register(
+            "parked_records",
+            "Records that wait for a topic, subject, stream or partition that is away",
+            sinks.parked_records.clone(),
+        );
+        at.register(
+            "places_unavailable",
+            "Topics, subjects, streams and partitions that are away while the destination is up",
+            sinks.places_unavailable.clone(),
+        );
         at.register("lag_records", "Records stored and not settled", sinks.lag_records.clone());
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
         at.register("up", "1 if the destination takes messages", sinks.up.clone());
@@ -375,6 +391,8 @@ impl Metrics {
             filter_failures: self.sinks.filter_failures.get_or_create_owned(&label),
             in_flight: self.sinks.in_flight.get_or_create_owned(&label),
             retrying: self.sinks.retrying.get_or_create_owned(&label),
+            parked_records: self.sinks.parked_records.get_or_create_owned(&label),
+            places_unavailable: self.sinks.places_unavailable.get_or_create_owned(&label),
             lag_records: self.sinks.lag_records.get_or_create_owned(&label),
             lag_seconds: self.sinks.lag_seconds.get_or_create_owned(&label),
             up: self.sinks.up.get_or_create_owned(&label),

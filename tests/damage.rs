@@ -23,7 +23,7 @@ async fn backlog() -> (nats::Server, Bridge) {
     let bridge = Bridge::start(&format!(
         "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'
         [spool]\nmax_size = '8MiB'\nsegment_size = '64KiB'\nmemory = '1KiB'
-        [sinks.nats]\ntype = 'nats'\nservers = '{}'\nsubject = 'CDR.{{conversation_uuid}}'\nlook_ahead = '64KiB'",
+        [sinks.nats]\ntype = 'nats'\nservers = '{}'\nsubject = 'CDR.{{conversation_uuid}}'\nmax_in_flight_bytes = '64KiB'",
         server.url()
     ))
     .await;

@@ -74,7 +74,7 @@ async fn terminated_in_the_middle_of_an_outage_it_ends_in_time_and_delivers_ever
     nats::create_stream(&server.url(), "CDR", &["CDR.>"]).await;
     kafka::create_topic(&kafka, &topic, 6).await;
     let sinks = format!("{}{}ack_timeout = '2s'", kafka_sink(&kafka, &topic), nats_sink(&server.url(), "CDR"));
-    let mut bridge = Bridge::start(&format!("{}[shutdown]\ngrace = '5s'\n{sinks}", on_fixed_port())).await;
+    let mut bridge = Bridge::start(&format!("{}[shutdown]\ngrace_period = '5s'\n{sinks}", on_fixed_port())).await;
     let load = steady("SIGTERM in an outage", &bridge);
     load.progress(300).await;
     kafka::delete_topic(&kafka, &topic).await;

@@ -16,13 +16,13 @@
 //! | a segment is removed before the cursors are durable | `spool::tests::promises::a_segment_goes_when_the_last_sink_has_durably_passed_it`, and in some runs the model |
 //! | a new cursor's name is not synced (`spool/cursor.rs`, `open`) | `spool::tests::promises::the_position_of_a_new_sink_survives_a_power_cut` |
 //! | a read that the disk refuses is taken for damage (`spool/reader.rs`) | the model |
-//! | several messages of a conversation are under way (`dispatch/in_flight.rs`, `Gate::enter`) | `dispatch::in_flight::tests::a_conversation_goes_one_by_one_and_others_pass`, `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
+//! | several messages of a conversation are under way (`dispatch/gate.rs`, `enter`) | `dispatch::gate::tests::a_conversation_goes_one_by_one_and_others_pass`, `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
 //! | the cursor moves before the destination has acknowledged (`dispatch.rs`, `settle`) | `dispatch::tests::a_stop_leaves_nothing_open_below_what_was_sent`, and the one above |
-//! | a failed message is not tried again (`Lane::publish`) | `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
+//! | a failed message is not tried again (`dispatch/publish.rs`, `send`) | `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
 //! | a timeout is taken for a refusal, Kafka (`classify`) | `sink::kafka::tests::a_timeout_says_nothing_about_the_message` |
 //! | a timeout is taken for a refusal, NATS (`send`) | `nats_sink::a_server_that_falls_silent_times_out_and_is_used_again` |
 //! | `ack = "delivered"` answers 200 whatever the sinks have (`ingress/delivery.rs`) | `delivered::while_kafka_is_down_the_answer_is_202_and_who_asks_again_learns_when_it_is_there` |
-//! | it waits for the cursor instead of the record (`dispatch.rs`, `finish`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
+//! | it waits for the cursor instead of the record (`dispatch.rs`, `complete`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
 
 mod auth;

@@ -157,7 +157,7 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 19] = [
+const TABLES: [(&str, &[&str], &str); 20] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
@@ -172,6 +172,7 @@ const TABLES: [(&str, &[&str], &str); 19] = [
     ("`[shutdown]`", &[], "shutdown"),
     ("`[log]`", &[], "log"),
     ("`[sinks.NAME]`", &["sinks.x.type=stdout"], "sinks.x"),
+    ("`[sinks.NAME.retry]`", &["sinks.x.type=stdout"], "sinks.x.retry"),
     ("`[sinks.NAME]` of Kafka", &KAFKA, "sinks.x"),
     ("`[sinks.NAME.tls]` of Kafka", &KAFKA, "sinks.x.tls"),
     ("`[sinks.NAME.sasl]` of Kafka", &KAFKA, "sinks.x.sasl"),
@@ -247,6 +248,7 @@ fn the_defaults_are_those_of_the_program() {
         text += "[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\nclient_ca_file = 'a'\n";
         text += &of("`[ingress.tls]`");
         text += &format!("[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n{sink}{kafka}");
+        text += &format!("[sinks.k.retry]\n{}", of("`[sinks.NAME.retry]`"));
         text += &format!("[sinks.k.tls]\n{}", of("`[sinks.NAME.tls]` of Kafka"));
         text += &format!("[sinks.n]\ntype = 'nats'\n{sink}{nats}[sinks.n.tls]\n{}", of("`[sinks.NAME.tls]` of NATS"));
         text + &format!("[sinks.n.stream]\nname = 'S'\n{}", of(STREAM.0))

@@ -65,7 +65,7 @@ async fn post_until_gone(bridge: &Bridge, conversation: usize) -> (u64, BTreeSet
 
 #[tokio::test]
 async fn what_was_acknowledged_under_load_is_delivered_in_order() {
-    let mut bridge = bridge("delay = '300ms'\ngrace = '10s'", STDOUT).await;
+    let mut bridge = bridge("drain_delay = '300ms'\ngrace_period = '10s'", STDOUT).await;
     for round in 0..3 {
         let load = join_all((0..32).map(|conversation| post_until_gone(&bridge, round * 32 + conversation)));
         let stop = async {
@@ -100,7 +100,7 @@ async fn what_was_acknowledged_under_load_is_delivered_in_order() {
 
 #[tokio::test]
 async fn requests_are_still_taken_during_the_delay() {
-    let mut bridge = bridge("delay = '2s'\ngrace = '5s'", STDOUT).await;
+    let mut bridge = bridge("drain_delay = '2s'\ngrace_period = '5s'", STDOUT).await;
     let begun = Instant::now();
     bridge.terminate();
     eventually(Duration::from_secs(1), "readiness turns false at once", async || {
@@ -223,7 +223,7 @@ async fn a_blocked_stdout_does_not_hold_it_up_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
-    let mut bridge = bridge("delay = '60s'\ngrace = '60s'", &dead_kafka()).await;
+    let mut bridge = bridge("drain_delay = '60s'\ngrace_period = '60s'", &dead_kafka()).await;
     for n in 0..50 {
         assert_eq!(bridge.post(format!("{{\"n\":{n}}}"), JSON).await.status, 200);
     }

@@ -182,7 +182,7 @@ fn contradictions_are_found() {
         ("[ingress.decode]\nmax_depth = 1000", "ingress.decode.max_depth"),
         ("[spool]\nsegment_size = '1GiB'", "spool.segment_size"),
         ("max_in_flight = 0", "sinks.out.max_in_flight"),
-        ("look_ahead = '0'", "sinks.out.look_ahead"),
+        ("max_in_flight_bytes = '0'", "sinks.out.max_in_flight_bytes"),
     ] {
         let error = problems(&format!("{STDOUT}{toml}"));
         assert!(error.contains(&format!("`{key}`")), "{toml}: {error}");

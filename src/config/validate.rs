@@ -105,7 +105,7 @@ impl Config {
         for (name, sink) in &self.sinks {
             for (key, none) in [
                 ("max_in_flight", sink.dispatch.max_in_flight == 0),
-                ("look_ahead", sink.dispatch.look_ahead.as_u64() == 0),
+                ("max_in_flight_bytes", sink.dispatch.max_in_flight_bytes.as_u64() == 0),
             ] {
                 check(!none, &format!("sinks.{name}.{key}"), &"found 0; with that nothing would be sent");
             }

@@ -1,13 +1,16 @@
-//! What readiness and the metrics learn of one sink.
+//! Readiness of one sink.
 
 use crate::event::Arrival;
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// A sink that stays down is logged this often.
+/// How often the log repeats that a sink is down.
 const REMINDER: Duration = Duration::from_secs(30);
+/// How many places the log names in that time. A sender may be able to choose their names.
+const NAMED_IN_LOG: usize = 10;
 
 /// Whether one sink's destination takes messages.
 #[derive(Debug)]
@@ -16,24 +19,40 @@ pub struct Health {
     required: bool,
     state: Mutex<State>,
     retrying: AtomicUsize,
-    /// Arrival of the oldest record that is not settled, plus one; 0 for none.
+    /// Arrival of the oldest open record, plus one; 0 for none.
     oldest: AtomicU64,
-    /// How often the destination has come back.
-    comebacks: AtomicU64,
-    back: Notify,
-    doubt: Notify,
+    /// The offset of the record to be read next, and how many records before it are open.
+    position: AtomicU64,
+    open: AtomicUsize,
+    recoveries: AtomicU64,
+    recovered: Notify,
+    suspected: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     probed: Option<Result<(), String>>,
+    /// Why the last publish failed, and when that was logged.
     failure: Option<String>,
-    logged: Option<Instant>,
+    failure_logged: Option<Instant>,
     /// Why the sink's records cannot be read, and when that was logged.
     unreadable: Option<(String, Instant)>,
+    places: PlacesAway,
+    places_logged: (usize, Option<Instant>),
 }
 
-/// A record that waits to be tried again, for as long as this lives.
+/// Places of the destination that are away: topics, subjects, streams, partitions.
+#[derive(Clone, Debug, Default)]
+pub struct PlacesAway {
+    /// How many there are.
+    pub count: usize,
+    /// Some of them, with their causes.
+    pub named: Vec<(String, String)>,
+    /// Why the sink is not ready because of them.
+    pub blocked: Option<String>,
+}
+
+/// Counts a record as waiting for a retry for as long as this lives.
 #[derive(Debug)]
 pub struct Retrying(Arc<Health>);
 
@@ -44,7 +63,7 @@ impl Drop for Retrying {
 }
 
 impl Health {
-    /// The health of a sink that nothing is known of yet.
+    /// The health of a sink that has not been probed yet.
     pub fn new(sink: &str, required: bool) -> Arc<Self> {
         Arc::new(Self {
             sink: sink.to_owned(),
@@ -52,9 +71,11 @@ impl Health {
             state: Mutex::default(),
             retrying: AtomicUsize::new(0),
             oldest: AtomicU64::new(0),
-            comebacks: AtomicU64::new(0),
-            back: Notify::new(),
-            doubt: Notify::new(),
+            position: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            recoveries: AtomicU64::new(0),
+            recovered: Notify::new(),
+            suspected: Notify::new(),
         })
     }
 
@@ -70,7 +91,7 @@ impl Health {
 
     /// `Err` says why the sink does not take messages now.
     pub fn check(&self) -> Result<(), String> {
-        let state = self.state();
+        let state = self.state.lock();
         if let Some((cause, _)) = &state.unreadable {
             return Err(format!("the spool cannot be read: {cause}"));
         }
@@ -80,74 +101,115 @@ impl Health {
             Some(Ok(())) if self.count_retrying() > 0 => {
                 Err(state.failure.clone().unwrap_or_else(|| "messages wait to be tried again".into()))
             }
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => state.places.blocked.clone().map_or(Ok(()), Err),
         }
     }
 
-    /// Takes the result of a probe. When the destination is back, whoever waits to try again does so now.
+    /// The places that are away, also while the sink is ready.
+    pub fn places(&self) -> PlacesAway {
+        self.state.lock().places.clone()
+    }
+
+    /// Takes the result of a probe. When the destination has recovered, failed messages are retried at once.
     pub fn probed(&self, result: Result<(), String>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match (&state.probed, &result) {
             (Some(Ok(())) | None, Err(cause)) => tracing::warn!(sink = self.sink, cause, "sink cannot be reached"),
             (Some(Err(_)), Ok(())) => {
                 tracing::info!(sink = self.sink, "sink is back");
-                self.comebacks.fetch_add(1, Ordering::SeqCst);
-                self.back.notify_waiters();
+                self.recoveries.fetch_add(1, Ordering::SeqCst);
+                self.recovered.notify_waiters();
             }
             _ => {}
         }
         state.probed = Some(result);
     }
 
-    /// How often the destination has come back so far: taken before an attempt, for [`Self::back_since`].
-    pub fn comebacks(&self) -> u64 {
-        self.comebacks.load(Ordering::SeqCst)
+    /// How often the destination has recovered so far: taken before an attempt, for [`Self::recovered_since`].
+    pub(super) fn recoveries(&self) -> u64 {
+        self.recoveries.load(Ordering::SeqCst)
     }
 
-    /// Resolves once the destination has come back more often than `comebacks`.
-    pub async fn back_since(&self, comebacks: u64) {
+    /// Resolves once the destination has recovered more often than `recoveries`.
+    pub(super) async fn recovered_since(&self, recoveries: u64) {
         loop {
-            // Made before the look at the count: it learns of a comeback in between.
-            let back = self.back.notified();
-            if self.comebacks() > comebacks {
+            // Made before the count is read, so that no recovery in between is missed.
+            let recovered = self.recovered.notified();
+            if self.recoveries() > recoveries {
                 return;
             }
-            back.await;
+            recovered.await;
         }
     }
 
-    /// Resolves when an attempt has failed: a reason to probe.
-    pub async fn doubted(&self) {
-        self.doubt.notified().await;
+    /// An attempt failed: a reason to probe.
+    pub(super) fn suspect(&self) {
+        self.suspected.notify_one();
     }
 
-    /// A record begins to be tried again.
-    pub fn retrying(self: &Arc<Self>) -> Retrying {
+    /// Resolves when an attempt has failed.
+    pub async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+
+    /// Counts a record that waits for a retry.
+    pub(super) fn retrying(self: &Arc<Self>) -> Retrying {
         self.retrying.fetch_add(1, Ordering::Relaxed);
         Retrying(self.clone())
     }
 
-    /// How many records wait to be tried again.
+    /// How many records wait for a retry.
     pub fn count_retrying(&self) -> usize {
         self.retrying.load(Ordering::Relaxed)
     }
 
-    /// An attempt failed.
-    pub fn failed(&self, cause: &str) {
-        self.doubt.notify_one();
-        let mut state = self.state();
+    /// A publish failed and will be retried.
+    pub(super) fn failed(&self, cause: &str) {
+        self.suspect();
+        let mut state = self.state.lock();
         if state.failure.as_deref() != Some(cause) {
             state.failure = Some(cause.to_owned());
         }
-        if state.logged.is_none_or(|at| at.elapsed() >= REMINDER) {
-            state.logged = Some(Instant::now());
+        if state.failure_logged.is_none_or(|at| at.elapsed() >= REMINDER) {
+            state.failure_logged = Some(Instant::now());
             tracing::warn!(sink = self.sink, cause, waiting = self.count_retrying(), "publishing failed; trying again");
         }
     }
 
-    /// The disk refuses to read the records that come next.
-    pub fn unreadable(&self, cause: &str) {
-        let mut state = self.state();
+    /// A place went away while the destination is up.
+    pub(super) fn place_is_away(&self, place: &str, cause: &str) {
+        if self.may_name_place() {
+            tracing::warn!(sink = self.sink, place, cause, "place unavailable; its messages wait, others go on");
+        }
+    }
+
+    /// A place takes messages again.
+    pub(super) fn place_is_back(&self, place: &str) {
+        if self.may_name_place() {
+            tracing::info!(sink = self.sink, place, "place is back; its messages are sent");
+        }
+    }
+
+    fn may_name_place(&self) -> bool {
+        let (named, since) = &mut self.state.lock().places_logged;
+        if since.is_none_or(|since| since.elapsed() >= REMINDER) {
+            (*named, *since) = (0, Some(Instant::now()));
+        }
+        *named += 1;
+        if *named == NAMED_IN_LOG + 1 {
+            tracing::warn!(sink = self.sink, "more places change than the log names");
+        }
+        *named <= NAMED_IN_LOG
+    }
+
+    /// Takes the places that are away.
+    pub(super) fn set_places(&self, places: PlacesAway) {
+        self.state.lock().places = places;
+    }
+
+    /// The disk refuses to read the next records.
+    pub(super) fn unreadable(&self, cause: &str) {
+        let mut state = self.state.lock();
         let logged = match &state.unreadable {
             Some((_, logged)) if logged.elapsed() < REMINDER => *logged,
             _ => {
@@ -162,15 +224,22 @@ impl Health {
         state.unreadable = Some((cause.to_owned(), logged));
     }
 
-    /// It does so again.
-    pub fn readable(&self) {
-        self.state().unreadable = None;
+    /// The disk reads again.
+    pub(super) fn readable(&self) {
+        self.state.lock().unreadable = None;
         tracing::info!(sink = self.sink, "the spool can be read again");
     }
 
-    /// Notes the oldest record that is not settled.
-    pub fn set_oldest(&self, arrival: Option<Arrival>) {
-        self.oldest.store(arrival.map_or(0, |arrival| arrival.0 + 1), Ordering::Relaxed);
+    /// The sink reads on at `position`, `open` records before that are not settled, and the oldest waits since `oldest`.
+    pub(super) fn set_progress(&self, position: u64, open: usize, oldest: Option<Arrival>) {
+        self.position.store(position, Ordering::Relaxed);
+        self.open.store(open, Ordering::Relaxed);
+        self.oldest.store(oldest.map_or(0, |arrival| arrival.0 + 1), Ordering::Relaxed);
+    }
+
+    /// How many records are not settled, of a spool whose next record will have the offset `end`.
+    pub fn undelivered(&self, end: u64) -> u64 {
+        end.saturating_sub(self.position.load(Ordering::Relaxed)) + self.open.load(Ordering::Relaxed) as u64
     }
 
     /// How old the oldest record is that is not settled.
@@ -180,10 +249,6 @@ impl Health {
             None => Duration::ZERO,
         }
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
@@ -192,17 +257,17 @@ mod tests {
     use futures_util::FutureExt;
 
     #[test]
-    fn a_comeback_during_an_attempt_is_not_missed() {
+    fn a_recovery_during_an_attempt_is_not_missed() {
         let health = Health::new("kafka", true);
         health.probed(Err("gone".into()));
-        let before = health.comebacks();
-        let waiting = health.back_since(before).shared();
+        let before = health.recoveries();
+        let waiting = health.recovered_since(before).shared();
         assert!(waiting.clone().now_or_never().is_none());
         health.probed(Ok(()));
         assert!(waiting.now_or_never().is_some());
-        assert!(health.back_since(before).now_or_never().is_some());
-        assert!(health.back_since(health.comebacks()).now_or_never().is_none());
+        assert!(health.recovered_since(before).now_or_never().is_some());
+        assert!(health.recovered_since(health.recoveries()).now_or_never().is_none());
         health.probed(Ok(()));
-        assert_eq!(health.comebacks(), before + 1);
+        assert_eq!(health.recoveries(), before + 1);
     }
 }

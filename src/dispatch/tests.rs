@@ -1,3 +1,4 @@
+mod places;
 mod sinks;
 
 use super::*;
@@ -28,38 +29,43 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 struct Bench {
     spool: Arc<Spool>,
     dispatcher: Dispatcher,
-    stop: signal::Sender<bool>,
+    stop: watch::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
 impl Bench {
     async fn new(sink: Arc<dyn Sink>, config: Config, events: Vec<Event>) -> Self {
+        Self::with_topic(sink, config, None, events).await
+    }
+
+    async fn with_topic(sink: Arc<dyn Sink>, config: Config, topic: Option<&str>, events: Vec<Event>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&settings, &["sink"], Metrics::default().spool).unwrap());
         spool.append(events).await.unwrap();
+        let route = crate::route::Config { topic: topic.map(str::to_owned), ..Default::default() };
         let parts = Parts {
             name: "sink".into(),
             config,
-            route: Route::compile(&crate::route::Config::default(), Dialect::Kafka).unwrap(),
+            route: Route::compile(&route, Dialect::Kafka).unwrap(),
             sink,
             dead_letters: DeadLetters::new(dir.path(), "sink", &Default::default(), Default::default()),
             metrics: SinkMetrics::default(),
             health: Health::new("sink", true),
-            watches: None,
+            deliveries: None,
         };
-        let (stop, stopped) = signal::channel(false);
+        let (stop, stopped) = watch::channel(false);
         let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).unwrap();
         Self { spool, dispatcher, stop, _dir: dir }
     }
 }
 
 #[tokio::test]
-async fn records_under_way_fit_the_look_ahead_however_small_they_are() {
+async fn records_in_flight_fit_max_in_flight_bytes_however_small_they_are() {
     let event = |number| Event::parse(&format!("{{\"n\":{number}}}"), 9, Arrival::now()).unwrap();
     let sink = Arc::new(Silent::default());
     // More places than a semaphore can have.
-    let config = Config { max_in_flight: usize::MAX, look_ahead: ByteSize::mib(1), ..Default::default() };
+    let config = Config { max_in_flight: usize::MAX, max_in_flight_bytes: ByteSize::mib(1), ..Default::default() };
     let bench = Bench::new(sink.clone(), config, (0..4000).map(event).collect()).await;
     let ended = tokio::time::timeout(Duration::from_millis(500), bench.dispatcher.run()).await;
     assert!(ended.is_err());
@@ -97,7 +103,7 @@ async fn what_waits_behind_its_conversation_leaves_room_for_others() {
         Event::parse(&text, 9, Arrival::now()).unwrap()
     };
     let sink = Arc::new(Silent::default());
-    let config = Config { look_ahead: ByteSize::mib(1), ..Default::default() };
+    let config = Config { max_in_flight_bytes: ByteSize::mib(1), ..Default::default() };
     let events = (0..WAITING).map(|number| ("busy", number)).chain([("other", WAITING)]).map(event).collect();
     let bench = Bench::new(sink.clone(), config, events).await;
     let running = tokio::spawn(bench.dispatcher.run());
@@ -130,12 +136,12 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     let event = |number| Event::parse(&payload(number), 9, Arrival::now()).unwrap();
     let sink = Arc::new(Manual::default());
     let mut bench = Bench::new(sink.clone(), Config::default(), (0..3).map(event).collect()).await;
-    let (watcher, watches) = watches();
-    bench.dispatcher.watches = Some(watches);
+    let (watch, requests) = delivery_watch();
+    bench.dispatcher.deliveries = Some(requests);
     let running = tokio::spawn(bench.dispatcher.run());
     let ask = |fresh| {
-        let watcher = watcher.clone();
-        let asked = async move { watcher.settled(Arc::new(Placed { fresh, earlier: Vec::new() })).await };
+        let watch = watch.clone();
+        let asked = async move { watch.settled(&Placed { fresh, earlier: Vec::new() }).await };
         tokio::time::timeout(PATIENCE, asked).map(|answer| answer.expect("an answer")).boxed()
     };
     // Asked before it is settled, and after; and before it is stored at all.
@@ -194,5 +200,5 @@ async fn others_have_their_turn_while_a_sink_has_much_to_do() {
         longest = longest.max(seen - before);
     }
     running.abort();
-    assert!(longest < 4 * turn::RECORDS, "{longest} records before the next one had its turn");
+    assert!(longest < 128, "{longest} records before the next one had its turn");
 }

@@ -1,6 +1,6 @@
 //! `ack = "delivered"`: a stored request waits for the sinks before it is answered.
 
-use crate::dispatch::Watcher;
+use crate::dispatch::DeliveryWatch;
 use crate::spool::Placed;
 use futures_util::future::join_all;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const REQUEST: usize = 16;
 /// Waits for all sinks that a request has to wait for.
 #[derive(Debug)]
 pub struct Delivery {
-    watchers: Vec<Watcher>,
+    watches: Vec<DeliveryWatch>,
     timeout: Duration,
     places: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
@@ -34,8 +34,8 @@ pub struct Delivered {
 
 impl Delivery {
     /// Waits for these sinks, up to `timeout`, and no longer than until `stop` turns true.
-    pub fn new(watchers: Vec<Watcher>, timeout: Duration, stop: watch::Receiver<bool>) -> Self {
-        Self { watchers, timeout, places: Arc::new(Semaphore::new(PLACES)), stop }
+    pub fn new(watches: Vec<DeliveryWatch>, timeout: Duration, stop: watch::Receiver<bool>) -> Self {
+        Self { watches, timeout, places: Arc::new(Semaphore::new(PLACES)), stop }
     }
 
     /// Waits until the events are settled. Says only what is certain by then.
@@ -44,8 +44,7 @@ impl Delivery {
         let count = placed.count();
         let size = (REQUEST + count.stored + count.duplicates).min(PLACES);
         let Ok(_place) = self.places.try_acquire_many(size as u32) else { return nothing_known };
-        let placed = Arc::new(placed);
-        let settled = join_all(self.watchers.iter().map(|watcher| watcher.settled(placed.clone())));
+        let settled = join_all(self.watches.iter().map(|watch| watch.settled(&placed)));
         let mut stop = self.stop.clone();
         let settled = tokio::select! {
             biased;
@@ -53,7 +52,7 @@ impl Delivery {
             _ = stop.wait_for(|stop| *stop) => Vec::new(),
         };
         let dead_letters = settled.iter().flatten().sum();
-        let all_settled = settled.len() == self.watchers.len() && settled.iter().all(Option::is_some);
+        let all_settled = settled.len() == self.watches.len() && settled.iter().all(Option::is_some);
         Delivered { complete: all_settled && dead_letters == 0, dead_letters }
     }
 }

@@ -1,0 +1,168 @@
+//! Renders a record and publishes it, with retries for as long as it takes.
+
+use super::backoff::Backoff;
+use super::{Health, Parts, stopped};
+use crate::dead_letter::DeadLetters;
+use crate::metrics::SinkMetrics;
+use crate::route::{Route, Routed};
+use crate::sink::{Failure, Message, Sink};
+use crate::spool::Record;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+
+/// Publishes the records of one sink, many at a time.
+pub struct Publisher {
+    name: String,
+    route: Route,
+    sink: Arc<dyn Sink>,
+    dead_letters: DeadLetters,
+    permits: Semaphore,
+    /// The offset behind the last record that was sent.
+    sent_end: AtomicU64,
+    pub metrics: SinkMetrics,
+    pub health: Arc<Health>,
+    stop: watch::Receiver<bool>,
+}
+
+/// The end of a record's publish.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The destination has acknowledged it.
+    Acked,
+    /// The sink does not want it.
+    Filtered,
+    /// It was refused, and is a durable dead letter.
+    DeadLettered,
+    /// Its place is away while the destination is up.
+    Away(Away),
+    /// The bridge stops; the record stays in the spool.
+    Deferred,
+}
+
+/// The fields of [`Failure::Place`].
+#[derive(Debug)]
+pub struct Away {
+    pub place: String,
+    pub cause: String,
+    pub expires: bool,
+}
+
+impl Publisher {
+    pub fn new(parts: Parts, stop: watch::Receiver<bool>) -> Self {
+        let Parts { name, config, route, sink, dead_letters, metrics, health, .. } = parts;
+        let permits = Semaphore::new(config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS));
+        Self { name, route, sink, dead_letters, permits, sent_end: AtomicU64::new(0), metrics, health, stop }
+    }
+
+    /// Publishes the record until it is settled or its place is away.
+    pub async fn publish(self: Arc<Self>, record: Arc<Record>) -> (Arc<Record>, Outcome) {
+        let outcome = match self.render(&record) {
+            Routed::Message(message) => self.send(&record, &message).await,
+            Routed::Refused { cause, message } => self.dead_letter(&record, &message, &cause).await,
+            Routed::Filtered => Outcome::Filtered,
+        };
+        (record, outcome)
+    }
+
+    /// Makes a dead letter of a record that has waited for its place as long as it may.
+    pub async fn give_up(self: Arc<Self>, record: Arc<Record>, away: Away) -> (Arc<Record>, Outcome) {
+        let outcome = match self.render(&record) {
+            Routed::Message(message) | Routed::Refused { message, .. } => {
+                let cause = format!("{}: {}", away.place, away.cause);
+                self.dead_letter(&record, &message, &cause).await
+            }
+            Routed::Filtered => Outcome::Filtered,
+        };
+        (record, outcome)
+    }
+
+    fn render(&self, record: &Record) -> Routed {
+        if record.target.as_deref().is_some_and(|target| target != self.name) {
+            return Routed::Filtered;
+        }
+        let routed = self.route.render(record, |error| {
+            if self.metrics.filter_failures.inc() == 0 {
+                tracing::warn!(%error, sink = self.name, "`when` has no result for an event");
+            }
+        });
+        if matches!(routed, Routed::Filtered) {
+            self.metrics.filtered.inc();
+        }
+        routed
+    }
+
+    async fn send(&self, record: &Record, message: &Message) -> Outcome {
+        let mut backoff = Backoff::default();
+        let mut retrying = None;
+        loop {
+            let Ok(permit) = self.permits.acquire().await else { return Outcome::Deferred };
+            if !self.may_send(record) {
+                return Outcome::Deferred;
+            }
+            self.sent_end.fetch_max(record.offset + 1, Ordering::Relaxed);
+            let recoveries = self.health.recoveries();
+            self.metrics.in_flight.inc();
+            let result = self.sink.publish(message).await;
+            self.metrics.in_flight.dec();
+            drop(permit);
+            let (cause, retry_after) = match result {
+                Ok(()) => {
+                    self.metrics.published.inc();
+                    return Outcome::Acked;
+                }
+                Err(Failure::Rejected { cause }) => {
+                    drop(retrying);
+                    return self.dead_letter(record, message, &cause).await;
+                }
+                Err(Failure::Place { place, cause, expires }) => {
+                    self.metrics.retried.inc();
+                    self.health.suspect();
+                    return Outcome::Away(Away { place, cause, expires });
+                }
+                Err(Failure::Unavailable { cause, retry_after }) => (cause, retry_after),
+            };
+            retrying.get_or_insert_with(|| self.health.retrying());
+            if !self.pause(&cause, backoff.next(retry_after), recoveries).await {
+                return Outcome::Deferred;
+            }
+            if self.health.recoveries() > recoveries {
+                // The destination has recovered, so earlier failures say nothing about it.
+                backoff = Backoff::default();
+            }
+        }
+    }
+
+    /// Keeps the message as a dead letter, however long the disk or a full store refuses that.
+    async fn dead_letter(&self, record: &Record, message: &Message, cause: &str) -> Outcome {
+        let mut backoff = Backoff::default();
+        let mut retrying = None;
+        while let Err(error) = self.dead_letters.keep(record, message, cause).await {
+            retrying.get_or_insert_with(|| self.health.retrying());
+            if !self.pause(&error.to_string(), backoff.next(None), self.health.recoveries()).await {
+                return Outcome::Deferred;
+            }
+        }
+        self.metrics.dead_lettered.inc();
+        Outcome::DeadLettered
+    }
+
+    /// Once the bridge stops, only records are sent that others behind them have overtaken.
+    fn may_send(&self, record: &Record) -> bool {
+        !*self.stop.borrow() || record.offset < self.sent_end.load(Ordering::Relaxed)
+    }
+
+    /// Waits before the next attempt, or until the destination has recovered since the one that failed; `false` if the bridge
+    /// stops.
+    async fn pause(&self, cause: &str, delay: Duration, recoveries: u64) -> bool {
+        self.metrics.retried.inc();
+        self.health.failed(cause);
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = stopped(&mut stop) => false,
+            () = tokio::time::sleep(delay) => true,
+            () = self.health.recovered_since(recoveries) => true,
+        }
+    }
+}
