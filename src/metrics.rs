@@ -142,6 +142,8 @@ pub struct SpoolMetrics {
 pub struct SinkMetrics {
     /// Messages that the destination acknowledged.
     pub published: Counter,
+    /// Acknowledged messages that the destination had stored before.
+    pub duplicates: Counter,
     /// Publishes that failed and were tried again.
     pub retried: Counter,
     /// Messages refused for good and kept as dead letters.
@@ -223,6 +225,7 @@ struct SinkLabel {
 #[derive(Clone, Debug, Default)]
 struct SinkFamilies {
     published: Family<SinkLabel, Counter>,
+    duplicates: Family<SinkLabel, Counter>,
     retried: Family<SinkLabel, Counter>,
     dead_lettered: Family<SinkLabel, Counter>,
     dead_letter_bytes: Family<SinkLabel, Gauge>,
@@ -326,6 +329,11 @@ impl Default for Metrics {
         let sinks = SinkFamilies::default();
         let at = registry.sub_registry_with_prefix("sink");
         at.register("published", "Messages that the destination acknowledged", sinks.published.clone());
+        at.register(
+            "duplicates",
+            "Acknowledged messages that the destination had stored before",
+            sinks.duplicates.clone(),
+        );
         at.register("retried", "Publishes that failed and were tried again", sinks.retried.clone());
         at.register("dead_lettered", "Messages refused for good and kept as dead letters", sinks.dead_lettered.clone());
         at.register("dead_letter_bytes", "Dead letters on disk", sinks.dead_letter_bytes.clone());
@@ -381,6 +389,7 @@ impl Metrics {
         self.spool.skipped(name);
         SinkMetrics {
             published: self.sinks.published.get_or_create_owned(&label),
+            duplicates: self.sinks.duplicates.get_or_create_owned(&label),
             retried: self.sinks.retried.get_or_create_owned(&label),
             dead_lettered: self.sinks.dead_lettered.get_or_create_owned(&label),
             dead_letters: DeadLetterMetrics {

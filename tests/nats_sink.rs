@@ -120,6 +120,27 @@ async fn headers_and_payload_arrive_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_message_that_the_stream_has_is_a_duplicate_and_one_with_an_id_of_its_own_is_stored_again() {
+    let server = Server::start("").await;
+    let stream = stream(&server, |_| {}).await;
+    let sink = sink(&server, "");
+    let sent = || message(1, "telecmi.cdr.a.b");
+    let first = sent();
+    deliver(&sink, &first).await;
+    assert!(!first.is_duplicate());
+    let again = sent();
+    sink.publish(&again).await.unwrap();
+    assert!(again.is_duplicate());
+    let forced = sent().with_dedup_id("1-7");
+    sink.publish(&forced).await.unwrap();
+    assert!(!forced.is_duplicate());
+    assert_eq!(stream.get_info().await.unwrap().state.messages, 2);
+    let stored = stream.get_raw_message(2).await.unwrap();
+    assert_eq!(stored.headers.get("Nats-Msg-Id").unwrap().as_str(), "1-7");
+    assert_eq!(stored.headers.get("ce-id").unwrap().as_str(), "1");
+}
+
+#[tokio::test]
 async fn a_missing_stream_is_named_and_mended_without_a_restart() {
     let server = Server::start("").await;
     let sink = sink(&server, "");

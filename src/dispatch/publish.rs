@@ -110,6 +110,9 @@ impl Publisher {
             let (cause, retry_after) = match result {
                 Ok(()) => {
                     self.metrics.published.inc();
+                    if message.is_duplicate() {
+                        self.metrics.duplicates.inc();
+                    }
                     return Outcome::Acked;
                 }
                 Err(Failure::Rejected { cause }) => {

@@ -1,7 +1,8 @@
 //! The input of a sink: a record rendered for its destination.
 
 use crate::event::EventId;
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 /// A record rendered for one sink.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +13,9 @@ pub struct Message {
     partition_by: String,
     headers: Vec<(&'static str, String)>,
     payload: Arc<[u8]>,
+    /// In place of the event's id, where the destination is to store the event once more.
+    dedup_id: Option<String>,
+    duplicate: OnceLock<()>,
 }
 
 impl Message {
@@ -24,6 +28,8 @@ impl Message {
             partition_by: partition_by.into(),
             headers: Vec::new(),
             payload: payload.into(),
+            dedup_id: None,
+            duplicate: OnceLock::new(),
         }
     }
 
@@ -41,6 +47,26 @@ impl Message {
     /// Stable across resends of the same event: consumers and JetStream deduplicate by it.
     pub fn id(&self) -> EventId {
         self.id
+    }
+
+    /// The same message with an id of its own for the destination to deduplicate by. Its headers keep the event's id.
+    pub fn with_dedup_id(self, id: impl Into<String>) -> Self {
+        Self { dedup_id: Some(id.into()), ..self }
+    }
+
+    /// The text by which the destination recognises a copy: the event's id unless it was set.
+    pub fn dedup_id(&self) -> Cow<'_, str> {
+        self.dedup_id.as_deref().map_or_else(|| self.id.to_string().into(), Cow::from)
+    }
+
+    /// The destination had stored the message before, and has not stored it again. A sink says so before it returns `Ok`.
+    pub fn mark_duplicate(&self) {
+        let _ = self.duplicate.set(());
+    }
+
+    /// Whether the destination had stored the message before.
+    pub fn is_duplicate(&self) -> bool {
+        self.duplicate.get().is_some()
     }
 
     /// The event as received, or a CloudEvents envelope around it.

@@ -110,7 +110,12 @@ impl NatsSink {
             Some(Answer::Reply(reply)) => match acknowledged(subject, &reply.payload) {
                 Err(Refused::Stream(error)) => Some(error),
                 Err(Refused::Message(failure)) => return Err(failure),
-                Ok(_) => return Ok(()),
+                Ok(ack) => {
+                    if ack.duplicate {
+                        message.mark_duplicate();
+                    }
+                    return Ok(());
+                }
             },
             Some(Answer::Lost) | None => {
                 since = self.ack_timeout;
@@ -131,7 +136,7 @@ impl NatsSink {
             let value = value.map_err(|error| Failure::rejected(format!("header `{name}`: {error}")))?;
             headers.insert(HeaderName::from_static(name), value);
         }
-        headers.insert(header::NATS_MESSAGE_ID, message.id().to_string());
+        headers.insert(header::NATS_MESSAGE_ID, &*message.dedup_id());
         if let Some(stream) = self.streams.as_ref().and_then(Streams::name) {
             headers.insert(header::NATS_EXPECTED_STREAM, stream);
         }
