@@ -345,7 +345,7 @@ impl Default for Metrics {
         at.register("filtered", "Records that `when` kept from this sink", sinks.filtered.clone());
         at.register(
             "filter_failures",
-            "Evaluations of `when` without a result: a field is missing, or the event cannot be read",
+            "Evaluations of `when` without a result: a field is missing, or cannot be read",
             sinks.filter_failures.clone(),
         );
         at.register("in_flight", "Messages handed to the destination and not answered yet", sinks.in_flight.clone());

@@ -98,6 +98,24 @@ fn a_wrong_configuration_exits_with_78_and_says_where_what_and_what_else() {
 }
 
 #[test]
+fn check_refuses_a_placeholder_that_can_never_have_a_value() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("cdrelay.toml");
+    for (placeholder, word) in [
+        ("{query.token}", "secret"),
+        ("{labels.region}", "label `region`"),
+        ("{ingress.name}", "never have a value"),
+        ("{query.}", "proper name"),
+    ] {
+        let auth =
+            "[[ingress.auth]]\ntype = 'query'\nparameter = 'token'\nsecrets = ['0123456789abcdef0123456789abcdef']";
+        let config = format!("{auth}\n[sinks.out]\ntype = 'stdout'\ntopic = 'cdr.{placeholder}'\n");
+        fs::write(&path, config).unwrap();
+        refused(&["check", "--config", path.to_str().unwrap()], 78, &["`sinks.out.topic`", word]);
+    }
+}
+
+#[test]
 fn several_files_are_merged_in_order() {
     let directory = TempDir::new().unwrap();
     let (first, second) = (directory.path().join("a.toml"), directory.path().join("b.yaml"));

@@ -76,14 +76,19 @@ async fn a_filter_keeps_events_from_its_own_sink_only_and_an_undecided_one_does_
 
 #[tokio::test]
 async fn an_event_that_the_filter_cannot_read_is_kept_as_a_dead_letter_and_not_sent() {
-    let config = "[sinks.stdout]\ntype = 'stdout'\nwhen = \"event.type != 'internal'\"\nwhen_undecided = 'send'\n";
+    let config = "[sinks.stdout]\ntype = 'stdout'\nwhen = \"event.type != 'internal' && event.x != 0\"\nwhen_undecided = 'send'\n";
     let bridge = Bridge::start(&format!("{ANY_PORTS}{config}")).await;
-    for unreadable in [r#"{"type":"internal","x":1e999}"#, r#"{"type":"internal","x":"\ud800"}"#] {
+    for unreadable in
+        [r#"{"type":"cdr","x":1e999}"#, r#"{"type":"cdr","x":"\ud800"}"#, r#"{"type":"internal","y":1e999,"x":1}"#]
+    {
         assert_eq!(bridge.post(unreadable, "application/json").await.status, 200);
     }
-    assert_eq!(bridge.post(r#"{"type":"cdr"}"#, "application/json").await.status, 200);
+    assert_eq!(bridge.post(r#"{"type":"cdr","x":1}"#, "application/json").await.status, 200);
     settled(&bridge, &["stdout"]).await;
-    assert_eq!(bridge.stdout_lines().iter().map(|line| event(line)).collect::<Vec<_>>(), [json!({ "type": "cdr" })]);
+    assert_eq!(
+        bridge.stdout_lines().iter().map(|line| event(line)).collect::<Vec<_>>(),
+        [json!({ "type": "cdr", "x": 1 })]
+    );
     assert_eq!(bridge.metric("cdrelay_sink_dead_lettered_total{sink=\"stdout\"}").await, Some(2.0));
 }
 

@@ -73,7 +73,8 @@ pub fn check_depth(text: &str, max_depth: usize) -> Result<(), Error> {
 
 /// `text` as a JSON string, quotes included.
 pub fn quote(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    // To write a string into memory does not fail. The second way is the slower one that cannot.
+    serde_json::to_string(text).unwrap_or_else(|_| serde_json::Value::from(text).to_string())
 }
 
 /// A value: text without quotes and escapes, or JSON as it is written.

@@ -18,7 +18,8 @@ pub fn decode(data: &[u8]) {
     let body = input.0;
     let config = config(kind & 4 != 0);
     let query = std::str::from_utf8(body).ok();
-    let content_type = [Some(&b"application/json"[..]), Some(FORM), None, None];
+    let multipart = (kind & 8 != 0).then_some(&b"multipart/form-data; boundary=b"[..]);
+    let content_type = [Some(&b"application/json"[..]), Some(FORM), multipart, None];
     let content = match (kind & 3, query) {
         (3, Some(query)) => Content { method: "GET", query: Some(query), content_type: None, body: b"" },
         (kind, _) => Content { method: "POST", query: None, content_type: content_type[usize::from(kind)], body },

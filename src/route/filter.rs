@@ -1,12 +1,13 @@
 //! `when`: a CEL expression on an event, its query and its route that decides whether a sink wants a record.
 
-use crate::event::Event;
+use super::View;
+use crate::event::{Event, json};
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, StructExpr};
 use cel::extractors::This;
 use cel::objects::Key;
 use cel::{Context, ExecutionError, Program, Value};
 use regex_lite::Regex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub struct Filter {
     /// All functions. To make this takes many times as long as to evaluate an expression.
     functions: Context<'static, 'static>,
     source: String,
+    /// The fields that the expression names as `event.name`; `None` if it uses `event` in another way, and so needs all.
+    fields: Option<BTreeSet<String>>,
 }
 
 /// The constant patterns of `matches` in an expression, compiled.
@@ -61,22 +64,28 @@ impl Filter {
             matches(&patterns, &text, &pattern)
         });
         added.map_err(|error| error.to_string())?;
-        Ok(Self { program, functions, source: source.to_owned() })
+        let fields = event_fields(program.expression());
+        Ok(Self { program, functions, source: source.to_owned(), fields })
     }
 
-    /// Whether the expression holds for `event`.
-    pub fn passes(&self, event: &Event) -> Result<bool, FilterError> {
+    /// Whether the expression holds for an event. Only the fields that it names are read.
+    pub fn passes(&self, view: &View<'_>) -> Result<bool, FilterError> {
         let mut context = self.functions.new_inner_scope();
-        let references = self.program.references();
-        if references.has_variable("event") {
-            let parsed = serde_json::from_str(event.payload());
-            let parsed = parsed.map_err(|error| FilterError::Failed(format!("the event cannot be read: {error}")))?;
-            context.add_variable_from_value("event", convert(parsed));
+        let mut fields = HashMap::<Key, Value>::new();
+        for member in view.fields.members() {
+            let name = str::from_utf8(&member.name);
+            match (&self.fields, name) {
+                (Some(needed), Ok(name)) if !needed.contains(name) => {}
+                (Some(_), Err(_)) => {}
+                (_, Ok(name)) => drop(fields.insert(name.to_owned().into(), value(name, &member.value)?)),
+                (None, Err(_)) => return Err(FilterError::Failed("the name of a field is no text".into())),
+            }
         }
-        if references.has_variable("query") {
-            context.add_variable_from_value("query", query(event));
+        context.add_variable_from_value("event", Value::Map(fields.into()));
+        if self.program.references().has_variable("query") {
+            context.add_variable_from_value("query", query(view.event));
         }
-        context.add_variable_from_value("ingress", event.ingress());
+        context.add_variable_from_value("ingress", view.event.ingress());
         // A panic in the library must not stop a sink.
         match catch_unwind(AssertUnwindSafe(|| self.program.execute(&context))) {
             Ok(Ok(Value::Bool(passes))) => Ok(passes),
@@ -84,6 +93,18 @@ impl Filter {
             Ok(Err(error)) => Err(classify(error)),
             Err(_) => Err(FilterError::Failed("the evaluation failed".into())),
         }
+    }
+}
+
+/// The value of a field.
+fn value(name: &str, value: &json::Value<'_>) -> Result<Value, FilterError> {
+    let unreadable = |problem: &dyn fmt::Display| FilterError::Failed(format!("`{name}` cannot be read: {problem}"));
+    match value {
+        json::Value::Text(text) => match str::from_utf8(text) {
+            Ok(text) => Ok(Value::String(Arc::new(text.to_owned()))),
+            Err(_) => Err(unreadable(&"it holds half a surrogate pair")),
+        },
+        json::Value::Json(raw) => serde_json::from_str(raw.get()).map(convert).map_err(|error| unreadable(&error)),
     }
 }
 
@@ -162,6 +183,19 @@ fn parts(expression: &IdedExpr) -> Vec<&IdedExpr> {
     }
 }
 
+/// The fields named as `event.name`; `None` if `event` is used in another way.
+fn event_fields(expression: &IdedExpr) -> Option<BTreeSet<String>> {
+    let is_event = |expression: &IdedExpr| matches!(&expression.expr, Expr::Ident(name) if name == "event");
+    match &expression.expr {
+        Expr::Select(select) if is_event(&select.operand) => Some([select.field.clone()].into()),
+        _ if is_event(expression) => None,
+        _ => parts(expression).into_iter().map(event_fields).try_fold(BTreeSet::new(), |mut all, fields| {
+            all.extend(fields?);
+            Some(all)
+        }),
+    }
+}
+
 /// A name that is not in scope: neither one of [`VARIABLES`] nor a variable of a macro (`all`, `exists`, `map`, …) around it.
 fn unknown<'a>(expression: &'a IdedExpr, scope: &mut Vec<&'a str>) -> Option<&'a str> {
     match &expression.expr {
@@ -205,7 +239,7 @@ mod tests {
     use crate::event::Arrival;
 
     fn passes(when: &str, event: &str) -> Result<bool, FilterError> {
-        Filter::compile(when).unwrap().passes(&Event::parse(event, 64, Arrival(0)).unwrap())
+        Filter::compile(when).unwrap().passes(&View::of(&Event::parse(event, 128, Arrival(0)).unwrap()))
     }
 
     #[test]
@@ -241,8 +275,8 @@ mod tests {
     fn expressions_see_the_route_whatever_the_payload_says() {
         let event = Event::parse(r#"{"ingress":"forged"}"#, 9, Arrival(0)).unwrap();
         let filter = Filter::compile("ingress == 'east' && event.ingress == 'forged'").unwrap();
-        assert_eq!(filter.passes(&event), Ok(false));
-        assert_eq!(filter.passes(&event.by(Some("east".into()))), Ok(true));
+        assert_eq!(filter.passes(&View::of(&event)), Ok(false));
+        assert_eq!(filter.passes(&View::of(&event.by(Some("east".into())))), Ok(true));
     }
 
     #[test]
@@ -270,15 +304,19 @@ mod tests {
     #[test]
     fn an_event_that_cannot_be_read_or_an_evaluation_that_fails_decides_nothing() {
         let deep = format!("{{\"x\":{}{}}}", "[".repeat(127), "]".repeat(127));
-        for unreadable in [r#"{"x":1e999}"#, r#"{"x":"\ud800"}"#, r#"{"\udc00":1}"#, &deep] {
+        for unreadable in [r#"{"x":1e999}"#, r#"{"x":"\ud800"}"#, r#"{"x":1,"\udc00":1}"#] {
             let event = Event::parse(unreadable, 128, Arrival(0)).unwrap();
-            for when in ["event.x != 'y'", "has(event.type)", "event == event"] {
-                let result = Filter::compile(when).unwrap().passes(&event);
-                assert!(matches!(result, Err(FilterError::Failed(_))), "{when} of {unreadable}: {result:?}");
+            let result = |when: &str| Filter::compile(when).unwrap().passes(&View::of(&event));
+            for when in ["event.x != 'y'", "has(event.x) && event.x != 'y'", "event == event", "event['x'] != 'y'"] {
+                let fails = matches!(result(when), Err(FilterError::Failed(_)));
+                assert!(fails || unreadable.contains("udc00") && when.contains("event.x"), "{when} of {unreadable}");
             }
-            // A condition on the route alone does not need the event.
-            assert_eq!(Filter::compile("ingress == 'east'").unwrap().passes(&event), Ok(false));
+            // Conditions on the route or on other fields do not need the one that cannot be read.
+            assert_eq!(result("ingress == 'east'"), Ok(false));
+            assert_eq!(result("has(event.type)"), Ok(false));
         }
+        // No depth that the ingress can allow is too deep.
+        assert_eq!(passes("event.x != 'y'", &deep), Ok(true));
         for (when, event) in [
             ("event.n + 9223372036854775807 > 0", r#"{"n":1}"#),
             ("1 / event.n > 0", r#"{"n":0}"#),
@@ -293,9 +331,9 @@ mod tests {
     fn expressions_see_the_query_beside_the_body() {
         let event = Event::parse(r#"{"query":{"tenant":"forged"}}"#, 9, Arrival(0)).unwrap();
         let filter = Filter::compile("query.tenant == 'acme'").unwrap();
-        assert!(matches!(filter.passes(&event), Err(FilterError::Undecided(_))));
-        assert_eq!(filter.passes(&event.clone().with_query(Some("tenant=acme&lead=42".into()))), Ok(true));
-        assert_eq!(filter.passes(&event.with_query(Some("tenant=other".into()))), Ok(false));
+        assert!(matches!(filter.passes(&View::of(&event)), Err(FilterError::Undecided(_))));
+        let passes = |query: &str| filter.passes(&View::of(&event.clone().with_query(Some(query.into()))));
+        assert_eq!((passes("tenant=acme&lead=42"), passes("tenant=other")), (Ok(true), Ok(false)));
     }
 
     #[test]

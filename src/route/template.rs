@@ -103,7 +103,7 @@ impl Template {
                     if !origins.is_empty()
                         && origins.values().all(|origin| origin.secret_parameters.contains(name)) =>
                 {
-                    return Err(format!("{{query.{name}}} has never a value: `{name}` is a secret and left out"));
+                    return Err(format!("{{query.{name}}} can never have a value: `{name}` is a secret, and left out"));
                 }
                 _ => {}
             }

@@ -254,7 +254,7 @@ fn the_numbers_of_events_and_fields_are_bounded() {
     }
 }
 
-/// The time for a body grows with its size alone, however it is made. Debug builds are some ten times slower than release builds.
+/// A release build takes 2 to 30 ms for any of them; a debug build some thirty times that. Quadratic work would take minutes.
 #[test]
 fn the_largest_body_of_any_shape_is_decoded_in_linear_time() {
     let size = 1 << 20;
@@ -279,6 +279,6 @@ fn the_largest_body_of_any_shape_is_decoded_in_linear_time() {
         let _ = decode(&text, None);
         let took = begun.elapsed();
         println!("{shape}: {took:?}");
-        assert!(took < std::time::Duration::from_secs(3), "{shape}: {took:?}");
+        assert!(took < std::time::Duration::from_secs(20), "{shape}: {took:?}");
     }
 }
