@@ -2,7 +2,6 @@
 
 mod check;
 mod dead_letters;
-mod logging;
 mod openapi;
 mod output;
 mod replay;
@@ -15,6 +14,7 @@ mod spool;
 use crate::bridge::RunError;
 use crate::config::{Config, ConfigError};
 use crate::dead_letter;
+use crate::logging;
 use crate::soak::SoakError;
 use crate::spool::inspect::Inspection;
 use clap::{Args, Parser, Subcommand};
@@ -88,7 +88,7 @@ impl Location {
     /// Where that is, for a command that may log.
     fn open(&self) -> Result<Site, CommandError> {
         let site = self.site()?;
-        logging::start_for_command(&site.config.log);
+        logging::start_for_command(&site.config.log)?;
         Ok(site)
     }
 

@@ -5,16 +5,15 @@
 mod environment;
 mod error;
 mod keys;
-mod log;
 mod renamed;
 mod validate;
 
 pub use error::ConfigError;
-pub use log::{Log, LogFormat};
 
 use crate::dead_letter;
 use crate::dispatch;
 use crate::ingress as webhooks;
+use crate::logging;
 use crate::route::{self, Dialect, Origins, Route};
 use crate::setting::period;
 use crate::sink::{kafka, nats, stdout};
@@ -49,7 +48,7 @@ pub struct Config {
     /// `[shutdown]`
     pub shutdown: Shutdown,
     /// `[log]`
-    pub log: Log,
+    pub log: logging::Config,
     /// `[sinks.NAME]`
     pub sinks: BTreeMap<String, Sink>,
 }

@@ -54,6 +54,7 @@ pub mod spool;
 pub mod event;
 pub mod http;
 pub mod log_throttle;
+pub mod logging;
 pub mod metrics;
 pub mod reloaded;
 pub mod setting;

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use cdrelay::cli::{Cli, USAGE};
+use cdrelay::logging;
 use clap::Parser;
 use clap::error::ErrorKind;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// Bodies come and go between records that stay: glibc's allocator, with its heap for every thread, keeps half as much again.
@@ -21,11 +21,13 @@ fn main() -> ExitCode {
             return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
         }
     };
-    match cli.execute() {
+    let code = match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "cdrelay: {error}");
+            logging::print(format_args!("cdrelay: {error}"));
             ExitCode::from(error.exit_code())
         }
-    }
+    };
+    logging::flush();
+    code
 }

@@ -247,6 +247,11 @@ impl Default for Metrics {
         let build = Family::<[(&str, &str); 1], Gauge>::default();
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", build);
+        registry.register(
+            "log_lines_dropped",
+            "Log lines dropped because nobody reads stderr",
+            crate::logging::dropped_lines(),
+        );
 
         let (mut ingress, spool) = (IngressMetrics::default(), SpoolMetrics::default());
         let at = registry.sub_registry_with_prefix("ingress");

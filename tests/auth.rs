@@ -278,7 +278,7 @@ async fn a_signature_over_an_empty_body_lets_no_event_in_by_the_query() {
         ("GET", "/webhook/cdr?team=forged", &[405][..]),
         ("HEAD", "/webhook/cdr?team=forged", &[405]),
         ("PUT", "/webhook/cdr?team=forged", &[405]),
-        ("POST", "/webhook/cdr?team=forged", &[401]),
+        ("POST", "/webhook/cdr?team=forged", &[400, 401]),
     ] {
         let answer = call(path, "").by(method).with("x-hub-signature-256", &signature).answer(&bridge).await;
         assert!(status.contains(&answer.status), "{method} {path}: {answer:?}");

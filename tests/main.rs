@@ -45,6 +45,7 @@ mod ingress;
 mod kafka_faults;
 mod kafka_sink;
 mod limits;
+mod logging;
 mod nats_faults;
 mod nats_sink;
 mod openapi;

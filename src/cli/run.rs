@@ -1,8 +1,9 @@
 //! `cdrelay run`
 
-use super::{CommandError, logging};
+use super::CommandError;
 use crate::bridge::{self, Listeners};
 use crate::config::Config;
+use crate::logging;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// More workers than this only cost memory: the work is bound by disk and network.
@@ -10,7 +11,7 @@ const MOST_WORKERS: usize = 4;
 
 /// Runs the bridge until SIGTERM or SIGINT; a second one ends the process at once.
 pub fn execute(config: Config) -> Result<(), CommandError> {
-    logging::start(&config.log);
+    logging::start(&config.log)?;
     raise_file_limit();
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
@@ -26,6 +27,7 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
             tokio::spawn(async move {
                 tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
                 tracing::warn!("second signal: ending at once; what was accepted is kept in the spool");
+                logging::flush();
                 std::process::exit(1);
             });
         };
