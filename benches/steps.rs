@@ -108,7 +108,7 @@ fn read(bencher: Bencher, from: &str) {
 const SINK: &str = "bench";
 
 fn open(directory: &TempDir, memory: ByteSize) -> Spool {
-    let config = Config { path: directory.path().join("spool"), memory, ..Config::default() };
+    let config = Config { path: directory.path().join("spool"), read_cache: memory, ..Config::default() };
     Spool::open(&config, &[SINK], SpoolMetrics::default()).unwrap()
 }
 

@@ -1,55 +1,53 @@
 //! The durable log on local disk: the only queue in the process.
 //!
 //! # Invariants
-//! - [`Spool::append`] returns only after `fdatasync`: what it has counted as stored survives `kill -9` and a power cut.
+//! - [`Spool::append`] returns only after `fdatasync`: a record that it has counted as stored survives `kill -9` and a power cut.
 //! - Offsets are given in order of arrival, without gaps, and never twice.
-//! - Acknowledged bytes are never written to again. A file whose write or sync failed is left alone and a new one is begun.
+//! - Acknowledged bytes are never written to again. A file whose write or sync failed is left alone and a new one is begun. No file is
+//!   used twice.
 //! - A segment is removed only once the durable cursor of every sink has passed its last record.
 //! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside. A disk that refuses to
 //!   read is waited for, see `spool/reader.rs`; a start needs the end of the log alone.
+//! - An append has a deadline, and a caller that goes away holds up no other.
 //!
-//! # On disk, format version 1
+//! # Path of a record
+//! [`Spool::append`] → `queue` → `writer`: encode, write, fdatasync → answer and `log` → [`Reader`] → [`Spool::settle`] → `maintenance`:
+//! write the cursor, remove the segment.
+//!
+//! # On disk, format version 2
 //! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
-//! - `lock`: held with `flock` by the process that uses the spool; holds its process id.
+//! - `lock`: locked by the process that uses the spool; holds its process id.
 //! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
 //!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32); every version begins with these 24 bytes and
-//!   their sum. Records follow without padding; a segment that is being written to is preallocated with zeros.
-//! - A record: CRC-32C of all that follows (u32), length of conversation, target and payload together (u32), offset (u64),
-//!   first offset of its group commit (u64), arrival in milliseconds since 1970 (u64), event id (16 bytes), length of the
-//!   conversation (u32), number of further records of the same request (u32), length of the target (u32), conversation,
-//!   target, payload. The target is the name of the only sink that the record is for, or empty; if the event did not come by the
-//!   route `default`, the byte FF and the name of its route belong to it. A NUL in the conversation is written as the bytes
-//!   C0 80, and JSON holds none: so nothing that a client sends can pass for a record, whose offset always has a zero byte,
-//!   when the way back into a damaged file is sought.
-//! - A segment that is nearly full becomes another when every sink has passed it, and has that one's records behind its own until they
-//!   are written over: their offsets are lower than its base, and they count as zeros do.
-//! - A segment that was ended in order has `CDRSEALD` at its end, the offset after its last record (u64), CRC-32C of these 16 bytes
-//!   (u32). One that was not nearly full is cut off for that behind its last record.
-//! - `spare`, `spare-<base>`: the file of the next segment, made while the last one fills or a former segment's; of no meaning after a
-//!   crash.
-//! - `cursor-<sink>`: see [`cursor`].
-//! - `known-<base>`: the identities of the events in a removed segment; see `spool/known.rs`.
+//!   their checksum. Records follow without padding; a segment that is being written to is preallocated with zeros, and cut off behind
+//!   its last record when it is full.
+//! - A record is a frame of 72 bytes and a body. Frame: CRC-32C of the rest of the frame (u32), CRC-32C of the body (u32), length of the
+//!   body (u32), number of further records of the same request (u32), offset (u64), first offset of its group commit (u64), arrival in
+//!   milliseconds since 1970 (u64), event id (16 bytes), lengths of conversation, target, ingress and query (u32 each). Body:
+//!   conversation, name of the only sink that the record is for (empty: all sinks), name of the route that it came by (empty: `default`),
+//!   query string beside the body (empty: none), payload. In a damaged file the next record is found by the frame's own checksum, which
+//!   takes a constant time for each position. A NUL in a body is written as the bytes C0 80: since offsets have a zero byte, nothing
+//!   that a client sends can pass for a frame.
+//! - `preallocated`: the next segment, made while the last one fills; meaningless after a crash.
+//! - `acknowledged`: the offset after the last acknowledged record. Unreadable records below it are damage; behind it they are a torn
+//!   write that nobody was told is stored. Its form and that of the next two: see [`cursor::PositionFile`].
+//! - `removed`: segments were removed below this offset because every sink had passed them; records that are missing above it are lost.
+//! - `cursor-<sink>`: everything below is settled.
+//! - `dedup`: the identities of events in removed segments; see `spool/dedup.rs`.
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does
 //!   not count as the spool's size any more and may be removed by hand.
 
-mod active;
 mod config;
 pub mod cursor;
+mod dedup;
 pub mod disk;
-mod gone;
 pub mod inspect;
-mod janitor;
-mod known;
-mod opening;
+mod log;
+mod maintenance;
 mod queue;
 mod reader;
-mod recent;
 mod recovery;
-mod room;
 pub mod segment;
-mod spare;
-mod sums;
-mod tail;
 mod writer;
 
 pub use config::{Config, Retain};
@@ -59,27 +57,30 @@ pub use reader::Reader;
 
 use crate::event::{Arrival, Event, Events};
 use crate::metrics::SpoolMetrics;
-use active::Active;
+use cursor::PositionFile;
+use dedup::Dedup;
 use disk::{Directory, Disk, LockError};
-use gone::Gone;
-use janitor::Janitor;
-use opening::assemble;
-use queue::{Queue, Release};
-use recent::Recent;
-use recovery::Segment;
-use room::Next;
-use std::collections::BTreeMap;
+use log::Log;
+use maintenance::{Maintenance, Signal};
+use parking_lot::Mutex;
+use queue::{Append, Queue};
+use reader::DiskReader;
+use recovery::{Proven, Recovered};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use tail::Tail;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use writer::Writer;
 
-/// An event at its place in the log.
+const DIRECTORY_LOST: &str = "its directory or files have been deleted under the running bridge; restart it";
+
+/// An event at its offset in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Its place.
+    /// Its offset.
     pub offset: u64,
     /// The only sink it is for; all of them if there is none.
     pub target: Option<Box<str>>,
@@ -115,61 +116,27 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Spool {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    append_timeout: Duration,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    maintenance: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What writer, readers and janitor have in common.
+/// The parts of the spool that its threads and readers have in common.
 #[derive(Debug)]
 struct Shared {
-    disk: Box<dyn Disk>,
-    log: Mutex<Log>,
-    /// What the writer recognises, and the janitor keeps of segments that go. Whoever holds it takes no other lock but that of the log.
-    recent: Mutex<Recent>,
-    /// Held while full segments are cut off.
-    sealing: Mutex<()>,
-    /// The offset after the last durable record.
-    end: watch::Sender<u64>,
-    queue: Queue,
-    /// Where the writer leaves commits for a task to answer their requests; it does so itself as long as there is none.
-    releases: OnceLock<mpsc::UnboundedSender<Release>>,
-    janitor: Janitor,
+    log: Log,
+    dedup: Mutex<Dedup>,
     cursors: Vec<Arc<Cursor>>,
+    queue: Arc<Queue>,
+    maintenance: Signal,
     metrics: SpoolMetrics,
-    max_size: u64,
-    segment_size: u64,
-    memory: usize,
-    retain: Option<Retain>,
+    directory_lost: AtomicBool,
     /// Whether one of the threads has panicked.
     abandoned: watch::Sender<bool>,
 }
 
-#[derive(Debug, Default)]
-struct Log {
-    segments: BTreeMap<u64, Segment>,
-    /// The base of the segment that is being written to.
-    active: Option<u64>,
-    /// Segments that are full and not cut off behind their last record yet, and the offset behind it. All of them have records: of those
-    /// without, the file's name is soon another's, so they are not left to another thread.
-    full: Vec<(Active, u64)>,
-    next: Next,
-    tail: Tail,
-    /// Also in segments that have been removed since, for as long as their events may be sent again.
-    gone: Gone,
-}
-
-impl Log {
-    fn segment_bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.bytes).sum()
-    }
-
-    /// All that counts as the spool's size.
-    fn bytes(&self) -> u64 {
-        self.segment_bytes() + self.next.size()
-    }
-}
-
 impl Spool {
-    /// Opens the spool in its directory with a cursor for each of `sinks`, recovering whatever a crash left.
+    /// Opens the spool in its directory with a cursor for each of `sinks`, recovering from a crash if there was one.
     pub fn open(config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> Result<Self, OpenError> {
         let directory = Directory::lock(&config.path)?;
         Ok(Self::on(Box::new(directory), config, sinks, metrics)?)
@@ -177,20 +144,20 @@ impl Spool {
 
     /// Opens a spool on any disk.
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
-        let (writer, keeper) = assemble(disk, config, sinks, metrics)?;
-        let shared = writer.shared.clone();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (sender, releases) = mpsc::unbounded_channel();
-            shared.releases.get_or_init(|| sender);
-            runtime.spawn(queue::carry_out(releases, shared.end.clone()));
-        }
-        // Should the second thread not start, dropping this ends the first.
-        let spool = Self { shared, threads: Mutex::default() };
-        let started = [
-            std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())?,
-            std::thread::Builder::new().name("spool-janitor".into()).spawn(move || keeper.run())?,
-        ];
-        spool.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        let shared = Arc::new(Shared::open(disk, config, sinks, metrics)?);
+        let spool = Self {
+            shared: shared.clone(),
+            append_timeout: config.append_timeout,
+            writer: Mutex::default(),
+            maintenance: Mutex::default(),
+        };
+        let (writer, maintenance) = (Writer::new(shared.clone()), Maintenance::new(shared));
+        // Should the second thread not start, dropping the spool ends the first.
+        let writer = std::thread::Builder::new().name("spool-writer".into()).spawn(move || writer.run())?;
+        *spool.writer.lock() = Some(writer);
+        let maintenance =
+            std::thread::Builder::new().name("spool-maintenance".into()).spawn(move || maintenance.run())?;
+        *spool.maintenance.lock() = Some(maintenance);
         Ok(spool)
     }
 
@@ -200,18 +167,17 @@ impl Spool {
         self.place(events).await.map(|placed| placed.count())
     }
 
-    /// The same as [`Self::append`], for who wants to know where the events are.
+    /// The same as [`Self::append`], for a caller that needs the offsets.
     pub async fn place(&self, events: impl Into<Events>) -> Result<Placed, AppendError> {
         self.enqueue(events.into(), None, None).await
     }
 
-    /// The same as [`Self::place`], and `held` is dropped once the events are stored or refused, even if the returned future is
-    /// dropped before.
+    /// The same as [`Self::place`]. `held` is released once the events are stored or refused.
     pub fn place_holding(
         &self,
         events: Events,
         held: OwnedSemaphorePermit,
-    ) -> impl Future<Output = Result<Placed, AppendError>> {
+    ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
         self.enqueue(events, None, Some(held))
     }
 
@@ -221,34 +187,34 @@ impl Spool {
         self.enqueue(events.into(), Some(target.into()), None).await.map(|placed| placed.count())
     }
 
-    /// Done before there is a future, which would have room for the events until they are stored.
+    /// Queues the events at once; the future waits for the result up to `append_timeout`. It may be dropped at any time.
     fn enqueue(
         &self,
         events: Events,
         target: Option<Box<str>>,
         held: Option<OwnedSemaphorePermit>,
-    ) -> impl Future<Output = Result<Placed, AppendError>> {
+    ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
         let (done, stored) = oneshot::channel();
-        let gathering = self.shared.queue.push(queue::Append { events, target, held, done });
+        let ticket = self.shared.queue.push(Append::new(events, target, held, done));
+        let after = self.append_timeout;
         async move {
-            if let Some(gathering) = gathering {
-                gathering.end().await;
+            let _ticket = ticket;
+            let stored = async { stored.await.unwrap_or(Err(AppendError::Closed)) };
+            if after.is_zero() {
+                return stored.await;
             }
-            stored.await.unwrap_or(Err(AppendError::Closed))
+            tokio::time::timeout(after, stored).await.unwrap_or(Err(AppendError::TimedOut { after }))
         }
     }
 
     /// When the segment with the record at `offset` was begun: the record arrived then or later. `None` if nothing tells.
     pub fn begun(&self, offset: u64) -> Option<Arrival> {
-        let log = self.shared.log();
-        let base = *log.segments.range(..=offset).next_back()?.0;
-        // One that cannot be read at all is older than the next.
-        log.segments.range(base..).map(|(_, segment)| segment.begun).find(|begun| *begun != Arrival::default())
+        self.shared.log.begun(offset)
     }
 
     /// Whether the record at `offset` was found to be unreadable.
     pub fn is_gone(&self, offset: u64) -> bool {
-        self.shared.is_gone(offset)
+        self.shared.log.is_lost(offset)
     }
 
     /// A reader for `sink` that begins at its cursor; `None` if the spool was opened without that sink.
@@ -260,7 +226,11 @@ impl Spool {
     /// Reads the record at `offset` again, from memory or from disk. `None` if it has been removed, or is damaged; an error if the disk
     /// refuses to read, which may pass.
     pub async fn read_at(&self, offset: u64) -> io::Result<Option<Arc<Record>>> {
-        let records = Reader::new(self.shared.clone(), offset).read(1).await?;
+        if let Some(record) = self.shared.log.cached(offset, 0).pop() {
+            return Ok(Some(record));
+        }
+        let mut disk = DiskReader::new(self.shared.clone(), offset);
+        let records = tokio::task::spawn_blocking(move || disk.read(1)).await.map_err(io::Error::other)??;
         Ok(records.into_iter().next().filter(|record| record.offset == offset))
     }
 
@@ -272,20 +242,17 @@ impl Spool {
     /// Declares everything below `position` settled for the cursor's sink.
     pub fn settle(&self, cursor: &Cursor, position: u64) {
         cursor.set(position);
-        self.shared.janitor.wake();
+        self.shared.maintenance.wake();
     }
 
     /// What the spool holds.
     pub fn status(&self) -> Status {
-        let end = *self.shared.end.borrow();
-        let log = self.shared.log();
-        let start = log.segments.first_key_value().map_or(end, |(base, _)| *base);
-        Status { bytes: log.bytes(), segments: log.segments.len(), start, end }
+        self.shared.log.status()
     }
 
     /// How many bytes the segments may take.
     pub fn max_size(&self) -> u64 {
-        self.shared.max_size
+        self.shared.log.max_size
     }
 
     /// Whether the next append has a chance: `Err` tells why not.
@@ -303,12 +270,15 @@ impl Spool {
     /// Finishes the appends that wait, writes the cursors, and takes nothing more.
     pub fn close(&self) {
         self.shared.queue.close();
-        self.shared.janitor.close();
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if thread.join().is_err() {
+        let join = |thread: &Mutex<Option<JoinHandle<()>>>| {
+            if thread.lock().take().is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a thread of the spool panicked");
             }
-        }
+        };
+        join(&self.writer);
+        // The last segment is ended by now, and can be removed.
+        self.shared.maintenance.close();
+        join(&self.maintenance);
     }
 }
 
@@ -319,61 +289,129 @@ impl Drop for Spool {
 }
 
 impl Shared {
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The base and the end of the segment that holds `offset`, or of the next one behind it.
-    fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
-        let end = *self.end.borrow();
-        let log = self.log();
-        let base = *log.segments.range(..=offset).next_back().or_else(|| log.segments.range(offset..).next())?.0;
-        let limit = log.segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
-        Some(base..limit)
-    }
-
-    fn release(&self, release: Release) {
-        let unanswered = match self.releases.get() {
-            Some(task) => task.send(release).err().map(|refused| refused.0),
-            None => Some(release),
-        };
-        if let Some(release) = unanswered {
-            release.carry_out(&self.end);
+    /// Recovers the log, the cursors and the latest identities.
+    fn open(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
+        let found = recovery::list(&*disk)?;
+        Log::clean_up(&*disk);
+        let mut cursors = Vec::new();
+        for sink in sinks {
+            cursors.push(Arc::new(Cursor::open(&*disk, sink)?));
         }
+        let (acknowledged_file, acknowledged) = PositionFile::open(&*disk, log::ACKNOWLEDGED)?;
+        let (removed_file, removed) = PositionFile::open(&*disk, log::REMOVED)?;
+        let settled = cursors.iter().map(|cursor| cursor.position()).max().unwrap_or_default();
+        let mut acknowledged = acknowledged.unwrap_or_default().max(settled);
+        for file in disk.list()? {
+            if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
+                tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
+                acknowledged = acknowledged.max(cursor::peek(&*disk, &file)?.unwrap_or_default());
+            }
+        }
+        let proven = Proven { removed, acknowledged };
+        let Recovered { segments, end, torn, lost } = recovery::recover(&*disk, found, proven, true)?;
+        if torn > 0 {
+            tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
+        }
+        for lost in lost {
+            report_damage(&metrics, &lost, lost.end - lost.start);
+        }
+        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
+        cursors.iter().for_each(|cursor| cursor.set(start));
+        if removed.is_none() {
+            removed_file.sync(start)?;
+        }
+        let mut dedup = Dedup::new(config.dedup_window, config.dedup_capacity);
+        dedup.load(&*disk, &segments, end);
+        Ok(Self {
+            log: Log::new(disk, config, [acknowledged_file, removed_file], segments, end),
+            dedup: Mutex::new(dedup),
+            cursors,
+            queue: Arc::default(),
+            maintenance: Signal::default(),
+            metrics,
+            directory_lost: AtomicBool::new(false),
+            abandoned: watch::Sender::new(false),
+        })
     }
 
-    fn is_gone(&self, offset: u64) -> bool {
-        self.log().gone.contains(offset)
+    /// The position of the sink that is furthest behind.
+    fn slowest(&self) -> u64 {
+        self.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()
     }
 
-    /// Takes note of acknowledged records that cannot be read, and tells of them once. A reader whose sink has passed them meanwhile proves
-    /// nothing: their file may be another segment's already.
-    fn lose(&self, base: u64, gone: Range<u64>) {
-        if gone.end <= self.slowest() {
+    /// Takes note of acknowledged records that cannot be read, and reports them once. A reader whose sink has passed them meanwhile proves
+    /// nothing: their file may have been removed.
+    fn lose(&self, base: u64, lost: Range<u64>) {
+        if lost.end <= self.slowest() {
             return;
         }
-        let mut log = self.log();
-        log.gone.insert(gone.clone());
-        let news = match log.segments.get_mut(&base) {
-            Some(segment) => segment.lose(gone.clone()),
-            None => gone.end - gone.start,
-        };
-        drop(log);
+        let news = self.log.lose(base, lost.clone());
         if news > 0 {
-            report_damage(&self.metrics, &gone, news);
+            self.dedup.lock().forget(&lost);
+            report_damage(&self.metrics, &lost, news);
+        }
+    }
+
+    /// Sees to it that there is room for a segment of `size` bytes, and if possible for another one: sinks that are not required skip
+    /// the oldest records, as far as required sinks have passed them.
+    fn free(&self, size: u64) -> Result<(), AppendError> {
+        let [_, missing] = self.log.missing_room(size);
+        if missing > 0 {
+            let required = self.cursors.iter().filter(|cursor| !cursor.is_optional());
+            let passed = required.map(|cursor| cursor.position()).min().unwrap_or(self.log.end());
+            let until = self.log.oldest(missing, passed);
+            for cursor in self.cursors.iter().filter(|cursor| cursor.is_optional()) {
+                let skipped = cursor.skip(until);
+                if skipped > 0 {
+                    self.metrics.skipped(cursor.sink()).inc_by(skipped);
+                    tracing::error!(
+                        sink = cursor.sink(),
+                        records = skipped,
+                        "spool full: records skipped for a sink that is not required"
+                    );
+                }
+            }
+            self.maintenance.hurry();
+        }
+        match self.log.missing_room(size) {
+            [0, _] => Ok(()),
+            _ => Err(AppendError::Full { retry_after: self.until_free(size) }),
+        }
+    }
+
+    fn is_directory_lost(&self) -> bool {
+        self.directory_lost.load(Ordering::Acquire)
+    }
+
+    /// Takes nothing more, for good: the files that are open are lost when the process ends, and the directory may be another's by now.
+    fn lose_directory(&self) {
+        if !self.directory_lost.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "the spool's directory or files have been deleted under the running bridge; webhooks are refused, records in \
+                 memory and in open files are still delivered; restart the bridge for a new spool"
+            );
+        }
+        self.queue.set_trouble(Some(AppendError::Failed { cause: DIRECTORY_LOST.to_owned() }.to_string()));
+    }
+}
+
+/// Refuses further appends if a thread of the spool panics, and says so.
+struct AbandonOnPanic(Arc<Shared>);
+
+impl Drop for AbandonOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.break_off("a thread of the spool panicked; restart the bridge");
+            self.0.abandoned.send_replace(true);
         }
     }
 }
 
-fn report_damage(metrics: &SpoolMetrics, gone: &Range<u64>, news: u64) {
+fn report_damage(metrics: &SpoolMetrics, lost: &Range<u64>, news: u64) {
     metrics.damaged_records.inc_by(news);
     tracing::error!(
-        from = gone.start,
-        until = gone.end,
+        from = lost.start,
+        until = lost.end,
         "records of the spool are unreadable and will not be delivered; their file is kept aside as damaged-*"
     );
 }

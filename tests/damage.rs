@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, PATIENCE, eventually, nats};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, nats};
 
 const CONVERSATIONS: usize = 7;
 const EVENTS: usize = 700;
@@ -22,7 +23,7 @@ async fn backlog() -> (nats::Server, Bridge) {
     server.kill();
     let bridge = Bridge::start(&format!(
         "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'
-        [spool]\nmax_size = '8MiB'\nsegment_size = '64KiB'\nmemory = '1KiB'
+        [spool]\nmax_size = '8MiB'\nsegment_size = '64KiB'\nread_cache = '1KiB'
         [sinks.nats]\ntype = 'nats'\nservers = '{}'\nsubject = 'CDR.{{conversation_uuid}}'\nmax_in_flight_bytes = '64KiB'",
         server.url()
     ))
@@ -156,6 +157,93 @@ async fn damage_behind_a_running_bridge_costs_what_was_hit_and_can_be_mended_by_
     let late = &all[EVENTS - gone.len()..];
     assert_in_order(late);
     assert_eq!(late.iter().copied().collect::<BTreeSet<_>>(), gone);
+}
+
+/// A thousand events in one request, the last thing before the bridge is killed, and one flipped bit.
+#[tokio::test]
+async fn a_flipped_bit_in_the_last_request_costs_one_event_of_a_thousand_and_is_told() {
+    let mut server = nats::Server::start("").await;
+    nats::create_stream(&server.url(), "CDR", &["CDR.>"]).await;
+    server.kill();
+    let mut bridge = Bridge::start(&format!(
+        "{ANY_PORTS}[sinks.nats]\ntype = 'nats'\nservers = '{}'\nsubject = 'CDR.{{conversation_uuid}}'",
+        server.url()
+    ))
+    .await;
+    assert_eq!(send(&bridge, 0..1000).await, (1000, 0));
+    bridge.kill();
+    let file = segments(&bridge).remove(&0).unwrap();
+    let content = fs::read(&file).unwrap();
+    let hit = content.windows(13).position(|bytes| bytes == br#""number":500}"#).unwrap();
+    File::options().write(true).open(&file).unwrap().write_all_at(&[content[hit + 1] ^ 1], hit as u64 + 1).unwrap();
+    bridge.start_again().await;
+    server.start_again().await;
+    eventually(PATIENCE, "all that is left is delivered", async || {
+        bridge.metric("cdrelay_sink_lag_records{sink=\"nats\"}").await == Some(0.0)
+    })
+    .await;
+    assert_eq!(gone(&bridge), [500].into());
+    assert_eq!(bridge.metric("cdrelay_spool_damaged_records_total").await, Some(1.0));
+    let numbers = delivered(&server, 999).await;
+    assert_in_order(&numbers);
+    assert_eq!(numbers.into_iter().collect::<BTreeSet<_>>(), (0..1000).filter(|number| *number != 500).collect());
+}
+
+#[tokio::test]
+async fn a_newest_segment_that_is_missing_or_cut_off_is_told() {
+    for missing in [true, false] {
+        let (mut server, mut bridge) = backlog().await;
+        bridge.kill();
+        let (base, newest) = segments(&bridge).pop_last().unwrap();
+        if missing {
+            fs::remove_file(&newest).unwrap();
+        } else {
+            File::options().write(true).open(&newest).unwrap().set_len(2000).unwrap();
+        }
+        bridge.start_again().await;
+        server.start_again().await;
+        let gone = the_rest_is_delivered(&server, &bridge).await;
+        let first = if missing { base } else { base + 1 };
+        assert_eq!(gone, (first..EVENTS).collect());
+        // No offset is given twice.
+        assert_eq!(send(&bridge, EVENTS..EVENTS + 10).await, (10, 0));
+        assert!(segments(&bridge).contains_key(&EVENTS));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_directory_refuses_webhooks_and_what_is_in_memory_and_open_files_is_delivered() {
+    for in_memory in ["4MiB", "1KiB"] {
+        let mut server = nats::Server::start("").await;
+        nats::create_stream(&server.url(), "CDR", &["CDR.>"]).await;
+        server.kill();
+        let bridge = Bridge::start(&format!(
+            "{ANY_PORTS}[spool]\nread_cache = '{in_memory}'
+            [sinks.nats]\ntype = 'nats'\nservers = '{}'\nsubject = 'CDR.{{conversation_uuid}}'",
+            server.url()
+        ))
+        .await;
+        assert_eq!(send(&bridge, 0..200).await, (200, 0));
+        let spool = bridge.directory().join("spool");
+        fs::remove_dir_all(&spool).unwrap();
+        let begun = Instant::now();
+        eventually(PATIENCE, "webhooks are refused", async || bridge.admin("/readyz/ingress").await.status == 503)
+            .await;
+        println!("noticed within {:.1?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let answer = bridge.post(r#"{"conversation_uuid":"refused","number":0}"#, "application/json").await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.text().contains("deleted under the running bridge"), "{}", answer.text());
+        let ready = bridge.admin("/readyz").await;
+        assert_eq!(ready.status, 503);
+        assert!(ready.text().contains("deleted under the running bridge"), "{}", ready.text());
+        assert!(bridge.stderr().lines().any(|line| line.contains("ERROR") && line.contains("have been deleted")));
+        server.start_again().await;
+        let numbers = delivered(&server, 200).await;
+        assert_eq!(numbers.into_iter().collect::<BTreeSet<_>>(), (0..200).collect());
+        assert_eq!(bridge.metric("cdrelay_spool_damaged_records_total").await, Some(0.0));
+        assert!(!spool.exists(), "it does not begin a new spool by itself");
+    }
 }
 
 #[tokio::test]

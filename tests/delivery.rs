@@ -224,14 +224,14 @@ struct Ground {
 
 impl Ground {
     /// The spool recognises duplicates, or not.
-    async fn new(name: &str, duplicate_window: &str) -> Self {
+    async fn new(name: &str, dedup_window: &str) -> Self {
         let (topic, stream) = (kafka::unique_topic(name), nats::unique_name(name));
         kafka::create_topic(&kafka::shared(), &topic, 1).await;
         nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
         let config = format!(
             "{ANY_PORTS}
             [spool]
-            duplicate_window = '{duplicate_window}'
+            dedup_window = '{dedup_window}'
             [sinks.stdout]
             type = 'stdout'
             [sinks.kafka]

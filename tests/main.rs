@@ -9,12 +9,15 @@
 //! |---|---|
 //! | records are not synced (`spool/writer.rs`, `write`) | `spool::tests::model::what_was_acknowledged_comes_back_after_any_crash`, `spool::tests::promises::a_failing_disk_costs_refusals_and_nothing_acknowledged` |
 //! | a request is acknowledged, and then its records are synced (`publish`) | the same two |
-//! | a new segment's name is not synced (`spool/active.rs`, `begin`) | the same two |
+//! | a new segment's name is not synced (`spool/log.rs`, `begin`) | the same two |
 //! | a segment that failed is written to again (`fail`) | `spool::tests::promises::what_a_killed_process_left_unsynced_is_made_durable_before_it_counts`, and in some runs the model |
 //! | an event is known as a duplicate before it is durable (`encode`) | `spool::tests::promises::after_a_failure_the_disk_is_left_in_peace_for_a_while`, and the model |
-//! | the removal of a segment is not synced before the next (`spool/janitor.rs`, `remove`) | the model |
+//! | the removal of a segment is not synced before the next (`spool/log.rs`, `remove`) | the model |
 //! | a segment is removed before the cursors are durable | `spool::tests::promises::a_segment_goes_when_the_last_sink_has_durably_passed_it`, and in some runs the model |
-//! | a new cursor's name is not synced (`spool/cursor.rs`, `open`) | `spool::tests::promises::the_position_of_a_new_sink_survives_a_power_cut` |
+//! | a new cursor's name is not synced (`spool/cursor.rs`, `PositionFile::open`) | `spool::tests::promises::the_position_of_a_new_sink_survives_a_power_cut` |
+//! | the end of the acknowledged records is not noted (`spool/writer.rs`, `publish`) | `spool::tests::damage::a_flipped_bit_in_the_last_group_commit_costs_one_record_of_a_thousand`, `spool::tests::damage::a_missing_segment_is_told_wherever_it_was` |
+//! | a deleted file takes acknowledged records (`spool/writer.rs`, `write`) | `spool::tests::deadline::a_segment_whose_name_is_deleted_takes_no_more_acknowledged_records` |
+//! | a request stays in the queue of a hanging disk when its client goes (`spool/queue.rs`, `abandon`) | `spool::tests::deadline::a_client_that_goes_frees_its_memory_while_the_disk_hangs` |
 //! | a read that the disk refuses is taken for damage (`spool/reader.rs`) | the model |
 //! | several messages of a conversation are under way (`dispatch/gate.rs`, `enter`) | `dispatch::gate::tests::a_conversation_goes_one_by_one_and_others_pass`, `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
 //! | the cursor moves before the destination has acknowledged (`dispatch.rs`, `settle`) | `dispatch::tests::a_stop_leaves_nothing_open_below_what_was_sent`, and the one above |

@@ -3,18 +3,18 @@
 use super::output::{Output, note};
 use super::select::Selection;
 use super::{CommandError, Location};
-use crate::event::json;
 use crate::spool::inspect::Inspection;
 use clap::Subcommand;
+use serde::Serialize;
 use std::io;
 
 #[derive(Debug, Subcommand)]
 pub enum Spool {
-    /// Show segments, cursors and what waits for each sink.
+    /// Show segments, cursors and how many records wait for each sink.
     Inspect(Location),
     /// Read every record and check it; exit code 1 if any is damaged.
     Verify(Location),
-    /// Write records as JSON lines: offset, id, conversation, arrival, ingress, and the event's exact text.
+    /// Write records as JSON lines: offset, id, conversation, arrival, ingress, query if there is one, and the event's exact text.
     Export {
         #[command(flatten)]
         location: Location,
@@ -64,10 +64,10 @@ fn verify(location: &Location) -> Result<(), CommandError> {
         Ok(())
     })?;
     let mut out = Output::new();
-    for gone in &damaged {
-        out.line(format_args!("damaged: offsets {} to {}", gone.start, gone.end - 1))?;
+    for lost in &damaged {
+        out.line(format_args!("damaged: offsets {} to {}", lost.start, lost.end - 1))?;
     }
-    let count: u64 = damaged.iter().map(|gone| gone.end - gone.start).sum();
+    let count: u64 = damaged.iter().map(|lost| lost.end - lost.start).sum();
     out.line(format_args!("{intact} record(s) intact, {count} damaged"))?;
     out.flush()?;
     if damaged.is_empty() { Ok(()) } else { Err(CommandError::Damaged) }
@@ -87,15 +87,17 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         if for_another || !chosen.takes_event(event) {
             return Ok(());
         }
-        let mut line = format!("{{\"offset\":{},\"id\":\"{}\",\"conversation\":", record.offset, event.id());
-        line.push_str(&json::quote(event.conversation()));
-        line.push_str(&format!(",\"arrival\":\"{}\",\"ingress\":", event.arrival()));
-        line.push_str(&json::quote(event.ingress()));
-        line.push_str(",\"payload\":");
-        line.push_str(&json::quote(event.payload()));
-        line.push('}');
-        out.line(line)?;
-        // Nobody reads on.
+        let line = Exported {
+            offset: record.offset,
+            id: event.id().to_string(),
+            conversation: event.conversation(),
+            arrival: event.arrival().to_string(),
+            ingress: event.ingress(),
+            query: event.query(),
+            payload: event.payload(),
+        };
+        out.line(serde_json::to_string(&line)?)?;
+        // The reader of the output has gone.
         if out.is_unread() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     });
     out.flush()?;
@@ -103,13 +105,26 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
         Err(_) if out.is_unread() => return Ok(()),
         damaged => damaged?,
     };
-    for gone in &damaged {
-        note(format_args!("damaged: offsets {} to {}", gone.start, gone.end - 1));
+    for lost in &damaged {
+        note(format_args!("damaged: offsets {} to {}", lost.start, lost.end - 1));
     }
     if damaged.is_empty() { Ok(()) } else { Err(CommandError::Damaged) }
 }
 
-/// How far `sink` has settled the spool.
+/// One line of `export`.
+#[derive(Serialize)]
+struct Exported<'a> {
+    offset: u64,
+    id: String,
+    conversation: &'a str,
+    arrival: String,
+    ingress: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    query: Option<&'a str>,
+    payload: &'a str,
+}
+
+/// The offset below which `sink` has settled everything.
 fn position(inspection: &Inspection, sink: &str) -> Result<u64, CommandError> {
     match inspection.cursors.iter().find(|(name, _)| name == sink) {
         Some((_, position)) => Ok(*position),

@@ -111,7 +111,8 @@ fn a_period_beyond_all_reckoning_is_refused() {
         ("shutdown", "grace_period"),
         ("shutdown", "drain_delay"),
         ("ingress", "delivery_timeout"),
-        ("spool", "duplicate_window"),
+        ("spool", "dedup_window"),
+        ("spool", "append_timeout"),
     ] {
         let found = problems(&format!("{STDOUT}[{table}]\n{key} = '5124095576030430h'"));
         assert!(found.contains(&format!("`{table}.{key}`: found")) && found.contains("876000h at the most"), "{found}");

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 static RUNTIME: LazyLock<Runtime> =
-    LazyLock::new(|| Builder::new_current_thread().build().expect("a runtime needs nothing but memory"));
+    LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing but memory"));
 
 /// A file in the making.
 struct File {
@@ -44,8 +44,8 @@ fn life(machine: &Machine, files: &[File], number: u8) -> Option<(Vec<Arc<Record
     let config = Config {
         max_size: ByteSize::mib(1),
         segment_size: Some(ByteSize::kib(4)),
-        duplicate_window: Duration::ZERO,
-        memory: ByteSize::b(0),
+        dedup_window: Duration::ZERO,
+        read_cache: ByteSize::b(0),
         ..Config::default()
     };
     let event = new(number);
@@ -93,7 +93,8 @@ impl File {
         let mut stored = Vec::new();
         segment::write_record(record, 0, 0, &mut stored);
         let same = |place: &[u8], part: Range<usize>| place.get(part.clone()) == stored.get(part);
-        let parts = [4..16, 24..52, 56..stored.len()];
+        // All but the frame's checksum, the number of records that follow, and the group commit.
+        let parts = [4..12, 16..24, 32..stored.len()];
         let mut places = self.bytes.windows(stored.len());
         places.any(|place| parts.iter().all(|part| same(place, part.clone())))
     }
@@ -118,7 +119,12 @@ fn files(input: &mut Input<'_>) -> Vec<File> {
             }
             2 => file.bytes.extend_from_slice(input.take(argument)),
             3 => file.bytes.resize(file.bytes.len() + 16 * argument, 0),
-            4 => file.bytes.extend(segment::footer((file.next + argument as u64).saturating_sub(2))),
+            4 => {
+                let name = if argument & 1 != 0 { "acknowledged" } else { "removed" };
+                let (next, batch) = (file.next, file.batch);
+                let bytes = position_bytes(input, next);
+                files.push(File { name: name.to_owned(), bytes, next, batch });
+            }
             5 => file.bytes.truncate(file.bytes.len().saturating_sub(1 + argument)),
             6 => {
                 let at = usize::from(input.word());
@@ -130,8 +136,8 @@ fn files(input: &mut Input<'_>) -> Vec<File> {
                 let next = file.next + argument as u64 / 4;
                 files.push(match argument & 3 {
                     0 | 1 => segment_file(next),
-                    2 => File { name: cursor::name("old"), bytes: cursor_bytes(input, next), next, batch: next },
-                    _ => File { name: format!("known-{next:020}"), bytes: Vec::new(), next, batch: next },
+                    2 => File { name: cursor::name("old"), bytes: position_bytes(input, next), next, batch: next },
+                    _ => File { name: "dedup".to_owned(), bytes: Vec::new(), next, batch: next },
                 });
             }
         }
@@ -144,9 +150,9 @@ fn segment_file(base: u64) -> File {
 }
 
 /// A position in the first slot, somewhere below or beyond the records.
-fn cursor_bytes(input: &mut Input<'_>, next: u64) -> Vec<u8> {
+fn position_bytes(input: &mut Input<'_>, next: u64) -> Vec<u8> {
     let position = (next + u64::from(input.byte())).saturating_sub(128);
-    let mut bytes: Vec<u8> = [1, position].into_iter().flat_map(u64::to_le_bytes).collect();
+    let mut bytes = position.to_le_bytes().to_vec();
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
     bytes
 }

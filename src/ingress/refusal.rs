@@ -113,7 +113,7 @@ impl From<AppendError> for Refusal {
         let seconds = match &error {
             AppendError::TooLarge { .. } => return refusal(Reason::TooLarge, error.to_string()),
             AppendError::Full { retry_after } => retry_after.as_secs().max(1),
-            AppendError::Failed { .. } | AppendError::Closed => 5,
+            AppendError::Failed { .. } | AppendError::TimedOut { .. } | AppendError::Closed => 5,
         };
         unavailable(seconds, error.to_string())
     }

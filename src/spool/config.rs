@@ -9,21 +9,25 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The directory; made if it is not there. It has to be on a local disk that keeps what it was told to sync.
+    /// The directory; made if it does not exist. It has to be on a local disk that keeps every synced write.
     pub path: PathBuf,
     /// How many bytes the segments may take on disk.
     pub max_size: ByteSize,
     /// How large one segment is; space comes free in units of this. An eighth of `max_size`, at most 16 MiB, if not set.
     pub segment_size: Option<ByteSize>,
+    /// How long an append may take. Beyond that the request is refused; events that are stored later all the same are duplicates when
+    /// they are sent again. Zero: no deadline.
+    #[serde(with = "crate::setting::period")]
+    pub append_timeout: Duration,
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "crate::setting::period")]
-    pub duplicate_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 40 bytes of memory.
-    pub duplicate_capacity: usize,
-    /// What is kept after every sink has it, for `cdrelay replay`; nothing if not set.
+    pub dedup_window: Duration,
+    /// How many of the latest events are recognised at the most; each takes about 80 bytes of memory.
+    pub dedup_capacity: usize,
+    /// Which delivered records are kept for `cdrelay replay`; none if not set.
     pub retain: Option<Retain>,
     /// How many bytes of the latest events that some sink has yet to read are kept in memory.
-    pub memory: ByteSize,
+    pub read_cache: ByteSize,
 }
 
 impl Default for Config {
@@ -32,10 +36,11 @@ impl Default for Config {
             path: "spool".into(),
             max_size: ByteSize::gib(1),
             segment_size: None,
-            duplicate_window: Duration::from_secs(45 * 60),
-            duplicate_capacity: 100_000,
+            append_timeout: Duration::from_secs(10),
+            dedup_window: Duration::from_secs(45 * 60),
+            dedup_capacity: 100_000,
             retain: None,
-            memory: ByteSize::mib(4),
+            read_cache: ByteSize::mib(4),
         }
     }
 }

@@ -1,33 +1,118 @@
-//! The durable position of one sink.
-//!
-//! A cursor file has three slots in sectors of their own; the intact slot with the highest sequence number counts. Slot 0
-//! is overwritten often and never waited for, which survives the end of the process; slots 1 and 2 are written in turn and
-//! synced, which survives the end of the machine. Losing all of it means delivering again what the spool still holds.
+//! The durable position of one sink, and the file that keeps a position.
 
 use super::disk::{Disk, DiskFile};
+use parking_lot::Mutex;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const SECTOR: u64 = 4096;
-const SLOT: usize = 20;
+const SLOT: usize = 12;
+
+/// A file that keeps a position which only grows.
+///
+/// It has three slots in sectors of their own, each a position (u64) and the CRC-32C of these bytes (u32); the highest intact one counts.
+/// Slot 0 is written often and never synced: that survives the end of the process. Slots 1 and 2 are written in turn and synced: that
+/// survives the end of the machine.
+#[derive(Debug)]
+pub struct PositionFile {
+    file: Arc<dyn DiskFile>,
+    /// The position in slot 0; `u64::MAX` if unknown.
+    noted: AtomicU64,
+    synced: Mutex<Synced>,
+}
+
+#[derive(Debug)]
+struct Synced {
+    /// The slot to be written next.
+    slot: u64,
+    /// The position that is durable; `None` before the first sync, since slot 0 may not have reached the disk.
+    position: Option<u64>,
+}
+
+impl PositionFile {
+    /// Opens or makes the file. Also returns its position; `None` if the file is new or unreadable.
+    pub fn open(disk: &dyn Disk, name: &str) -> io::Result<(Self, Option<u64>)> {
+        let file = match disk.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Synced with its size: a full disk must not keep it from being written later.
+                let made = disk.create(name, 3 * SECTOR).and_then(|file| file.sync().map(|()| file));
+                let made = made.and_then(|file| disk.sync().map(|()| file));
+                made.map_err(|error| io::Error::new(error.kind(), format!("cannot make {name}: {error}")))?
+            }
+            Err(error) => return Err(io::Error::new(error.kind(), format!("cannot open {name}: {error}"))),
+            Ok(file) => file,
+        };
+        let slots @ [_, first, second] = read_slots(&*file)?;
+        let position = slots.into_iter().max().flatten();
+        // The better one of the synced slots is kept until the other one is durable.
+        let synced = Mutex::new(Synced { slot: if first > second { 2 } else { 1 }, position: None });
+        Ok((Self { file, noted: AtomicU64::new(u64::MAX), synced }, position))
+    }
+
+    /// Writes the position without waiting for the disk.
+    pub fn note(&self, position: u64) -> io::Result<()> {
+        if self.noted.swap(position, Ordering::Relaxed) == position {
+            return Ok(());
+        }
+        self.write(0, position).inspect_err(|_| self.noted.store(u64::MAX, Ordering::Relaxed))
+    }
+
+    /// Makes the position durable.
+    pub fn sync(&self, position: u64) -> io::Result<()> {
+        let mut synced = self.synced.lock();
+        if synced.position == Some(position) {
+            return Ok(());
+        }
+        self.write(synced.slot, position)?;
+        self.file.sync()?;
+        *synced = Synced { slot: 3 - synced.slot, position: Some(position) };
+        Ok(())
+    }
+
+    /// The position that is durable.
+    pub fn durable(&self) -> u64 {
+        self.synced.lock().position.unwrap_or_default()
+    }
+
+    fn write(&self, slot: u64, position: u64) -> io::Result<()> {
+        let mut bytes = position.to_le_bytes().to_vec();
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        self.file.write_at(&bytes, slot * SECTOR)
+    }
+}
+
+/// Reads the position of a file without writing to it; `None` if there is none.
+pub fn peek(disk: &dyn Disk, name: &str) -> io::Result<Option<u64>> {
+    match disk.open(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => Ok(read_slots(&*file?)?.into_iter().max().flatten()),
+    }
+}
+
+fn read_slots(file: &dyn DiskFile) -> io::Result<[Option<u64>; 3]> {
+    let mut slots = [None; 3];
+    for (index, slot) in slots.iter_mut().enumerate() {
+        let mut bytes = [0; SLOT];
+        if file.read_at(&mut bytes, index as u64 * SECTOR)? == SLOT {
+            *slot = read_slot(&bytes);
+        }
+    }
+    Ok(slots)
+}
+
+fn read_slot(bytes: &[u8; SLOT]) -> Option<u64> {
+    let (position, sum) = bytes.split_first_chunk()?;
+    (sum == crc32c::crc32c(position).to_le_bytes()).then(|| u64::from_le_bytes(*position))
+}
 
 /// Everything below its position is settled.
 #[derive(Debug)]
 pub struct Cursor {
     sink: String,
-    file: Box<dyn DiskFile>,
+    file: PositionFile,
     position: AtomicU64,
     optional: AtomicBool,
-}
-
-/// What has been written of a cursor; belongs to the thread that writes.
-#[derive(Debug, Default)]
-pub struct Written {
-    sequence: u64,
-    turn: u64,
-    noted: u64,
-    /// The position that is durable.
-    pub synced: u64,
 }
 
 /// The name of a sink's cursor file.
@@ -40,35 +125,12 @@ pub fn sink(name: &str) -> Option<&str> {
     name.strip_prefix("cursor-")
 }
 
-/// The position of a sink that is not to be written.
-pub fn peek(disk: &dyn Disk, sink: &str) -> io::Result<u64> {
-    let slots = read_slots(&*disk.open(&name(sink))?)?;
-    Ok(slots.into_iter().max().map_or(0, |(_, position)| position))
-}
-
 impl Cursor {
-    /// Opens or makes the cursor of `sink`, which is at 0 if it is new or unreadable.
-    pub fn open(disk: &dyn Disk, sink: &str) -> io::Result<(Self, Written)> {
-        let name = name(sink);
-        let file = match disk.open(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Synced with its size: on a full disk it could not grow again, and without it nothing delivered is let go.
-                let made = disk.create(&name, 3 * SECTOR).and_then(|file| file.sync().map(|()| file));
-                let made = made.and_then(|file| disk.sync().map(|()| file));
-                made.map_err(|error| io::Error::new(error.kind(), format!("cannot make {name}: {error}")))?
-            }
-            other => other?,
-        };
-        let slots = read_slots(&*file)?;
-        let [_, first, second] = slots;
-        let (sequence, position) = slots.into_iter().max().unwrap_or_default();
-        // What slot 0 says may not have reached the disk: it is written anew before anything is removed on its account.
-        // The better one of the others is kept until then.
-        let written = Written { sequence, turn: u64::from(first > second), noted: position, synced: 0 };
-        Ok((
-            Self { sink: sink.to_owned(), file, position: AtomicU64::new(position), optional: AtomicBool::new(false) },
-            written,
-        ))
+    /// Opens or makes the cursor of `sink`, which is at 0 if it is new or unreadable: events are then delivered again.
+    pub fn open(disk: &dyn Disk, sink: &str) -> io::Result<Self> {
+        let (file, position) = PositionFile::open(disk, &name(sink))?;
+        let position = AtomicU64::new(position.unwrap_or_default());
+        Ok(Self { sink: sink.to_owned(), file, position, optional: AtomicBool::new(false) })
     }
 
     /// The sink's name.
@@ -96,59 +158,23 @@ impl Cursor {
         until.saturating_sub(self.position.fetch_max(until, Ordering::AcqRel))
     }
 
-    /// Moves the position; what is on disk follows when [`Cursor::note`] or [`Cursor::sync`] is called.
+    /// Moves the position. The file follows with [`Cursor::note`] and [`Cursor::sync`].
     pub(super) fn set(&self, position: u64) {
         self.position.fetch_max(position, Ordering::AcqRel);
     }
 
     /// Writes the position without waiting for the disk.
-    pub(super) fn note(&self, written: &mut Written) -> io::Result<()> {
-        let position = self.position();
-        if position == written.noted {
-            return Ok(());
-        }
-        self.write(0, position, written)?;
-        written.noted = position;
-        Ok(())
+    pub(super) fn note(&self) -> io::Result<()> {
+        self.file.note(self.position())
     }
 
     /// Makes the position durable.
-    pub(super) fn sync(&self, written: &mut Written) -> io::Result<()> {
-        let position = self.position();
-        if position == written.synced {
-            return Ok(());
-        }
-        self.write(1 + written.turn, position, written)?;
-        self.file.sync()?;
-        written.turn ^= 1;
-        (written.noted, written.synced) = (position, position);
-        Ok(())
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync(self.position())
     }
 
-    fn write(&self, slot: u64, position: u64, written: &mut Written) -> io::Result<()> {
-        written.sequence += 1;
-        let mut bytes = Vec::with_capacity(SLOT);
-        bytes.extend_from_slice(&written.sequence.to_le_bytes());
-        bytes.extend_from_slice(&position.to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-        self.file.write_at(&bytes, slot * SECTOR)
+    /// The position that is durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.file.durable()
     }
-}
-
-/// Sequence number and position of each slot, zero where it is not intact.
-fn read_slots(file: &dyn DiskFile) -> io::Result<[(u64, u64); 3]> {
-    let mut slots = [(0, 0); 3];
-    for (index, slot) in slots.iter_mut().enumerate() {
-        let mut bytes = [0; SLOT];
-        if file.read_at(&mut bytes, index as u64 * SECTOR)? == SLOT {
-            *slot = read_slot(&bytes).unwrap_or_default();
-        }
-    }
-    Ok(slots)
-}
-
-fn read_slot(bytes: &[u8; SLOT]) -> Option<(u64, u64)> {
-    let (covered, sum) = bytes.split_last_chunk()?;
-    (u32::from_le_bytes(*sum) == crc32c::crc32c(covered)).then_some(())?;
-    Some((u64::from_le_bytes(*covered.first_chunk()?), u64::from_le_bytes(*covered.last_chunk()?)))
 }

@@ -1,28 +1,33 @@
-//! What the spool asks of storage, small enough for a test to stand in for the disk.
+//! The operations that the spool needs from storage: few enough for a simulated disk.
 
 #[cfg(any(test, fuzzing))]
 pub mod simulated;
 
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One flat directory of files.
 pub trait Disk: Debug + Send + Sync {
     /// The names of all files.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Makes a new file of `size` bytes, all zero, with its space reserved. Durable after [`Disk::sync`].
-    fn create(&self, name: &str, size: u64) -> io::Result<Box<dyn DiskFile>>;
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens a file for reading and writing.
-    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Removes a file. Durable after [`Disk::sync`].
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Gives a file another name. Durable after [`Disk::sync`].
+    /// Gives a file another name, in place of a file of that name. Durable after [`Disk::sync`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes creations, removals and renames durable.
     fn sync(&self) -> io::Result<()>;
+    /// Whether the directory and its lock still exist; they do not once somebody has deleted them under the running process.
+    fn exists(&self) -> bool;
 }
 
 /// One file of a [`Disk`].
@@ -37,30 +42,27 @@ pub trait DiskFile: Debug + Send + Sync {
     fn resize(&self, size: u64) -> io::Result<()>;
     /// Makes content and size durable.
     fn sync(&self) -> io::Result<()>;
+    /// Whether the file still has a name. An open file without one is lost when the process ends.
+    fn has_name(&self) -> io::Result<bool>;
 }
 
-/// How much is written, or given back, at once: as little as keeps webhooks from waiting behind it.
-pub const STEP: usize = 256 << 10;
-
-/// Gives back the space of a file whose name is durably gone. What the system frees along with the name, it frees without letting anybody
-/// else have the processor: some milliseconds for a segment.
-pub fn free(file: &dyn DiskFile) -> io::Result<()> {
-    let mut size = file.size()?;
-    while size > 0 {
-        size = size.saturating_sub(STEP as u64);
-        file.resize(size)?;
-        std::thread::yield_now();
+/// `Ok` if the file is not there in the first place.
+pub fn missing_is_ok(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 /// A directory of the operating system, locked against a second process for as long as this value lives.
+///
+/// Files are opened relative to the open directory, and no symbolic link is followed: in a directory that others can write, a link could
+/// point the spool at any file of this user.
 #[derive(Debug)]
 pub struct Directory {
-    path: PathBuf,
     handle: File,
-    /// Held by the process that uses the spool; who only looks at it has none.
-    _lock: Option<File>,
+    /// Held by the process that uses the spool; a process that only inspects the spool has none.
+    lock: Option<File>,
 }
 
 /// Why a directory cannot serve as a spool.
@@ -88,29 +90,38 @@ pub enum LockError {
 }
 
 impl Directory {
-    /// Opens `path` to look at it, whoever uses it.
+    /// Opens `path` to inspect it, whether or not a bridge uses it.
     pub fn read_only(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), handle: File::open(path)?, _lock: None })
+        Ok(Self { handle: File::open(path)?, lock: None })
     }
 
-    /// Opens `path`, which is made if it is not there, for this process alone. Its files can be read by the owner only.
+    /// Opens `path`, which is made if it does not exist, for this process alone. Only the owner can read its files.
     pub fn lock(path: &Path) -> Result<Self, LockError> {
         let unusable = |source| LockError::Unusable { path: path.to_owned(), source };
         make_private(path).map_err(unusable)?;
-        let lock_path = path.join("lock");
-        let lock = private().create(true).truncate(false).open(&lock_path).map_err(unusable)?;
-        if let Err(error) = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(unusable(error.into()));
-            }
-            let owner = std::fs::read_to_string(&lock_path).unwrap_or_default();
-            return Err(LockError::InUse { path: path.to_owned(), owner: owner.trim().to_owned() });
+        let handle = File::open(path).map_err(unusable)?;
+        let mode = handle.metadata().map_err(unusable)?.mode() & 0o7777;
+        if mode & 0o022 != 0 {
+            tracing::warn!(
+                path = %path.display(),
+                mode = format!("{mode:o}"),
+                "other users can write to the spool directory and could remove or replace its files; use chmod 700"
+            );
         }
-        // Only for people to read: on a full disk the spool opens without.
+        let lock = open_at(&handle, "lock", OFlags::RDWR | OFlags::CREATE).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let _ = (&lock).read_to_string(&mut owner);
+                return Err(LockError::InUse { path: path.to_owned(), owner: owner.trim().to_owned() });
+            }
+        }
+        // For people to read. A full disk must not keep the spool from opening, so a failure is ignored.
         let pid = format!("{}\n", std::process::id());
         let _ = lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
-        let handle = File::open(path).map_err(unusable)?;
-        Ok(Self { path: path.to_owned(), handle, _lock: Some(lock) })
+        Ok(Self { handle, lock: Some(lock) })
     }
 }
 
@@ -119,58 +130,68 @@ fn make_private(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    above.map_or(Ok(()), make_private)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), make_private)?;
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path)?;
-    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    options
+fn open_at(directory: &File, name: &str, flags: OFlags) -> io::Result<File> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode) {
+        Ok(file) => Ok(file.into()),
+        Err(Errno::LOOP) => {
+            Err(io::Error::other(format!("{name} is a symbolic link, which the spool does not follow; remove it")))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Disk for Directory {
     fn list(&self) -> io::Result<Vec<String>> {
-        let names =
-            std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
-        names.filter(|name| name.as_ref().map_or(true, |name| !name.is_empty())).collect()
+        let entries = rustix::fs::Dir::read_from(&self.handle)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_str().unwrap_or_default().to_owned()));
+        names.filter(|name| !matches!(name.as_deref(), Ok("" | "." | ".."))).collect()
     }
 
-    fn create(&self, name: &str, size: u64) -> io::Result<Box<dyn DiskFile>> {
-        let file = private().create_new(true).open(self.path.join(name))?;
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = open_at(&self.handle, name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         if size > 0 {
             let reserved = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
                 // Some file systems cannot reserve space; the spool then only loses speed.
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(size),
                 other => other.map_err(io::Error::from),
             };
             if let Err(error) = reserved {
-                let _ = std::fs::remove_file(self.path.join(name));
+                let _ = self.remove(name);
                 return Err(error);
             }
         }
-        Ok(Box::new(file))
+        Ok(Arc::new(file))
     }
 
-    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
-        let path = self.path.join(name);
-        Ok(Box::new(if self._lock.is_some() { private().open(path)? } else { File::open(path)? }))
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let access = if self.lock.is_some() { OFlags::RDWR } else { OFlags::RDONLY };
+        Ok(Arc::new(open_at(&self.handle, name, access)?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        std::fs::remove_file(self.path.join(name))
+        Ok(rustix::fs::unlinkat(&self.handle, name, AtFlags::empty())?)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.path.join(from), self.path.join(to))
+        Ok(rustix::fs::renameat(&self.handle, from, &self.handle, to)?)
     }
 
     fn sync(&self) -> io::Result<()> {
         self.handle.sync_all()
+    }
+
+    fn exists(&self) -> bool {
+        // Some file systems count one link of a directory or none at all, whatever happens to it; its lock is a file.
+        self.lock.as_ref().is_none_or(|lock| lock.has_name().unwrap_or(true))
     }
 }
 
@@ -202,5 +223,9 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.nlink() > 0)
     }
 }

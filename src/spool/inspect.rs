@@ -1,7 +1,8 @@
-//! Looking at a spool without taking part: nothing is locked and nothing written, so it works beside a running bridge.
+//! Reading a spool from another process: nothing is locked and nothing written, so it works beside a running bridge.
 
 use super::disk::{Directory, Disk};
-use super::recovery::{self, Segment};
+use super::log::{self, Segment};
+use super::recovery::{self, Proven, Recovered};
 use super::segment::{self, Found, Scan};
 use super::{Record, cursor};
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::path::Path;
 /// What a spool holds at one moment.
 #[derive(Debug)]
 pub struct Inspection {
-    disk: Directory,
+    disk: Box<dyn Disk>,
     segments: BTreeMap<u64, Segment>,
     end: u64,
     /// The position of every sink that has a cursor, by name.
@@ -33,20 +34,24 @@ pub struct SegmentInfo {
 impl Inspection {
     /// Reads the extent of the spool in `path`.
     pub fn of(path: &Path) -> io::Result<Self> {
-        let disk = Directory::read_only(path)?;
+        Self::on(Box::new(Directory::read_only(path)?))
+    }
+
+    /// Reads the extent of the spool on any disk.
+    fn on(disk: Box<dyn Disk>) -> io::Result<Self> {
         let mut cursors = Vec::new();
         for file in disk.list()? {
-            let Some(sink) = cursor::sink(&file) else { continue };
-            match cursor::peek(&disk, sink) {
-                // Removed since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                position => cursors.push((sink.to_owned(), position?)),
+            if let Some(sink) = cursor::sink(&file) {
+                // One that does not exist was removed since it was listed.
+                cursors.extend(cursor::peek(&*disk, &file)?.map(|position| (sink.to_owned(), position)));
             }
         }
         cursors.sort();
         let settled = cursors.iter().map(|(_, position)| *position).max().unwrap_or_default();
-        let mut segments = recovery::list(&disk)?;
-        let end = recovery::look(&disk, &mut segments, settled)?;
+        let acknowledged = cursor::peek(&*disk, log::ACKNOWLEDGED)?.unwrap_or_default().max(settled);
+        // What is missing cannot be told from what the bridge removes meanwhile.
+        let proven = Proven { removed: None, acknowledged };
+        let Recovered { segments, end, .. } = recovery::recover(&*disk, recovery::list(&*disk)?, proven, false)?;
         Ok(Self { disk, segments, end, cursors })
     }
 
@@ -86,7 +91,7 @@ impl Inspection {
             };
             let mut expected = offsets.start;
             while expected < offsets.end {
-                let gone_until = match scan.next(expected, offsets.end)? {
+                let lost_until = match scan.next(expected, offsets.end)? {
                     Found::Record(frame, bytes) => {
                         expected = frame.offset + 1;
                         if let Some(record) = frame.record(bytes).filter(|record| record.offset >= from) {
@@ -94,23 +99,14 @@ impl Inspection {
                         }
                         continue;
                     }
-                    // What is missing from a file that has lost its name was given back, or is another segment's.
-                    _ if self.is_removed(&file)? => break,
-                    Found::Damage(frame) => frame.offset,
+                    Found::Damage(next) => next,
                     Found::End => offsets.end,
                 };
-                damaged.push(expected..gone_until);
-                expected = gone_until;
+                damaged.push(expected..lost_until);
+                expected = lost_until;
             }
         }
         Ok(damaged)
-    }
-
-    fn is_removed(&self, file: &str) -> io::Result<bool> {
-        match self.disk.open(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            other => other.map(|_| false),
-        }
     }
 }
 
@@ -119,52 +115,65 @@ mod tests {
     use super::*;
     use crate::event::{Arrival, Event, EventId};
     use crate::metrics::SpoolMetrics;
+    use crate::spool::disk::DiskFile;
     use crate::spool::{Config, Spool};
+    use std::sync::Arc;
 
-    #[test]
-    fn what_is_removed_while_it_is_looked_at_is_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        // A name that is listed and cannot be opened, as one is that was removed in between.
-        for name in ["cursor-gone".to_owned(), segment::name(7)] {
-            std::os::unix::fs::symlink("nowhere", dir.path().join(name)).unwrap();
+    /// A directory that also lists names which cannot be opened, like those of files that were removed in between.
+    #[derive(Debug)]
+    struct Changing(Directory);
+
+    impl Disk for Changing {
+        fn list(&self) -> io::Result<Vec<String>> {
+            let removed = ["cursor-removed".to_owned(), segment::name(7), segment::name(5000)];
+            Ok(self.0.list()?.into_iter().chain(removed).collect())
         }
-        let inspection = Inspection::of(dir.path()).unwrap();
-        assert_eq!((inspection.cursors.len(), inspection.segments().len(), inspection.end()), (0, 0, 0));
-        let disk = Directory::read_only(dir.path()).unwrap();
-        let mut segments = BTreeMap::from([(7, Segment::default())]);
-        assert_eq!(recovery::look(&disk, &mut segments, 3).unwrap(), 7);
-        assert!(segments.is_empty());
+        fn create(&self, _: &str, _: u64) -> io::Result<Arc<dyn DiskFile>> {
+            unreachable!("nothing is written")
+        }
+        fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            self.0.open(name)
+        }
+        fn remove(&self, _: &str) -> io::Result<()> {
+            unreachable!("nothing is written")
+        }
+        fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+            unreachable!("nothing is written")
+        }
+        fn sync(&self) -> io::Result<()> {
+            unreachable!("nothing is written")
+        }
+        fn exists(&self) -> bool {
+            true
+        }
     }
 
     #[tokio::test]
-    async fn what_is_removed_while_it_is_read_is_no_damage() {
-        for removed in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            let config = Config { path: dir.path().into(), ..Config::default() };
-            let events: Vec<_> = (0..1000u128)
-                .map(|number| {
-                    Event::restore("{}", EventId(number.to_be_bytes()), &format!("call-{number}"), Arrival::now())
-                })
-                .collect();
-            let spool = Spool::open(&config, &["analytics"], SpoolMetrics::default()).unwrap();
-            spool.append(events).await.unwrap();
-            drop(spool);
-            let inspection = Inspection::of(dir.path()).unwrap();
+    async fn files_that_are_removed_meanwhile_are_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let config = Config { path: path.into(), ..Config::default() };
+        let event = |number: u128| Event::restore("{}", EventId(number.to_be_bytes()), "call", Arrival::now());
+        let spool = Spool::open(&config, &["analytics"], SpoolMetrics::default()).unwrap();
+        spool.append((0..1000).map(event).collect::<Vec<_>>()).await.unwrap();
+        let inspect = || Inspection::on(Box::new(Changing(Directory::read_only(path).unwrap()))).unwrap();
+        for closed in [false, true] {
+            let inspection = inspect();
+            let found = (inspection.cursors.len(), inspection.segments().len(), inspection.end());
+            assert_eq!(found, (1, 1, 1000));
             let mut intact = 0;
             let damaged = inspection.read(0, |_| {
                 intact += 1;
-                let path = dir.path().join(segment::name(0));
-                if let Ok(file) = std::fs::File::options().write(true).open(&path) {
-                    file.set_len(0)?;
-                    if removed {
-                        std::fs::remove_file(&path)?;
-                    }
-                }
                 Ok(())
             });
-            let damaged: u64 = damaged.unwrap().iter().map(|gone| gone.end - gone.start).sum();
-            assert!(intact > 0 && intact < 1000, "{intact} had been read ahead");
-            assert_eq!(damaged, if removed { 0 } else { 1000 - intact });
+            assert_eq!((intact, damaged.unwrap()), (1000, vec![]));
+            if !closed {
+                spool.close();
+            }
         }
+        let inspection = inspect();
+        std::fs::remove_file(path.join(segment::name(0))).unwrap();
+        assert_eq!(inspection.read(0, |_| panic!("it is removed")).unwrap(), vec![]);
+        assert_eq!((inspect().segments().len(), inspect().end()), (0, 1000));
     }
 }

@@ -1,21 +1,23 @@
-//! Requests that wait for the writer, and what they are told.
+//! Requests that wait for the next group commit.
 
-use super::Shared;
+use super::segment;
 use crate::event::Events;
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::yield_now;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// How often the spool looks by itself whether it can take records again.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// The writer takes so many requests without waiting whether more come.
-const ENOUGH: usize = 64;
-/// Nor when all that is ready to run has had its turn so often and no request came of it.
-const IN_VAIN: usize = 2;
+/// The writer takes no more requests at once when they take so many bytes.
+pub const COMMIT_BYTES: usize = 1 << 20;
+/// How often the writer tries by itself whether the spool can take records again.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// When an append that is not done makes the spool unhealthy.
+const HANGING: Duration = Duration::from_secs(3);
+/// When a request that nobody waits for any more is dropped instead of stored. It is stored if the disk works, for senders that do not
+/// wait for the answer; but while the disk hangs, memory must not fill up with requests of clients that have gone.
+const ABANDONED: Duration = Duration::from_secs(1);
 
 /// How many events of a request were stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,12 +28,12 @@ pub struct Appended {
     pub duplicates: usize,
 }
 
-/// Where the events of one request are in the log.
+/// The offsets of the events of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
-    /// Those that were stored.
+    /// Events that were stored.
     pub fresh: Range<u64>,
-    /// Those that were durable already; for one whose segment has been removed, any offset in that segment.
+    /// Events that were durable already.
     pub earlier: Vec<u64>,
 }
 
@@ -66,142 +68,148 @@ pub enum AppendError {
         /// What the system said.
         cause: String,
     },
+    /// The disk took longer than `spool.append_timeout`. It may store the events later: they are duplicates if they are sent again.
+    #[error("the disk has not stored the events within {after:?}; send them again")]
+    TimedOut {
+        /// `spool.append_timeout`.
+        after: Duration,
+    },
     /// The bridge is stopping.
     #[error("the spool is closed")]
     Closed,
 }
 
-/// The events of one request and whom to tell.
+/// The answer to a request.
+pub type Answer = oneshot::Sender<Result<Placed, AppendError>>;
+
+/// The events of one request.
 #[derive(Debug)]
 pub struct Append {
+    /// The events, in order.
     pub events: Events,
     /// The only sink they are for. Such events are stored even if they were before.
     pub target: Option<Box<str>>,
-    /// What their memory is accounted for with, until they are stored.
+    /// A permit for their memory, held until they are stored.
     pub held: Option<OwnedSemaphorePermit>,
-    pub done: oneshot::Sender<Result<Placed, AppendError>>,
+    /// Takes the result.
+    pub done: Answer,
+    /// How many bytes they take on disk if none is a duplicate.
+    pub size: usize,
+    queued: Instant,
 }
 
-/// A commit whose requests can be answered and whose records can be read.
-#[derive(Debug)]
-pub struct Release {
-    /// Whether there are any records.
-    pub appended: bool,
-    pub waiting: Vec<(oneshot::Sender<Result<Placed, AppendError>>, Placed)>,
-}
-
-impl Release {
-    /// Wakes the readers and answers the requests.
-    pub fn carry_out(self, end: &watch::Sender<u64>) {
-        if self.appended {
-            end.send_modify(|_| {});
-        }
-        for (done, placed) in self.waiting {
-            let _ = done.send(Ok(placed));
-        }
+impl Append {
+    /// A request that is queued now.
+    pub fn new(events: Events, target: Option<Box<str>>, held: Option<OwnedSemaphorePermit>, done: Answer) -> Self {
+        let size = events.iter().map(|event| segment::size_of_record(event, target.as_deref())).sum();
+        Self { events, target, held, done, size, queued: Instant::now() }
     }
 }
 
-/// Carries out releases where those who wait are: the writer would wake them one by one, and the first would take its
-/// processor away.
-pub async fn carry_out(mut releases: mpsc::UnboundedReceiver<Release>, end: watch::Sender<u64>) {
-    while let Some(release) = releases.recv().await {
-        release.carry_out(&end);
-    }
+/// What the writer is to do next.
+pub enum Work {
+    /// To store these requests.
+    Commit(VecDeque<Append>),
+    /// To find out whether the trouble is over.
+    Probe,
+    /// To end: the queue is closed and empty.
+    Stop,
 }
 
-/// Requests that wait for the next group commit.
+/// Requests in the order of their arrival.
 #[derive(Debug, Default)]
 pub struct Queue {
-    state: Mutex<Waiting>,
+    state: Mutex<State>,
     arrived: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    requests: VecDeque<Append>,
+struct State {
+    /// By ticket number.
+    requests: VecDeque<(u64, Append)>,
+    next_ticket: u64,
     closed: bool,
+    /// Why the last append failed, if it did.
     trouble: Option<String>,
-    /// Those that were ready to come have come.
-    gathered: bool,
-    /// The writer sleeps.
-    asleep: bool,
+    /// When the writer took the requests that it is storing.
+    writing_since: Option<Instant>,
 }
 
-impl Waiting {
-    /// Whether the writer is to take what there is.
-    fn are_due(&self) -> bool {
-        self.closed || self.gathered && !self.requests.is_empty()
-    }
+/// A request's place in the queue, for as long as its caller waits.
+#[must_use]
+pub struct Ticket {
+    number: u64,
+    queue: Arc<Queue>,
 }
 
-/// Tells the writer when dropped that there is something to take: also when whoever undertook that is gone.
-#[must_use = "the writer waits for it"]
-pub struct Gathering<'a>(&'a Queue);
-
-impl Gathering<'_> {
-    /// Ends when no more come, or enough have: all tasks that are ready to run have their turn, and again those that have become ready
-    /// meanwhile. Their requests go into the same commit, and a commit costs more than many records.
-    pub async fn end(self) {
-        let (mut waiting, mut in_vain) = (self.0.waiting(), 0);
-        while in_vain < IN_VAIN && waiting < ENOUGH {
-            yield_now().await;
-            let before = std::mem::replace(&mut waiting, self.0.waiting());
-            in_vain = if before == waiting { in_vain + 1 } else { 0 };
-        }
-    }
-}
-
-impl Drop for Gathering<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.gathered = true;
-        let asleep = std::mem::take(&mut state.asleep);
-        // Who is woken may run at once, and would meet the lock.
-        drop(state);
-        if asleep {
-            self.0.arrived.notify_one();
-        }
+        self.queue.abandon(self.number);
     }
 }
 
 impl Queue {
-    /// Adds a request; it learns at once if the queue is closed. The writer takes what waits when the first of them has gathered the
-    /// others, which is returned for that.
-    pub fn push(&self, append: Append) -> Option<Gathering<'_>> {
-        let mut state = self.state();
+    /// Adds a request; it is refused at once if the queue is closed.
+    pub fn push(self: &Arc<Self>, append: Append) -> Ticket {
+        let mut state = self.state.lock();
+        let number = state.next_ticket;
+        state.next_ticket += 1;
         if state.closed {
             let _ = append.done.send(Err(AppendError::Closed));
-            return None;
+        } else {
+            state.requests.push_back((number, append));
         }
-        let first = state.requests.is_empty();
-        state.requests.push_back(append);
-        first.then(|| Gathering(self))
+        drop(state);
+        self.arrived.notify_one();
+        Ticket { number, queue: self.clone() }
     }
 
-    /// How many requests wait.
-    fn waiting(&self) -> usize {
-        self.state().requests.len()
+    /// Waits for requests, and takes about [`COMMIT_BYTES`] of them.
+    pub fn take(&self) -> Work {
+        let mut state = self.state.lock();
+        state.writing_since = None;
+        while state.requests.is_empty() {
+            if state.closed {
+                return Work::Stop;
+            }
+            if state.trouble.is_none() {
+                self.arrived.wait(&mut state);
+            } else if self.arrived.wait_for(&mut state, PROBE_INTERVAL).timed_out() {
+                state.writing_since = Some(Instant::now());
+                return Work::Probe;
+            }
+        }
+        state.writing_since = Some(Instant::now());
+        let mut left = COMMIT_BYTES;
+        let fits = |(_, append): &&(u64, Append)| {
+            let fits = left > 0;
+            left = left.saturating_sub(append.size);
+            fits
+        };
+        let count = state.requests.iter().take_while(fits).count();
+        Work::Commit(state.requests.drain(..count).map(|(_, append)| append).collect())
     }
 
-    /// No more requests; those that wait are still written.
+    /// Nobody waits for the request any more.
+    fn abandon(&self, number: u64) {
+        let mut state = self.state.lock();
+        let Ok(index) = state.requests.binary_search_by_key(&number, |(number, _)| *number) else { return };
+        let waited = state.requests.get(index).map(|(_, append)| append.queued.elapsed());
+        let stuck = waited.max(state.writing_since.map(|since| since.elapsed()));
+        if stuck > Some(ABANDONED) {
+            state.requests.remove(index);
+        }
+    }
+
+    /// No more requests; those in the queue are still stored.
     pub fn close(&self) {
-        self.state().closed = true;
+        self.state.lock().closed = true;
         self.arrived.notify_all();
     }
 
-    /// Why the last append failed, if it did.
-    pub fn trouble(&self) -> Option<String> {
-        self.state().trouble.clone()
-    }
-
-    pub fn set_trouble(&self, trouble: Option<String>) {
-        self.state().trouble = trouble;
-    }
-
-    /// Refuses what waits and all that is to come: no thread is left to do it.
-    pub fn abandon(&self, cause: &str) {
-        let mut state = self.state();
+    /// Refuses all requests from now on: no thread is left to store them.
+    pub fn break_off(&self, cause: &str) {
+        let mut state = self.state.lock();
         state.closed = true;
         state.trouble = Some(cause.to_owned());
         state.requests.clear();
@@ -209,72 +217,26 @@ impl Queue {
         self.arrived.notify_all();
     }
 
-    /// The requests that wait; none at all if it is time to look whether the trouble is over, `None` at the end.
-    pub fn take(&self) -> Option<VecDeque<Append>> {
-        let mut state = self.state();
-        while !state.are_due() {
-            state.asleep = true;
-            if state.trouble.is_none() {
-                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let (waited, timeout) = self.arrived.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
-            state = waited;
-            if timeout.timed_out() {
-                return Some(std::mem::take(&mut state.requests));
-            }
-        }
-        (state.gathered, state.asleep) = (false, false);
-        if state.requests.is_empty() {
-            return None;
-        }
-        // As many may come again.
-        let room = VecDeque::with_capacity(state.requests.len());
-        Some(std::mem::replace(&mut state.requests, room))
+    /// Why the next append is likely to fail: the last one did, or one has waited for too long.
+    pub fn trouble(&self) -> Option<String> {
+        let state = self.state.lock();
+        let oldest = state.requests.front().map(|(_, append)| append.queued);
+        let since = oldest.into_iter().chain(state.writing_since).min();
+        let waited = since.map(|since| since.elapsed()).filter(|waited| *waited > HANGING);
+        state
+            .trouble
+            .clone()
+            .or_else(|| waited.map(|waited| format!("the disk hangs: an append has waited for {} s", waited.as_secs())))
     }
 
-    fn state(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A spool without one of its threads takes nothing more, and says so.
-pub struct AbandonOnPanic(pub Arc<Shared>);
-
-impl Drop for AbandonOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.queue.abandon("a thread of the spool panicked; restart the bridge");
-            self.0.abandoned.send_replace(true);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-
-    fn append() -> Append {
-        Append { events: Events::new(), target: None, held: None, done: oneshot::channel().0 }
+    /// Sets the reason of [`Self::trouble`].
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        self.state.lock().trouble = trouble;
     }
 
-    #[tokio::test]
-    async fn what_waits_is_due_once_those_that_are_ready_have_come_or_the_first_has_gone() {
-        let queue = Queue::default();
-        for goes in [false, true, false] {
-            {
-                let mut first = pin!(queue.push(append()).expect("nobody gathers yet").end());
-                assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-                assert!(queue.push(append()).is_none());
-                assert!(!queue.state().are_due(), "the first one is gathering");
-                if !goes {
-                    first.await;
-                }
-            }
-            assert!(queue.state().are_due());
-            assert_eq!(queue.take().map(|requests| requests.len()), Some(2));
-        }
+    /// How many requests wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.state.lock().requests.len()
     }
 }

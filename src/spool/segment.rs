@@ -1,32 +1,24 @@
-//! The framing of records in a segment file, and finding them again, damaged or not.
+//! The format of a segment file: header, records, and finding the records again, damaged or not.
 
 use super::Record;
 use super::disk::DiskFile;
-use super::sums::Sums;
-use crate::event::{Arrival, Event, EventId};
+use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
 use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Bytes before the first record.
 pub const HEADER: usize = 32;
-/// Bytes before a record's conversation, target and payload.
-pub const FRAME: usize = 60;
-/// Bytes behind the last record of a segment that was ended in order.
-pub const FOOTER: usize = 20;
+/// Bytes of a record before its body.
+pub const FRAME: usize = 72;
 const MAGIC: &[u8; 8] = b"CDRSPOOL";
-const SEAL: &[u8; 8] = b"CDRSEALD";
-const VERSION: u32 = 1;
-/// How a NUL in a conversation is stored.
+const VERSION: u32 = 2;
+/// How a NUL is stored.
 const NUL: [u8; 2] = [0xC0, 0x80];
-/// Stands between a record's target and the route it came by. No text holds this byte: a target cannot pass for a route, and a
-/// cdrelay that knows of no routes takes such a record for damage, which is loud, instead of for another sink's.
-const ROUTE: u8 = 0xFF;
 const CHUNK: usize = 256 << 10;
-/// How much of the file is read where it is not read on.
+/// How much of the file is read first, where maybe one record is wanted.
 const FIRST_CHUNK: usize = 4 << 10;
-/// So many bytes are read and summed up for records that turn out to be none, before it takes more than their word.
-const BELIEVED: u64 = 16 << 20;
 
 /// The name of the segment file whose first record has offset `base`.
 pub fn name(base: u64) -> String {
@@ -41,136 +33,133 @@ pub fn base(name: &str) -> Option<u64> {
 
 /// The first bytes of a segment file.
 pub fn header(base: u64) -> [u8; HEADER] {
-    let mut bytes = [0; HEADER];
-    let fields = MAGIC.iter().copied().chain(VERSION.to_le_bytes()).chain([0; 4]).chain(base.to_le_bytes());
-    bytes.iter_mut().zip(fields).for_each(|(slot, byte)| *slot = byte);
-    let sum = crc32c::crc32c(bytes.first_chunk::<24>().map_or(&[], |covered| covered.as_slice()));
-    bytes.iter_mut().skip(24).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
-    bytes
+    let mut fields = MAGIC.to_vec();
+    fields.extend(VERSION.to_le_bytes());
+    fields.extend([0; 4]);
+    fields.extend(base.to_le_bytes());
+    fields.extend(crc32c::crc32c(&fields).to_le_bytes());
+    let mut header = [0; HEADER];
+    header.iter_mut().zip(fields).for_each(|(slot, byte)| *slot = byte);
+    header
 }
 
-/// Whether `bytes` are the header of this segment; an unknown version is an error, for it must not be touched.
+/// Whether `bytes` are the header of this segment; another version is an error, for its file must not be touched.
 pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
     let field = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
     // Without the right sum a strange version is a flipped bit.
     let genuine = bytes.starts_with(MAGIC) && field(24) == bytes.get(..24).map(crc32c::crc32c);
-    match field(8) {
-        Some(version) if genuine && version > VERSION => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("{} has format version {version}, this cdrelay reads {VERSION}: start the newer one", name(base)),
-        )),
-        _ => Ok(bytes.get(..HEADER) == Some(&header(base))),
-    }
+    let advice = match field(8).filter(|_| genuine) {
+        Some(version) if version > VERSION => "start the newer cdrelay that wrote it".to_owned(),
+        Some(version) if version < VERSION => {
+            "let the older cdrelay that wrote it deliver what it holds, or move the spool aside".to_owned()
+        }
+        _ => return Ok(bytes.get(..HEADER) == Some(&header(base))),
+    };
+    let version = field(8).unwrap_or_default();
+    let text = format!("{} has format version {version}, this cdrelay reads version {VERSION}: {advice}", name(base));
+    Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
-/// When the first record arrived of a segment that begins with these bytes; not checked.
+/// When the first record arrived of a segment that begins with these bytes; `None` without an intact record.
 pub fn first_arrival(start: &[u8]) -> Option<Arrival> {
     start.get(HEADER..).and_then(Frame::read).map(|frame| frame.arrival)
-}
-
-/// The last bytes of a segment that was ended in order: all records below `end` were durable then.
-pub fn footer(end: u64) -> [u8; FOOTER] {
-    let mut bytes = [0; FOOTER];
-    let covered: Vec<u8> = SEAL.iter().copied().chain(end.to_le_bytes()).collect();
-    let fields = covered.iter().copied().chain(crc32c::crc32c(&covered).to_le_bytes());
-    bytes.iter_mut().zip(fields).for_each(|(slot, byte)| *slot = byte);
-    bytes
-}
-
-/// The end that a segment file's footer tells; `None` if it was not ended in order.
-pub fn sealed_end(file: &dyn DiskFile) -> io::Result<Option<u64>> {
-    let mut bytes = [0; FOOTER];
-    let at = file.size()?.saturating_sub(FOOTER as u64);
-    file.read_at(&mut bytes, at)?;
-    let end = bytes.get(SEAL.len()..).and_then(|rest| rest.first_chunk()).map(|raw| u64::from_le_bytes(*raw));
-    Ok(end.filter(|end| footer(*end) == bytes))
 }
 
 /// The fixed part of a stored record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// The record's place in the log.
+    /// The record's offset in the log.
     pub offset: u64,
-    /// The first offset of the group commit that wrote the record: all below had been durable by then.
+    /// The first offset of the group commit that wrote the record: all records below were durable by then.
     pub batch: u64,
     /// How many records of the same request come after this one.
     pub follows: u32,
-    arrival: Arrival,
-    id: EventId,
+    /// When the event arrived.
+    pub arrival: Arrival,
+    /// The event's identity.
+    pub id: EventId,
+    /// CRC-32C of the body.
+    sum: u32,
+    /// Lengths of the parts of the body and of all of it.
     conversation: u32,
     target: u32,
+    ingress: u32,
+    query: u32,
     body: u32,
 }
 
 impl Frame {
-    /// Bytes on disk, frame included.
+    /// Bytes on disk, body included.
     pub fn size(&self) -> usize {
         FRAME + self.body as usize
     }
 
-    /// The event's identity.
-    pub fn id(&self) -> EventId {
-        self.id
-    }
-
-    /// When the event arrived.
-    pub fn arrival(&self) -> Arrival {
-        self.arrival
-    }
-
-    /// Reads the fixed part; the checksum is not looked at.
+    /// Reads the fixed part; `None` if its checksum is wrong or it cannot be that of a record.
     fn read(bytes: &[u8]) -> Option<Self> {
-        Some(Self {
-            body: u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?),
-            offset: u64::from_le_bytes(*bytes.get(8..)?.first_chunk()?),
-            batch: u64::from_le_bytes(*bytes.get(16..)?.first_chunk()?),
-            arrival: Arrival(u64::from_le_bytes(*bytes.get(24..)?.first_chunk()?)),
-            id: EventId(*bytes.get(32..)?.first_chunk()?),
-            conversation: u32::from_le_bytes(*bytes.get(48..)?.first_chunk()?),
-            follows: u32::from_le_bytes(*bytes.get(52..)?.first_chunk()?),
-            target: u32::from_le_bytes(*bytes.get(56..)?.first_chunk()?),
-        })
-    }
-
-    fn plausible(&self, room: u64) -> bool {
-        self.body > 0
-            && u64::from(self.conversation) + u64::from(self.target) <= u64::from(self.body)
-            && self.batch <= self.offset
-            && self.size() as u64 <= room
+        let bytes: &[u8; FRAME] = bytes.first_chunk()?;
+        let (sum, covered) = bytes.split_first_chunk()?;
+        let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let long = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let frame = Self {
+            sum: number(4)?,
+            body: number(8)?,
+            follows: number(12)?,
+            offset: long(16)?,
+            batch: long(24)?,
+            arrival: Arrival(long(32)?),
+            id: EventId(*bytes.get(40..)?.first_chunk()?),
+            conversation: number(56)?,
+            target: number(60)?,
+            ingress: number(64)?,
+            query: number(68)?,
+        };
+        let parts: u64 = [frame.conversation, frame.target, frame.ingress, frame.query].map(u64::from).iter().sum();
+        let plausible = frame.body > 0 && parts <= u64::from(frame.body) && frame.batch <= frame.offset;
+        (plausible && *sum == crc32c::crc32c(covered).to_le_bytes()).then_some(frame)
     }
 
     /// The record in `bytes`, which begin with this frame.
     pub fn record(&self, bytes: &[u8]) -> Option<Record> {
-        let body = bytes.get(FRAME..self.size())?;
-        let (conversation, rest) = body.split_at_checked(self.conversation as usize)?;
-        let (target, payload) = rest.split_at_checked(self.target as usize)?;
-        let conversation = revealed(conversation)?;
-        let (target, ingress) = match target.iter().position(|byte| *byte == ROUTE) {
-            Some(at) => (target.get(..at)?, Some(std::str::from_utf8(target.get(at + 1..)?).ok()?.into())),
-            None => (target, None),
+        let mut body = bytes.get(FRAME..self.size())?;
+        let mut part = |length: u32| {
+            let (part, rest) = body.split_at_checked(length as usize)?;
+            body = rest;
+            Some(part)
         };
-        let target = std::str::from_utf8(target).ok()?;
-        let event = Event::restore(std::str::from_utf8(payload).ok()?, self.id, &conversation, self.arrival);
-        Some(Record {
-            offset: self.offset,
-            target: (!target.is_empty()).then(|| target.into()),
-            event: event.by(ingress),
-        })
+        let conversation = revealed(part(self.conversation)?)?;
+        let target = std::str::from_utf8(part(self.target)?).ok()?;
+        let ingress = std::str::from_utf8(part(self.ingress)?).ok()?;
+        let query = revealed(part(self.query)?)?;
+        let event = Event::restore(std::str::from_utf8(body).ok()?, self.id, &conversation, self.arrival)
+            .by((!ingress.is_empty()).then(|| ingress.into()))
+            .with_query((!query.is_empty()).then(|| query.into()));
+        Some(Record { offset: self.offset, target: (!target.is_empty()).then(|| target.into()), event })
     }
 }
 
-/// How many bytes a record of `event` for `target` will take.
+/// The parts of a record's body in their order on disk.
+fn parts<'a>(event: &'a Event, target: Option<&'a str>) -> [Cow<'a, [u8]>; 5] {
+    let ingress = if event.ingress() == DEFAULT_INGRESS { "" } else { event.ingress() };
+    [
+        concealed(event.conversation()),
+        Cow::Borrowed(target.unwrap_or_default().as_bytes()),
+        Cow::Borrowed(ingress.as_bytes()),
+        concealed(event.query().unwrap_or_default()),
+        Cow::Borrowed(event.payload().as_bytes()),
+    ]
+}
+
+/// How many bytes a record of `event` for `target` takes.
 pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
-    let route = event.other_ingress().map_or(0, |name| 1 + name.len());
-    FRAME + concealed(event.conversation_bytes()).len() + target.map_or(0, str::len) + route + event.payload().len()
+    FRAME + parts(event, target).iter().map(|part| part.len()).sum::<usize>()
 }
 
 /// The text with every NUL as two bytes that no text holds.
-fn concealed(text: &[u8]) -> Cow<'_, [u8]> {
-    if memchr::memchr(0, text).is_none() {
-        return Cow::Borrowed(text);
+fn concealed(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains('\0') {
+        return Cow::Borrowed(text.as_bytes());
     }
-    let bytes = text.iter().flat_map(|byte| if *byte == 0 { NUL.to_vec() } else { vec![*byte] });
+    let bytes = text.bytes().flat_map(|byte| if byte == 0 { NUL.to_vec() } else { vec![byte] });
     Cow::Owned(bytes.collect())
 }
 
@@ -190,27 +179,21 @@ fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
 /// Appends the stored form of a record to `out`.
 pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
     let event = &record.event;
+    let parts = parts(event, record.target.as_deref());
     let start = out.len();
-    let (conversation, payload) = (concealed(event.conversation_bytes()), event.payload());
-    let target = record.target.as_deref().unwrap_or_default().as_bytes();
-    let (mark, route) = event.other_ingress().map_or((&[][..], &[][..]), |name| (&[ROUTE], name.as_bytes()));
-    let target_length = target.len() + mark.len() + route.len();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&((conversation.len() + target_length + payload.len()) as u32).to_le_bytes());
-    out.extend_from_slice(&record.offset.to_le_bytes());
-    out.extend_from_slice(&batch.to_le_bytes());
-    out.extend_from_slice(&event.arrival().0.to_le_bytes());
-    out.extend_from_slice(&event.id().0);
-    out.extend_from_slice(&(conversation.len() as u32).to_le_bytes());
-    out.extend_from_slice(&follows.to_le_bytes());
-    out.extend_from_slice(&(target_length as u32).to_le_bytes());
-    out.extend_from_slice(&conversation);
-    out.extend_from_slice(target);
-    out.extend_from_slice(mark);
-    out.extend_from_slice(route);
-    out.extend_from_slice(payload.as_bytes());
-    let sum = crc32c::crc32c(out.get(start + 4..).unwrap_or_default());
-    out.iter_mut().skip(start).zip(sum.to_le_bytes()).for_each(|(slot, byte)| *slot = byte);
+    out.resize(start + FRAME, 0);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    let body = out.get(start + FRAME..).unwrap_or_default();
+    let [conversation, target, ingress, query, _] = parts.map(|part| part.len() as u32);
+    let mut frame = Vec::with_capacity(FRAME);
+    frame.extend([0; 4]);
+    frame.extend([crc32c::crc32c(body), body.len() as u32, follows].map(u32::to_le_bytes).as_flattened());
+    frame.extend([record.offset, batch, event.arrival().0].map(u64::to_le_bytes).as_flattened());
+    frame.extend(event.id().0);
+    frame.extend([conversation, target, ingress, query].map(u32::to_le_bytes).as_flattened());
+    let sum = crc32c::crc32c(frame.get(4..).unwrap_or_default());
+    frame.splice(..4, sum.to_le_bytes());
+    out.iter_mut().skip(start).zip(frame).for_each(|(slot, byte)| *slot = byte);
 }
 
 /// What a [`Scan`] finds next.
@@ -218,54 +201,38 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
 pub enum Found<'a> {
     /// An intact record, with its bytes on disk.
     Record(Frame, &'a [u8]),
-    /// Bytes that are no record, followed by the record with this frame, which comes next.
-    Damage(Frame),
+    /// Bytes that are no record, in the place of all records below this offset; the frame of the record with this offset follows.
+    Damage(u64),
     /// No further record.
     End,
 }
 
-/// Reads the records of one segment file in order, a chunk at a time, in a time that grows with its size alone, whatever is in it.
+/// Reads the records of one segment file in order, a chunk at a time, in a time that grows with the file's size alone.
 #[derive(Debug)]
 pub struct Scan {
-    file: Box<dyn DiskFile>,
+    file: Arc<dyn DiskFile>,
     size: u64,
     buffer: Vec<u8>,
     /// How many bytes of the buffer are the file's.
     held: usize,
-    /// Where in the file the buffer begins.
+    /// The position of the buffer in the file.
     start: u64,
     /// The next unread byte in the buffer.
     at: usize,
     /// How much is read at once.
     chunk: usize,
-    /// How many more bytes are believed to be a record without looking at `sums` first.
-    believed: u64,
-    /// What is known of the file as it was when the first record was looked for below `limit`: what is below is durable by then.
-    sums: Sums,
-    limit: u64,
 }
 
 impl Scan {
     /// Reads `file` from its first record on.
-    pub fn new(file: Box<dyn DiskFile>) -> io::Result<Self> {
-        Ok(Self {
-            size: file.size()?,
-            file,
-            buffer: Vec::new(),
-            held: 0,
-            start: HEADER as u64,
-            at: 0,
-            chunk: FIRST_CHUNK,
-            believed: BELIEVED,
-            sums: Sums::default(),
-            limit: 0,
-        })
+    pub fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+        Self::from(file, HEADER as u64)
     }
 
-    /// One that believes nothing, as it otherwise does only in badly damaged files.
-    #[cfg(any(test, fuzzing))]
-    pub fn distrustful(file: Box<dyn DiskFile>) -> io::Result<Self> {
-        Ok(Self { believed: 0, ..Self::new(file)? })
+    /// Reads `file` from the record at this position on.
+    pub fn from(file: Arc<dyn DiskFile>, position: u64) -> io::Result<Self> {
+        let size = file.size()?;
+        Ok(Self { file, size, buffer: Vec::new(), held: 0, start: position, at: 0, chunk: FIRST_CHUNK })
     }
 
     /// No segment of this size can hold more records than this.
@@ -273,39 +240,45 @@ impl Scan {
         self.size / FRAME as u64
     }
 
-    /// Where in the file the next record begins.
+    /// The position in the file of the next record.
     pub fn position(&self) -> u64 {
         self.start + self.at as u64
     }
 
-    /// The next record, which has to have the offset `expected`; records with offsets of `limit` and above are none.
+    /// The next record, which has to have the offset `expected`; bytes with offsets of `limit` and above are no records.
     pub fn next(&mut self, expected: u64, limit: u64) -> io::Result<Found<'_>> {
         if expected >= limit {
             return Ok(Found::End);
         }
-        if self.limit != limit {
-            (self.sums, self.limit) = (Sums::default(), limit);
-        }
-        let mut frame = self.record(expected..expected.saturating_add(1))?;
+        let mut frame = self.record(expected)?;
         if frame.is_none() {
             // The buffer may be older than the record: it is no evidence of damage.
             self.go_to(self.position());
-            frame = self.record(expected..expected.saturating_add(1))?;
+            frame = self.record(expected)?;
         }
-        if let Some(frame) = frame {
-            let from = self.at;
-            self.at += frame.size();
-            return Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()));
-        }
-        Ok(match self.seek(expected, limit)? {
-            Some(frame) => Found::Damage(frame),
-            None => Found::End,
-        })
+        let Some(frame) = frame else {
+            return Ok(self.seek(expected, limit)?.map_or(Found::End, Found::Damage));
+        };
+        let from = self.at;
+        self.at += frame.size();
+        Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()))
     }
 
-    /// Moves on to the next intact record with an offset above `expected` and below `limit`, if there is any.
-    fn seek(&mut self, expected: u64, limit: u64) -> io::Result<Option<Frame>> {
+    /// The frame of the intact record at the position, if it has this offset.
+    fn record(&mut self, offset: u64) -> io::Result<Option<Frame>> {
+        let Some(frame) = self.frame(&(offset..offset.saturating_add(1)))? else { return Ok(None) };
+        let size = frame.size();
+        if size as u64 > self.size.saturating_sub(self.position()) || self.fill(size)? < size {
+            return Ok(None);
+        }
+        let body = self.buffer.get(self.at..self.held).and_then(|ahead| ahead.get(FRAME..size));
+        Ok(body.is_some_and(|body| crc32c::crc32c(body) == frame.sum).then_some(frame))
+    }
+
+    /// Moves on to the next intact frame with an offset above `expected` and below `limit`; returns its offset.
+    fn seek(&mut self, expected: u64, limit: u64) -> io::Result<Option<u64>> {
         let from = self.position();
+        let wanted = expected.saturating_add(1)..limit;
         loop {
             self.at += 1;
             if self.fill(FRAME)? < FRAME {
@@ -317,54 +290,24 @@ impl Scan {
             let zeros = ahead.iter().position(|byte| *byte != 0).unwrap_or(ahead.len());
             if zeros > FRAME {
                 self.at += zeros - FRAME;
-                continue;
-            }
-            if let Some(frame) = self.record(expected.saturating_add(1)..limit)? {
-                return Ok(Some(frame));
+            } else if let Some(frame) = self.frame(&wanted)? {
+                return Ok(Some(frame.offset));
             }
         }
     }
 
-    /// The frame of the intact record that begins at the position, if its offset is one of these.
-    fn record(&mut self, offsets: Range<u64>) -> io::Result<Option<Frame>> {
+    /// The frame at the position, if its offset is one of these.
+    fn frame(&mut self, offsets: &Range<u64>) -> io::Result<Option<Frame>> {
         if self.fill(FRAME)? < FRAME {
             return Ok(None);
         }
-        let room = self.size.saturating_sub(self.position());
-        let frame = self.ahead(FRAME).and_then(Frame::read);
-        let Some(frame) = frame.filter(|frame| offsets.contains(&frame.offset) && frame.plausible(room)) else {
-            return Ok(None);
-        };
-        if self.believed == 0 && !self.seems_intact(frame)? {
-            return Ok(None);
-        }
-        if self.fill(frame.size())? < frame.size() {
-            return Ok(None);
-        }
-        let Some((sum, covered)) = self.ahead(frame.size()).and_then(<[u8]>::split_first_chunk) else {
-            return Ok(None);
-        };
-        if u32::from_le_bytes(*sum) != crc32c::crc32c(covered) {
-            self.believed = self.believed.saturating_sub(frame.size() as u64);
-            return Ok(None);
-        }
-        Ok(Some(frame))
+        let ahead = self.buffer.get(self.at..self.held).unwrap_or_default();
+        // Most positions have no such offset, which is quicker to see than a wrong checksum.
+        let offset = ahead.get(16..).and_then(|bytes| bytes.first_chunk()).map(|raw| u64::from_le_bytes(*raw));
+        Ok(if offset.is_some_and(|offset| offsets.contains(&offset)) { Frame::read(ahead) } else { None })
     }
 
-    /// Whether the checksum of the record at the position is right, at little cost however long it is.
-    fn seems_intact(&mut self, frame: Frame) -> io::Result<bool> {
-        let stored = self.ahead(FRAME).and_then(|bytes| bytes.first_chunk()).map(|sum| u32::from_le_bytes(*sum));
-        let covered = self.position() + 4..self.position() + frame.size() as u64;
-        let sum = self.sums.of(&*self.file, covered)?;
-        Ok(sum.is_some() && sum == stored)
-    }
-
-    /// So many bytes from the position on, if they are in the buffer.
-    fn ahead(&self, count: usize) -> Option<&[u8]> {
-        self.buffer.get(self.at..self.held)?.get(..count)
-    }
-
-    /// Goes on at another place, or at the same with what the file holds now.
+    /// Goes on at another position, or at the same with the file's present content.
     fn go_to(&mut self, position: u64) {
         (self.start, self.at, self.held, self.chunk) = (position, 0, 0, FIRST_CHUNK);
     }
@@ -376,13 +319,13 @@ impl Scan {
             return Ok(held);
         }
         (self.start, self.at, self.held) = (self.position(), 0, 0);
-        // A larger one was for a record of unusual size.
+        // A larger buffer was for a record of unusual size.
         if self.buffer.len() != wanted.max(CHUNK) {
             self.buffer = vec![0; wanted.max(CHUNK)];
         }
         let room = self.buffer.get_mut(..wanted.max(self.chunk)).unwrap_or_default();
-        let count = self.file.read_at(room, self.start)?;
-        (self.held, self.chunk) = (count, (2 * self.chunk).min(CHUNK));
-        Ok(count)
+        self.held = self.file.read_at(room, self.start)?;
+        self.chunk = (2 * self.chunk).min(CHUNK);
+        Ok(self.held)
     }
 }

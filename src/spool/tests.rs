@@ -1,20 +1,16 @@
-//! The spool against a simulated disk. Most of it drives the writer and the keeper of cursors by hand, without their threads:
-//! then everything that happens follows from a seed.
+//! The spool against a simulated disk. Most tests drive the writer and the maintenance by hand, without their threads: then everything
+//! that happens follows from a seed.
 
-mod crafted;
 mod damage;
+mod deadline;
 mod format;
 mod full_disk;
 mod keeping;
 mod model;
-mod next;
 mod promises;
 
 use super::disk::simulated::Machine;
-use super::janitor::Keeper;
-use super::queue::Append;
 use super::segment::{Found, Scan};
-use super::writer::Writer;
 use super::*;
 use crate::event::EventId;
 use bytesize::ByteSize;
@@ -40,9 +36,9 @@ fn config() -> Config {
     Config {
         max_size: ByteSize::kib(64),
         segment_size: Some(ByteSize::kib(4)),
-        duplicate_window: Duration::from_secs(3600),
-        duplicate_capacity: 100_000,
-        memory: ByteSize::b(0),
+        dedup_window: Duration::from_secs(3600),
+        dedup_capacity: 100_000,
+        read_cache: ByteSize::b(0),
         ..Config::default()
     }
 }
@@ -51,14 +47,15 @@ fn config() -> Config {
 struct Life {
     shared: Arc<Shared>,
     writer: Writer,
-    keeper: Keeper,
+    maintenance: Maintenance,
 }
 
 impl Life {
     fn begin(machine: &Machine, config: &Config, sinks: &[&str]) -> io::Result<Self> {
-        let (mut writer, keeper) = assemble(machine.mount(), config, sinks, SpoolMetrics::default())?;
+        let shared = Arc::new(Shared::open(machine.mount(), config, sinks, SpoolMetrics::default())?);
+        let (mut writer, maintenance) = (Writer::new(shared.clone()), Maintenance::new(shared.clone()));
         writer.pause = Duration::ZERO;
-        Ok(Self { shared: writer.shared.clone(), writer, keeper })
+        Ok(Self { shared, writer, maintenance })
     }
 
     /// Stores requests in one or more group commits; for each group commit, the results of its requests.
@@ -67,7 +64,7 @@ impl Life {
         let mut answers = VecDeque::new();
         for events in requests {
             let (done, answer) = oneshot::channel();
-            queue.push_back(Append { events, target: None, held: None, done });
+            queue.push_back(Append::new(events, None, None, done));
             answers.push_back(answer);
         }
         let mut groups = Vec::new();
@@ -86,11 +83,11 @@ impl Life {
     }
 
     fn end(&self) -> u64 {
-        *self.shared.end.borrow()
+        self.shared.log.end()
     }
 
     fn start(&self) -> u64 {
-        self.shared.log().segments.first_key_value().map_or(self.end(), |(base, _)| *base)
+        self.shared.log.status().start
     }
 
     fn reader(&self, position: u64) -> Reader {
@@ -115,7 +112,7 @@ impl Life {
     /// Lets every sink settle everything below `position`, durably.
     fn settle(&mut self, position: u64) {
         self.shared.cursors.iter().for_each(|cursor| cursor.set(position));
-        self.keeper.round(true);
+        self.maintenance.round(true);
     }
 
     fn damaged_records(&self) -> u64 {
@@ -129,7 +126,7 @@ fn offsets(records: &[Arc<Record>]) -> Vec<u64> {
 
 /// What [`Reader::read`] does, on this thread.
 fn read(reader: &mut Reader, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
-    if let Some(records) = reader.at_hand(bytes) {
+    if let Some(records) = reader.take_cached(bytes) {
         return Ok(records);
     }
     // As much as may be ready before it is asked for.
@@ -138,9 +135,9 @@ fn read(reader: &mut Reader, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
 }
 
 fn read_from_disk(reader: &mut Reader, bytes: usize) -> io::Result<()> {
-    let mut disk = reader.on_disk();
+    let mut disk = reader.disk_reader();
     let records = disk.read(bytes);
-    reader.take((disk, records))
+    reader.take(disk, records)
 }
 
 /// How many cases a property is tried with, and the first seed; `CDRELAY_SPOOL_CASES` and `CDRELAY_SPOOL_SEED` set them.

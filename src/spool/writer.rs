@@ -1,26 +1,20 @@
-//! The one thread that writes: takes everything that waits, one write, one sync, then releases all who wait.
+//! The one thread that writes: takes the requests that wait, one write, one sync, then answers them. Meanwhile the next ones collect.
 
-mod commit;
-
-use super::active::Active;
-use super::queue::{AbandonOnPanic, Append, AppendError, Appended, Placed, Release};
-use super::recent::Recent;
-use super::recovery::Segment;
-use super::{Record, Shared, segment};
-use crate::event::{Arrival, Event, EventId};
-use commit::Commit;
-use std::collections::VecDeque;
+use super::disk::DiskFile;
+use super::queue::{Answer, Append, AppendError, Appended, COMMIT_BYTES, Placed, Work};
+use super::{AbandonOnPanic, Record, Shared, segment};
+use crate::event::{Arrival, EventId};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 
-/// A group commit takes no more requests once it has this many bytes.
-const COMMIT_BYTES: usize = 1 << 20;
 /// After a failure, how long until another segment is tried.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The one that writes.
+/// The owner of the active segment.
 pub struct Writer {
     pub(super) shared: Arc<Shared>,
     active: Option<Active>,
@@ -34,30 +28,55 @@ pub struct Writer {
     pub(super) pause: Duration,
 }
 
+/// The segment that is being written to.
+struct Active {
+    base: u64,
+    file: Arc<dyn DiskFile>,
+    size: u64,
+    /// The position in the file behind the last durable record.
+    position: u64,
+}
+
+/// What is stored with one write and one sync.
+#[derive(Default)]
+struct Commit {
+    records: Vec<Arc<Record>>,
+    /// The offsets of its events.
+    ids: HashMap<EventId, u64>,
+    waiting: Vec<(Answer, Placed)>,
+    /// Released once the readers alone hold the events.
+    held: Vec<OwnedSemaphorePermit>,
+    /// Events of webhooks, not of commands that store an event again.
+    accepted: usize,
+    duplicates: usize,
+}
+
 impl Writer {
     /// A writer that goes on behind the last record.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let next = *shared.end.borrow();
+        let next = shared.log.end();
         Self { shared, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE }
     }
 
     /// Writes until the queue is closed and empty.
     pub(super) fn run(mut self) {
         let _abandon = AbandonOnPanic(self.shared.clone());
-        while let Some(mut requests) = self.shared.queue.take() {
-            if requests.is_empty() {
-                self.look();
-            }
-            while !requests.is_empty() {
-                self.commit(&mut requests);
+        loop {
+            match self.shared.queue.take() {
+                Work::Stop => return self.seal(),
+                Work::Probe => self.probe(),
+                Work::Commit(mut requests) => {
+                    while !requests.is_empty() {
+                        self.commit(&mut requests);
+                    }
+                }
             }
         }
-        self.seal();
     }
 
-    /// Whether what was refused would be stored now. Readiness depends on it, and without readiness no request comes that
+    /// Finds out whether the refused bytes would be stored now. Readiness depends on it, and an unready bridge gets no requests that
     /// could find out.
-    fn look(&mut self) {
+    fn probe(&mut self) {
         let trouble = self.make_room(self.refused).err();
         if trouble.is_none()
             && let Some(Err(cause)) = self.active.as_ref().map(|active| active.file.sync())
@@ -69,15 +88,16 @@ impl Writer {
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
-        self.shared.recent().expire(Arrival::now());
+        self.shared.dedup.lock().expire(Arrival::now());
         let Some(first) = requests.front() else { return };
-        let needed = if self.has_room(most(first)) { 0 } else { self.needed(first) };
-        if let Err(error) = self.make_room(needed as u64) {
+        let fits = self.paused.is_none() && first.size as u64 <= self.room();
+        let needed = if fits { 0 } else { self.size_without_duplicates(first, &Commit::default()) as u64 };
+        if let Err(error) = self.make_room(needed) {
             if !matches!(error, AppendError::TooLarge { .. }) {
                 self.shared.queue.set_trouble(Some(error.to_string()));
-                self.refused = needed as u64;
+                self.refused = needed;
             }
-            // The first one does not fit; a later, smaller one might, and is tried in its turn.
+            // A smaller request behind it might fit, and is tried in its turn.
             if let Some(append) = requests.pop_front() {
                 let _ = append.done.send(Err(error));
             }
@@ -86,12 +106,7 @@ impl Writer {
         let batch = self.next;
         let commit = self.encode(requests);
         match self.write() {
-            Ok(()) => {
-                if self.next > batch {
-                    self.shared.queue.set_trouble(None);
-                }
-                self.publish(batch, commit);
-            }
+            Ok(()) => self.publish(batch, commit),
             Err(cause) => {
                 self.next = batch;
                 self.fail(&cause, commit);
@@ -100,45 +115,50 @@ impl Writer {
     }
 
     /// How many bytes fit the active segment.
-    fn room(&self) -> usize {
-        self.active.as_ref().map_or(0, |active| active.end() - active.position) as usize
+    fn room(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.size - active.position)
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        self.paused.is_none() && bytes <= self.room()
-    }
-
-    /// How many bytes a request takes, events left out that are stored already.
-    fn needed(&self, request: &Append) -> usize {
+    /// How many bytes a request takes, without the events that are stored already or with this commit.
+    fn size_without_duplicates(&self, request: &Append, commit: &Commit) -> usize {
         let target = request.target.as_deref();
-        let recent = self.shared.recent();
-        let fresh = request.events.iter().filter(|event| target.is_some() || self.held(&recent, &event.id()).is_none());
+        let dedup = self.shared.dedup.lock();
+        let is_fresh = |id: &EventId| target.is_some() || dedup.offset(id).or(commit.ids.get(id).copied()).is_none();
+        let fresh = request.events.iter().filter(|event| is_fresh(&event.id()));
         fresh.map(|event| segment::size_of_record(event, target)).sum()
     }
 
-    /// Frames requests into the buffer for as long as they fit.
+    /// Encodes requests into the buffer for as long as they fit.
     fn encode(&mut self, requests: &mut VecDeque<Append>) -> Commit {
-        let mut commit = Commit::of(requests.len());
+        let mut commit = Commit::default();
         self.buffer.clear();
         let batch = self.next;
-        let room = self.room();
+        let room = self.room() as usize;
         while let Some(request) = requests.front() {
             let fits = |size| self.buffer.len() + size <= room;
-            if self.buffer.len() > COMMIT_BYTES || !(fits(most(request)) || fits(self.needed(request))) {
+            let fits = fits(request.size) || fits(self.size_without_duplicates(request, &commit));
+            if !fits || self.buffer.len() > COMMIT_BYTES {
                 break;
             }
-            let Some(Append { events: mut fresh, target, held, done }) = requests.pop_front() else { break };
+            let Some(Append { events: mut fresh, target, held, done, .. }) = requests.pop_front() else { break };
             let mut earlier = Vec::new();
-            if target.is_none() {
+            let dedup = self.shared.dedup.lock();
+            if target.is_none() && dedup.is_on() {
                 let mut next = self.next;
-                let recent = self.shared.recent();
                 fresh.retain(|event| {
-                    let first = self.first_copy(&recent, event, next, &mut commit);
+                    let first = dedup.offset(&event.id()).or_else(|| match commit.ids.entry(event.id()) {
+                        Entry::Occupied(first) => Some(*first.get()),
+                        Entry::Vacant(vacant) => {
+                            vacant.insert(next);
+                            None
+                        }
+                    });
                     next += u64::from(first.is_none());
                     earlier.extend(first);
                     first.is_none()
                 });
             }
+            drop(dedup);
             let placed = Placed { fresh: self.next..self.next + fresh.len() as u64, earlier };
             let mut follows = fresh.len() as u32;
             for event in fresh {
@@ -159,93 +179,60 @@ impl Writer {
         commit
     }
 
-    /// Whether the event would count as a duplicate.
-    #[cfg(test)]
-    pub(super) fn recognises(&self, id: &EventId) -> bool {
-        self.shared.recent().offset(id).is_some()
-    }
-
-    /// How many events would count as duplicates.
-    #[cfg(test)]
-    pub(super) fn recognised(&self) -> usize {
-        self.shared.recent().len()
-    }
-
-    /// Where the event is that was stored with this identity. One that has turned out to be unreadable since does not count:
-    /// a sender that has it still can mend that.
-    fn held(&self, recent: &Recent, id: &EventId) -> Option<u64> {
-        recent.offset(id).filter(|offset| !self.shared.is_gone(*offset))
-    }
-
-    /// Where the event is already. If it is nowhere it gets the offset `next`.
-    fn first_copy(&self, recent: &Recent, event: &Event, next: u64, commit: &mut Commit) -> Option<u64> {
-        if recent.capacity() == 0 {
-            return None;
-        }
-        let id = event.id();
-        self.held(recent, &id).or_else(|| match commit.ids.entry(id) {
-            Entry::Occupied(first) => Some(*first.get()),
-            Entry::Vacant(place) => {
-                place.insert(next);
-                None
-            }
-        })
-    }
-
+    /// Makes the buffer durable behind the last record.
     fn write(&mut self) -> io::Result<()> {
         let Some(active) = self.active.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
         active.file.write_at(&self.buffer, active.position)?;
         active.file.sync()?;
-        active.position += self.buffer.len() as u64;
-        if !active.asked && 2 * active.position > active.size {
-            active.asked = true;
-            self.shared.ask_for_spare();
+        if !active.file.has_name()? {
+            self.shared.lose_directory();
+            return Err(io::Error::new(io::ErrorKind::NotFound, super::DIRECTORY_LOST));
         }
+        active.position += self.buffer.len() as u64;
         self.shared.metrics.syncs.inc();
         self.shared.metrics.written_bytes.inc_by(self.buffer.len() as u64);
-        if self.buffer.capacity() > 2 * COMMIT_BYTES {
-            self.buffer = Vec::new();
-        }
         Ok(())
     }
 
-    /// Shows the durable records to the readers and releases those who wait for them.
+    /// Shows the durable records to the readers and answers their requests.
     fn publish(&mut self, batch: u64, commit: Commit) {
         let now = Arrival::now();
-        // What is published again came long ago, and what is like it may come again.
-        let mut recent = self.shared.recent();
-        let fresh = commit.records.iter().filter(|record| record.target.is_none());
-        recent.make_room(fresh.clone().count());
-        for record in fresh {
-            recent.insert(record.event.id(), record.event.arrival(), record.offset, now);
+        // An event that is published again came long ago, and an event like it may come again.
+        let mut dedup = self.shared.dedup.lock();
+        for record in commit.records.iter().filter(|record| record.target.is_none()) {
+            dedup.insert(record.event.id(), record.event.arrival(), record.offset, now);
         }
-        drop(recent);
-        if self.next > batch {
+        drop(dedup);
+        if let Some(active) = self.active.as_ref().filter(|_| self.next > batch) {
+            self.shared.queue.set_trouble(None);
             self.shared.metrics.appended_records.inc_by(self.next - batch);
-            self.shared.log().tail.extend(commit.records, self.shared.memory);
-            // Who waits for it is woken along with the requests.
-            self.shared.end.send_if_modified(|end| {
-                *end = self.next;
-                false
-            });
+            // From here on a record that cannot be read after a crash is known to be damaged, not unacknowledged.
+            if let Err(error) = self.shared.log.acknowledged.note(self.next) {
+                tracing::debug!(%error, "the end of the acknowledged records could not be noted");
+            }
+            let position = active.position - self.buffer.len() as u64..active.position;
+            self.shared.log.append(commit.records, position);
+            self.shared.maintenance.wake();
         }
         drop(commit.held);
         self.shared.metrics.accepted.inc_by(commit.accepted as u64);
         self.shared.metrics.duplicates.inc_by(commit.duplicates as u64);
-        self.shared.release(Release { appended: self.next > batch, waiting: commit.waiting });
+        for (done, placed) in commit.waiting {
+            let _ = done.send(Ok(placed));
+        }
+        if self.buffer.capacity() > 2 * COMMIT_BYTES {
+            self.buffer = Vec::new();
+        }
     }
 
-    /// Nothing of this commit counts, and its segment is not written to again: after a failed sync nobody knows what the
-    /// disk holds beyond the last durable record.
+    /// Nothing of this commit counts, and its segment is not written to again: after a failed sync the content of the disk beyond
+    /// the last durable record is unknown.
     fn fail(&mut self, cause: &io::Error, commit: Commit) {
         tracing::error!(error = %cause, "the spool cannot write; webhooks are refused until it can");
         self.shared.metrics.failures.inc();
         let error = AppendError::Failed { cause: cause.to_string() };
         self.pause(error.clone());
         self.refused = self.buffer.len() as u64;
-        if let Some(active) = &mut self.active {
-            active.failed = true;
-        }
         self.seal();
         for (done, _) in commit.waiting {
             let _ = done.send(Err(error.clone()));
@@ -259,28 +246,31 @@ impl Writer {
 
     /// Sees to it that the active segment has room for `needed` bytes.
     fn make_room(&mut self, needed: u64) -> Result<(), AppendError> {
-        if let Some((until, error)) = self.paused.as_ref().filter(|_| needed > 0) {
+        if needed == 0 {
+            return Ok(());
+        }
+        if self.shared.is_directory_lost() {
+            return Err(AppendError::Failed { cause: super::DIRECTORY_LOST.to_owned() });
+        }
+        if let Some((until, error)) = &self.paused {
             if Instant::now() < *until {
                 return Err(error.clone());
             }
             self.paused = None;
         }
-        if needed == 0 || self.active.as_ref().is_some_and(|active| active.position + needed <= active.end()) {
+        if needed <= self.room() {
             return Ok(());
         }
-        let size = self.shared.segment_size.max(needed + (segment::HEADER + segment::FOOTER) as u64);
-        if size > self.shared.max_size {
-            return Err(AppendError::TooLarge { needed: size, max_size: self.shared.max_size });
+        let size = self.shared.log.size_for(needed);
+        if size > self.shared.log.max_size {
+            return Err(AppendError::TooLarge { needed: size, max_size: self.shared.log.max_size });
         }
-        self.retire();
-        self.shared.room_for(size)?;
-        match self.begin(size) {
-            Ok(active) => {
-                let mut log = self.shared.log();
-                log.segments.insert(active.base, Segment { bytes: size, begun: Arrival::now(), ..Segment::default() });
-                log.active = Some(active.base);
-                drop(log);
-                self.active = Some(active);
+        self.seal();
+        self.shared.free(size)?;
+        match self.shared.log.begin(self.next, size) {
+            Ok(file) => {
+                let position = segment::HEADER as u64;
+                self.active = Some(Active { base: self.next, file, size, position });
                 Ok(())
             }
             Err(cause) => {
@@ -295,35 +285,13 @@ impl Writer {
         }
     }
 
-    fn begin(&self, size: u64) -> io::Result<Active> {
-        let spare = self.shared.take_spare(size);
-        Active::begin(&*self.shared.disk, self.next, size, spare)
-    }
-
-    /// Writes no more to the active segment. What is left to do there has time.
-    fn retire(&mut self) {
-        let Some(active) = self.active.take() else { return };
-        let mut log = self.shared.log();
-        log.active = None;
-        if active.is_empty() {
-            drop(log);
-            self.shared.seal(&active, self.next);
-        } else {
-            log.full.push((active, self.next));
-            drop(log);
-        }
-        self.shared.janitor.wake();
-    }
-
     /// Ends the active segment behind its last durable record.
     pub(super) fn seal(&mut self) {
-        self.retire();
-        self.shared.seal_full();
+        if let Some(active) = self.active.take()
+            && !self.shared.is_directory_lost()
+        {
+            self.shared.log.seal(active.base, &*active.file, active.position);
+            self.shared.maintenance.wake();
+        }
     }
-}
-
-/// How many bytes a request takes if nothing of it is stored already.
-fn most(request: &Append) -> usize {
-    let target = request.target.as_deref();
-    request.events.iter().map(|event| segment::size_of_record(event, target)).sum()
 }

@@ -10,7 +10,7 @@ use super::Disk;
 use mount::Mount;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
 
@@ -30,7 +30,7 @@ pub enum Operation {
 
 /// The hardware: outlives the processes that use it, each through a [`Mount`].
 #[derive(Clone, Debug)]
-pub struct Machine(Arc<Mutex<World>>);
+pub struct Machine(Arc<(Mutex<World>, Condvar)>);
 
 #[derive(Debug)]
 struct World {
@@ -48,6 +48,10 @@ struct World {
     failing: HashMap<Operation, u32>,
     /// Whether somebody else has taken all the room, and takes what comes free.
     full: bool,
+    /// Whether somebody has deleted the directory with all files.
+    deleted: bool,
+    /// Whether syncs wait for ever.
+    hanging: bool,
     /// How many more changes the power lasts for.
     power: Option<u64>,
     count: HashMap<Operation, u64>,
@@ -78,7 +82,7 @@ enum Naming {
 impl Machine {
     /// A machine with an empty disk.
     pub fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(World {
+        let world = World {
             random: fastrand::Rng::with_seed(seed),
             life: 0,
             files: HashMap::new(),
@@ -89,9 +93,12 @@ impl Machine {
             unreliable: HashMap::new(),
             failing: HashMap::new(),
             full: false,
+            deleted: false,
+            hanging: false,
             power: None,
             count: HashMap::new(),
-        })))
+        };
+        Self(Arc::new((Mutex::new(world), Condvar::new())))
     }
 
     /// The disk as a process sees it until it is killed or the power is cut.
@@ -104,6 +111,8 @@ impl Machine {
         let mut world = self.world();
         world.life += 1;
         world.power = None;
+        drop(world);
+        self.0.1.notify_all();
     }
 
     /// Cuts the power and restores it.
@@ -140,6 +149,20 @@ impl Machine {
     /// There is room again.
     pub fn free(&self) {
         self.world().full = false;
+    }
+
+    /// Deletes the directory with all its files under the running process.
+    pub fn delete_directory(&self) {
+        let mut world = self.world();
+        world.deleted = true;
+        world.names.clear();
+        world.kept_names.clear();
+    }
+
+    /// From now on, or no longer, syncs of files do not return.
+    pub fn hang(&self, hanging: bool) {
+        self.world().hanging = hanging;
+        self.0.1.notify_all();
     }
 
     /// Every operation works from now on, as far as there is room.
@@ -198,7 +221,7 @@ impl Machine {
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap()
+        self.0.0.lock().unwrap()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Format version 1 as it was first written: it can be read for ever.
+//! The format of version 2, as it was first written.
 
 use super::*;
 
@@ -18,13 +18,18 @@ fn fixed() -> Vec<Event> {
     ];
     let event = |(number, (conversation, payload)): (u8, (&str, &'static str))| {
         let arrival = Arrival(1_634_721_099_442 + u64::from(number));
-        Event::restore(payload, EventId([number + 1; 16]), conversation, arrival)
+        let event = Event::restore(payload, EventId([number + 1; 16]), conversation, arrival);
+        match number {
+            4 => event.by(Some("east".into())),
+            5 => event.with_query(Some("team=Sales%20%26%20Co&a".into())),
+            _ => event,
+        }
     };
     (0..).zip(texts).map(event).collect()
 }
 
 fn write(machine: &Machine) {
-    let config = Config { duplicate_window: Duration::ZERO, ..config() };
+    let config = Config { dedup_window: Duration::ZERO, ..config() };
     let mut life = Life::begin(machine, &config, &["analytics"]).unwrap();
     let events = fixed();
     life.store(events[..2].to_vec()).unwrap();
@@ -37,13 +42,13 @@ fn write(machine: &Machine) {
 
 /// The files of the fixture, in the order of their names.
 fn fixture() -> Vec<(&'static str, Vec<u8>)> {
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-v1");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-v2");
     let read = |name: &'static str| (name, std::fs::read(directory.join(name)).unwrap());
-    ["cursor-analytics"].into_iter().chain(SEGMENTS).map(read).collect()
+    ["acknowledged", "cursor-analytics", "removed"].into_iter().chain(SEGMENTS).map(read).collect()
 }
 
 #[test]
-fn a_spool_of_version_1_is_read_for_ever() {
+fn a_spool_of_version_2_is_read() {
     let machine = Machine::new(0);
     fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
     let mut life = Life::begin(&machine, &config(), &["analytics", "new"]).unwrap();
@@ -54,12 +59,11 @@ fn a_spool_of_version_1_is_read_for_ever() {
     assert_eq!(life.store(vec![event(1, 10)]), Ok(Appended { stored: 1, duplicates: 0 }));
 }
 
-/// What is written now is byte for byte what was written then, so version 1 has not changed behind its number.
+/// What is written now is byte for byte what was written then, so the version has not changed behind its number.
 ///
-/// `CDRELAY_WRITE_FIXTURE` names a directory to write the files to. That is for the first fixture of a new version: these here
-/// stay what they are.
+/// `CDRELAY_WRITE_FIXTURE` names a directory to write the files to, for the first fixture of a new version.
 #[test]
-fn version_1_is_still_written_as_it_was() {
+fn version_2_is_still_written_as_it_was() {
     let machine = Machine::new(0);
     write(&machine);
     if let Ok(directory) = std::env::var("CDRELAY_WRITE_FIXTURE") {
@@ -72,75 +76,61 @@ fn version_1_is_still_written_as_it_was() {
     }
 }
 
-/// Version 1 was first written without routes. What came by another route than the default one comes back with its name.
+/// The bytes behind the frame are conversation, target, ingress, query and payload.
 #[test]
-fn a_record_remembers_its_route_and_those_without_one_are_stored_as_ever() {
-    let machine = Machine::new(0);
-    fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
-    let by = |number, route: &str| event(number, 10).by(Some(route.into()));
-    let routed = [by(1, "east"), event(2, 10), by(3, "west"), by(4, "default")];
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    life.store(routed.to_vec()).unwrap();
-    let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    let events = life.events_from(0);
-    assert_eq!(events[..7], fixed());
-    assert_eq!(events[7..], routed);
-    let names: Vec<&str> = events.iter().map(Event::ingress).collect();
-    assert_eq!(names[..7], ["default"; 7]);
-    assert_eq!(names[7..], ["east", "default", "west", "default"]);
-}
+fn every_part_of_a_record_comes_back_and_none_passes_for_another() {
+    let texts = [None, Some("kafka"), Some("a\0b"), Some("\0")];
+    for target in [None, Some("kafka")] {
+        for ingress in [None, Some("east")] {
+            for (query, conversation) in texts.iter().zip(["c", "a\0b", "\0", "call"]) {
+                let event = Event::restore("{}", EventId([9; 16]), conversation, Arrival(5));
+                let event = event.by(ingress.map(Into::into)).with_query(query.map(Into::into));
+                let record = Record { offset: 7, target: target.map(Into::into), event };
+                let mut bytes = Vec::new();
+                segment::write_record(&record, 7, 0, &mut bytes);
+                assert_eq!(bytes.len(), segment::size_of_record(&record.event, target));
+                assert!(!bytes[segment::FRAME..].contains(&0), "offsets have a zero byte, bodies have none");
 
-/// The bytes behind the frame are conversation, target and payload, as they lie on disk.
-#[test]
-fn target_and_route_are_told_apart_and_neither_passes_for_the_other() {
-    for (target, route, stored) in [
-        (None, None, &b""[..]),
-        (Some("kafka"), None, b"kafka"),
-        (None, Some("east"), b"\xffeast"),
-        (Some("kafka"), Some("east"), b"kafka\xffeast"),
-    ] {
-        let event = event(1, 10).by(route.map(Into::into));
-        let record = Record { offset: 7, target: target.map(Into::into), event };
-        let mut bytes = Vec::new();
-        segment::write_record(&record, 7, 0, &mut bytes);
-        assert_eq!(bytes.len(), segment::size_of_record(&record.event, target));
-        let from = segment::FRAME + record.event.conversation().len();
-        assert_eq!(&bytes[from..from + stored.len()], stored);
-        assert_eq!(u32::from_le_bytes(bytes[56..60].try_into().unwrap()) as usize, stored.len());
-
-        let file = [segment::header(7).to_vec(), bytes].concat();
-        let machine = Machine::new(0);
-        machine.put(&segment::name(7), &file);
-        let mut scan = segment::Scan::new(machine.mount().open(&segment::name(7)).unwrap()).unwrap();
-        let segment::Found::Record(frame, bytes) = scan.next(7, 8).unwrap() else { panic!("no record") };
-        assert_eq!(frame.record(bytes), Some(record));
-        // What knows of no routes takes only a text for a target.
-        assert_eq!(std::str::from_utf8(stored).is_ok(), route.is_none());
+                let machine = Machine::new(0);
+                machine.put(&segment::name(7), &[segment::header(7).to_vec(), bytes].concat());
+                let mut scan = Scan::new(machine.mount().open(&segment::name(7)).unwrap()).unwrap();
+                let Found::Record(frame, bytes) = scan.next(7, 8).unwrap() else { panic!("no record") };
+                assert_eq!(frame.record(bytes), Some(record));
+            }
+        }
     }
 }
 
 #[test]
-fn a_newer_version_is_refused_and_left_alone() {
-    let machine = Machine::new(0);
-    let mut newer = segment::header(4);
-    newer[8..12].copy_from_slice(&2u32.to_le_bytes());
-    let sum = crc32c::crc32c(&newer[..24]);
-    newer[24..28].copy_from_slice(&sum.to_le_bytes());
-    write(&machine);
-    let mut bytes = machine.bytes(SEGMENTS[1]).unwrap();
-    bytes.splice(..newer.len(), newer);
-    bytes.extend(b"what only a newer cdrelay understands");
-    machine.put(SEGMENTS[1], &bytes);
-    machine.take("cursor-analytics");
-    let files = machine.files();
+fn another_version_is_refused_and_left_alone() {
+    let cases = [
+        (1, "let the older cdrelay that wrote it deliver what it holds, or move the spool aside"),
+        (3, "start the newer cdrelay that wrote it"),
+    ];
+    for (version, advice) in cases {
+        let machine = Machine::new(0);
+        let mut other = segment::header(4);
+        other[8..12].copy_from_slice(&u32::to_le_bytes(version));
+        let sum = crc32c::crc32c(&other[..24]);
+        other[24..28].copy_from_slice(&sum.to_le_bytes());
+        write(&machine);
+        let mut bytes = machine.bytes(SEGMENTS[1]).unwrap();
+        bytes.splice(..other.len(), other);
+        bytes.extend(b"what only that cdrelay understands");
+        machine.put(SEGMENTS[1], &bytes);
+        machine.take("cursor-analytics");
+        let files = machine.files();
 
-    let error = Life::begin(&machine, &config(), &["analytics"]).err().unwrap();
-    assert_eq!(
-        error.to_string(),
-        "segment-00000000000000000004 has format version 2, this cdrelay reads 1: start the newer one"
-    );
-    assert_eq!(machine.files(), files);
-    assert!(machine.bytes(SEGMENTS[1]) == Some(bytes));
+        let error = Life::begin(&machine, &config(), &["analytics"]).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "segment-00000000000000000004 has format version {version}, this cdrelay reads version 2: {advice}"
+            )
+        );
+        assert_eq!(machine.files(), files);
+        assert!(machine.bytes(SEGMENTS[1]) == Some(bytes));
+    }
 }
 
 #[test]

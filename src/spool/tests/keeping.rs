@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::spool::disk::simulated::Operation;
-use std::time::Instant;
 
 #[test]
 fn duplicates_are_recognised_across_a_restart() {
@@ -19,13 +18,13 @@ fn duplicates_are_recognised_across_a_restart() {
     assert_eq!(life.store(twice.clone()), Ok(Appended { stored: 1, duplicates: 1 }));
     machine.kill();
 
-    let few = Config { duplicate_capacity: 3, ..config() };
+    let few = Config { dedup_capacity: 3, ..config() };
     let mut life = Life::begin(&machine, &few, &["analytics"]).unwrap();
     assert_eq!(life.store(vec![event(23, 300), event(24, 300), event(30, 10)]).unwrap().duplicates, 3);
     assert_eq!(life.store(vec![event(22, 300)]).unwrap().stored, 1, "no more than three are held");
     machine.kill();
 
-    let off = Config { duplicate_window: Duration::ZERO, ..config() };
+    let off = Config { dedup_window: Duration::ZERO, ..config() };
     let mut life = Life::begin(&machine, &off, &["analytics"]).unwrap();
     assert_eq!(life.store(twice), Ok(Appended { stored: 2, duplicates: 0 }));
 }
@@ -33,7 +32,7 @@ fn duplicates_are_recognised_across_a_restart() {
 #[test]
 fn a_start_reads_the_end_of_a_backlog_and_not_all_of_it() {
     let machine = Machine::new(0);
-    let config = Config { max_size: ByteSize::mib(1), duplicate_capacity: 10, ..config() };
+    let config = Config { max_size: ByteSize::mib(1), dedup_capacity: 10, ..config() };
     let mut life = Life::begin(&machine, &config, &["analytics"]).unwrap();
     for number in 0..800 {
         life.store(vec![event(number, 900)]).unwrap();
@@ -41,7 +40,7 @@ fn a_start_reads_the_end_of_a_backlog_and_not_all_of_it() {
     machine.kill();
     let before = machine.count(Operation::Read);
     let life = Life::begin(&machine, &config, &["analytics"]).unwrap();
-    let segments = life.shared.log().segments.len() as u64;
+    let segments = life.shared.log.status().segments as u64;
     let reads = machine.count(Operation::Read) - before;
     assert!(segments == 200 && reads <= 3 * segments + 50, "{reads} reads for {segments} segments");
 }
@@ -49,12 +48,12 @@ fn a_start_reads_the_end_of_a_backlog_and_not_all_of_it() {
 #[test]
 fn memory_and_disk_give_the_same_records() {
     let machine = Machine::new(0);
-    let config = Config { memory: ByteSize::kib(6), ..config() };
+    let config = Config { read_cache: ByteSize::kib(6), ..config() };
     let mut life = Life::begin(&machine, &config, &["analytics"]).unwrap();
     for number in 0..12 {
         life.store(events(number * 3..number * 3 + 3, 200)).unwrap();
     }
-    let remembered = life.shared.log().tail.first().unwrap();
+    let remembered = (0..36).find(|offset| !life.shared.log.cached(*offset, 0).is_empty()).unwrap();
     assert!((1..35).contains(&remembered), "part of it is in memory, from {remembered} on");
     let from_disk = |mut reader: Reader| {
         let mut records = Vec::new();
@@ -92,15 +91,15 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
         life.store(vec![event(number, 900)]).unwrap();
     }
     life.shared.cursors[0].set(12);
-    life.keeper.round(true);
+    life.maintenance.round(true);
     assert_eq!(life.start(), 0);
     life.shared.cursors[1].set(7);
-    life.keeper.round(false);
+    life.maintenance.round(false);
     assert_eq!(life.start(), 0, "a position that may be lost removes nothing");
     machine.fail(Operation::Sync, 1);
-    life.keeper.round(true);
+    life.maintenance.round(true);
     assert_eq!(life.start(), 0);
-    life.keeper.round(true);
+    life.maintenance.round(true);
     assert_eq!(life.start(), 4);
     machine.fail(Operation::Remove, 1);
     life.settle(12);
@@ -116,52 +115,69 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
 }
 
 #[test]
-fn the_space_of_a_segment_is_given_back_a_part_at_a_time_once_it_is_gone_for_good() {
-    for retained in [false, true] {
-        let machine = Machine::new(0);
-        let retain = retained.then_some(Retain { age: Duration::ZERO, size: None });
-        let large = Config { max_size: ByteSize::mib(8), segment_size: Some(ByteSize::mib(1)), retain, ..config() };
-        let large = Config { duplicate_window: Duration::ZERO, ..large };
-        let mut life = Life::begin(&machine, &large, &["analytics"]).unwrap();
-        for number in 0..2 {
-            life.store(vec![event(number, 700_000)]).unwrap();
-            life.keeper.round(false);
+fn a_reader_that_was_overtaken_takes_nothing_for_damage() {
+    let machine = Machine::new(0);
+    let larger = Config { max_size: ByteSize::mib(1), segment_size: Some(ByteSize::kib(32)), ..config() };
+    let mut life = Life::begin(&machine, &larger, &["analytics"]).unwrap();
+    let store = |life: &mut Life, numbers: Range<u64>| {
+        for number in numbers {
+            life.store(vec![event(number, 900)]).unwrap();
+            life.maintenance.round(false);
         }
-        let resized = machine.count(Operation::Resize);
-        machine.fail(Operation::SyncDirectory, 1);
-        life.settle(1);
-        assert_eq!((life.start(), machine.count(Operation::Resize) - resized), (1, 0), "its name may come back");
-        machine.mend();
-        life.settle(1);
-        // A reader from before, who replays what was retained, can go on.
-        let steps = if retained { 0 } else { 3 };
-        assert_eq!(machine.count(Operation::Resize) - resized, steps);
-    }
+    };
+    store(&mut life, 0..100);
+    let mut disk = life.reader(0).disk_reader();
+    assert_eq!(offsets(&disk.read(1).unwrap()), [0]);
+    life.settle(100);
+    store(&mut life, 100..200);
+    while !disk.read(1_000).unwrap().is_empty() {}
+    // A range that it comes upon where a segment was.
+    life.shared.lose(0, 20..21);
+    assert_eq!((life.damaged_records(), life.shared.log.is_lost(20)), (0, false));
+    assert_eq!(offsets(&life.read_from(100)), (100..200).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_reader_that_was_overtaken_takes_nothing_for_damage() {
-    // Full segments become others, the rest is given back.
-    for size in [900, 9_000] {
+fn the_next_segment_is_preallocated_counts_and_takes_no_room_from_records() {
+    let fill = |ahead: bool| {
         let machine = Machine::new(0);
-        let larger = Config { max_size: ByteSize::mib(1), segment_size: Some(ByteSize::kib(32)), ..config() };
-        let mut life = Life::begin(&machine, &larger, &["analytics"]).unwrap();
-        let store = |life: &mut Life, numbers: Range<u64>| {
-            for number in numbers {
-                life.store(vec![event(number, size)]).unwrap();
-                life.keeper.round(false);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        let (mut stored, mut preallocated) = (0, 0);
+        while life.store(vec![event(stored, 900)]).is_ok() {
+            stored += 1;
+            if ahead {
+                life.maintenance.round(false);
             }
-        };
-        store(&mut life, 0..100);
-        let mut disk = life.reader(0).on_disk();
-        assert_eq!(offsets(&disk.read(1).unwrap()), [0]);
-        life.settle(100);
-        store(&mut life, 100..200);
-        while !disk.read(1_000).unwrap().is_empty() {}
-        // What it comes upon that was in the midst of it.
-        life.shared.lose(0, 20..21);
-        assert_eq!((life.damaged_records(), life.shared.is_gone(20)), (0, false), "{size}");
-        assert_eq!(offsets(&life.read_from(100)), (100..200).collect::<Vec<_>>());
+            let held = life.shared.log.status().bytes;
+            let files = machine.files();
+            let on_disk = files.iter().filter(|(name, _)| name.starts_with("segment") || *name == "preallocated");
+            let on_disk: usize = on_disk.map(|(_, size)| size).sum();
+            assert!(held <= config().max_size.as_u64() && on_disk as u64 <= held, "{on_disk} of {held} bytes");
+            preallocated += u64::from(files.contains_key("preallocated"));
+        }
+        (stored, preallocated > 0)
+    };
+    assert_eq!(fill(false), (64, false));
+    assert_eq!(fill(true), (64, true));
+}
+
+#[test]
+fn a_roll_takes_the_preallocated_segment_and_a_failure_to_make_one_costs_nothing() {
+    for failing in [None, Some(Operation::Create), Some(Operation::Write), Some(Operation::Sync)] {
+        let machine = Machine::new(0);
+        let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        life.store(events(0..3, 900)).unwrap();
+        failing.into_iter().for_each(|operation| machine.fail(operation, 1));
+        life.maintenance.round(false);
+        machine.mend();
+        assert_eq!(life.shared.log.is_preallocated(), failing.is_none(), "{failing:?}");
+        let created = machine.count(Operation::Create);
+        life.store(events(3..6, 900)).unwrap();
+        assert_eq!(machine.count(Operation::Create) - created, u64::from(failing.is_some()));
+        assert!(!machine.files().contains_key("preallocated"));
+        machine.crash();
+        let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+        assert_eq!((life.events_from(0), life.damaged_records()), (events(0..6, 900), 0));
     }
 }
 
@@ -177,17 +193,4 @@ fn the_position_of_a_new_sink_survives_a_power_cut() {
         let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
         assert_eq!(life.shared.cursors[1].position(), 5, "seed {seed}");
     }
-}
-
-#[test]
-fn a_keeper_in_trouble_cannot_be_hurried() {
-    let janitor = Janitor::default();
-    janitor.hurry();
-    let begun = Instant::now();
-    assert!(!janitor.wait(Duration::from_secs(3600), true));
-    janitor.hurry();
-    assert!(!janitor.wait(Duration::from_millis(30), false));
-    assert!(begun.elapsed() >= Duration::from_millis(30));
-    janitor.close();
-    assert!(janitor.wait(Duration::from_secs(3600), false));
 }

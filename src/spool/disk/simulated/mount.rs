@@ -3,6 +3,7 @@
 use super::{Change, Content, Machine, Naming, Operation, World, apply, apply_naming, no_space, refused};
 use crate::spool::disk::{Disk, DiskFile};
 use std::io;
+use std::sync::Arc;
 
 /// The disk in one life of the process.
 #[derive(Debug)]
@@ -24,8 +25,8 @@ impl Mount {
         world.unsynced_names.push(naming);
     }
 
-    fn handle(&self, file: u64) -> Box<dyn DiskFile> {
-        Box::new(Handle { machine: self.machine.clone(), life: self.life, file })
+    fn handle(&self, file: u64) -> Arc<dyn DiskFile> {
+        Arc::new(Handle { machine: self.machine.clone(), life: self.life, file })
     }
 }
 
@@ -42,9 +43,12 @@ impl Disk for Mount {
         Ok(world.names.keys().cloned().collect())
     }
 
-    fn create(&self, name: &str, size: u64) -> io::Result<Box<dyn DiskFile>> {
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut world = self.machine.world();
         let works = world.enter(Operation::Create, self.life)? && !(world.full && size > 0);
+        if world.deleted {
+            return Err(missing());
+        }
         if world.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -63,7 +67,7 @@ impl Disk for Mount {
         Ok(self.handle(file))
     }
 
-    fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut world = self.machine.world();
         if !world.enter(Operation::Read, self.life)? {
             return Err(refused());
@@ -103,9 +107,21 @@ impl Disk for Mount {
         world.kept_names = kept;
         Ok(())
     }
+
+    fn exists(&self) -> bool {
+        !self.machine.world().deleted
+    }
 }
 
 impl Handle {
+    /// Waits for as long as the disk hangs.
+    fn hang(&self) {
+        let mut world = self.machine.world();
+        while world.hanging && world.life == self.life {
+            world = self.machine.0.1.wait(world).unwrap();
+        }
+    }
+
     /// Changes the file, which has to have `room` bytes for that.
     fn change(
         &self,
@@ -168,7 +184,13 @@ impl DiskFile for Handle {
         })
     }
 
+    fn has_name(&self) -> io::Result<bool> {
+        let world = self.machine.world();
+        Ok(world.names.values().any(|file| *file == self.file))
+    }
+
     fn sync(&self) -> io::Result<()> {
+        self.hang();
         self.change(Operation::Sync, 0, |content, works, random| {
             if works {
                 std::mem::take(&mut content.unsynced).into_iter().for_each(|change| content.keep(change));
