@@ -1,56 +1,22 @@
-//! The port for Kubernetes, Prometheus and whoever wants to know the API: [`Page::ALL`].
+//! The port for Kubernetes and Prometheus: probes, metrics, and the description of the HTTP API.
 
 use crate::dispatch::Health;
-use crate::http::{Answer, Head};
 use crate::metrics::Metrics;
+use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
 use bytes::Bytes;
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, StatusCode};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
 
 /// The media type of `/metrics`.
-pub const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The methods that every page takes.
-pub const METHODS: [Method; 2] = [Method::GET, Method::HEAD];
-/// The same for the header field Allow.
-const ALLOW: &str = "GET, HEAD";
-
-/// What there is to see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
-    /// Whether the process answers.
-    Live,
-    /// Whether everything is as it should be.
-    Ready,
-    /// Whether webhooks can be stored.
-    IngressReady,
-    /// The metrics.
-    Metrics,
-    /// The description of the API.
-    OpenApi,
-}
-
-impl Page {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Live, Self::Ready, Self::IngressReady, Self::Metrics, Self::OpenApi];
-
-    /// Where it is.
-    pub fn path(self) -> &'static str {
-        match self {
-            Self::Live => "/livez",
-            Self::Ready => "/readyz",
-            Self::IngressReady => "/readyz/ingress",
-            Self::Metrics => "/metrics",
-            Self::OpenApi => "/openapi.json",
-        }
-    }
-}
-
-/// The description of the API, which few ask for and which is large: it is made when somebody does.
-pub type Api = LazyLock<Bytes, Box<dyn FnOnce() -> Bytes + Send>>;
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The description of the HTTP API, OpenAPI 3.1. It is written by hand; the tests hold it against a running bridge.
+pub const OPENAPI: &str = include_str!("admin/openapi.json");
 
 /// The service behind the admin listener.
 #[derive(Debug)]
@@ -58,14 +24,19 @@ pub struct AdminService {
     metrics: Metrics,
     spool: Arc<Spool>,
     sinks: Vec<Arc<Health>>,
-    api: Api,
     stopping: AtomicBool,
 }
 
+impl Service for Arc<AdminService> {
+    async fn handle(&self, head: Parts, _body: &mut RequestBody, _peer: SocketAddr) -> Response<Bytes> {
+        self.answer(&head.method, head.uri.path())
+    }
+}
+
 impl AdminService {
-    /// A service that reports on these, and shows `api`.
-    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>, api: Api) -> Self {
-        Self { metrics, spool, sinks, api, stopping: AtomicBool::new(false) }
+    /// A service that reports on these.
+    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> Self {
+        Self { metrics, spool, sinks, stopping: AtomicBool::new(false) }
     }
 
     /// From now on nothing is ready.
@@ -73,36 +44,36 @@ impl AdminService {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Answers one request.
-    pub fn answer(&self, request: &Head) -> Answer {
-        if !METHODS.contains(request.method()) {
-            let header = Some((header::ALLOW, HeaderValue::from_static(ALLOW)));
-            return Answer {
-                header,
-                ..Answer::new(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n")
-            };
+    fn answer(&self, method: &Method, path: &str) -> Response<Bytes> {
+        let is_head = *method == Method::HEAD;
+        if !is_head && *method != Method::GET {
+            let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD", None);
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
         }
-        let path = request.path();
-        let Some(page) = Page::ALL.into_iter().find(|page| page.path() == path) else {
-            let paths = Page::ALL.map(Page::path).join(" ");
-            return Answer::new(StatusCode::NOT_FOUND, "text/plain", format!("{paths}\n"));
-        };
-        match page {
-            Page::Live => Answer::new(StatusCode::OK, "text/plain", "ok\n"),
-            Page::Ready => {
+        let mut response = match path {
+            "/livez" => response(StatusCode::OK, "text/plain", "ok\n"),
+            "/readyz" => {
                 let (ready, state) = self.readiness();
                 report(ready, &state)
             }
-            Page::IngressReady => {
+            "/readyz/ingress" => {
                 let ingress = self.ingress();
                 report(ingress.is_ok(), &verdict(ingress))
             }
-            Page::Metrics => {
+            "/metrics" => {
                 self.refresh();
-                Answer::new(StatusCode::OK, METRICS, self.metrics.render())
+                response(StatusCode::OK, METRICS, self.metrics.render())
             }
-            Page::OpenApi => Answer::new(StatusCode::OK, "application/json", Bytes::clone(&self.api)),
+            "/openapi.json" => response(StatusCode::OK, "application/json", OPENAPI),
+            _ => {
+                response(StatusCode::NOT_FOUND, "text/plain", "/livez /readyz /readyz/ingress /metrics /openapi.json\n")
+            }
+        };
+        if is_head {
+            *response.body_mut() = Bytes::new();
         }
+        response
     }
 
     /// Whether webhooks can be stored.
@@ -160,7 +131,7 @@ fn verdict(check: Result<(), String>) -> Value {
     json!({ "ready": check.is_ok(), "reason": check.err() })
 }
 
-fn report(ready: bool, state: &Value) -> Answer {
+fn report(ready: bool, state: &Value) -> Response<Bytes> {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Answer::new(status, "application/json", format!("{state:#}\n"))
+    response(status, "application/json", format!("{state:#}\n"))
 }

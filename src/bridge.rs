@@ -1,19 +1,18 @@
 //! Wires the stages and owns the order in which they start and stop.
 
-use crate::admin::{AdminService, Api};
+use crate::admin::AdminService;
 use crate::config::{Config, Destination, Shutdown, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::rejected::RejectedBodies;
 use crate::dead_letter::{self, DeadLetters};
 use crate::dispatch::{self, Dispatcher, Health, Parts};
-use crate::http::{self, Beginning, Limits, ProxyProtocol, Tls};
 use crate::ingress::auth;
 use crate::ingress::routes::Routes;
 use crate::ingress::tls::{self, TlsError};
 use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
-use crate::openapi;
 use crate::route::{Route, RouteError};
+use crate::server::{Limits, Preamble, ProxyProtocol, Tls, serve};
 use crate::sink::kafka::KafkaSink;
 use crate::sink::nats::NatsSink;
 use crate::sink::stdout::StdoutSink;
@@ -33,8 +32,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 const PROBE_UP: Duration = Duration::from_secs(10);
 const PROBE_DOWN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Probes and scrapers are few.
+/// Connections to the admin port at once. Probes and scrapers are few, and must get through when others connect all the time.
 const ADMIN_CONNECTIONS: usize = 64;
+const ADMIN_EVICTION_AGE: Duration = Duration::from_millis(100);
 /// How long a stop waits for sinks that keep up to get what came last.
 const LAST: Duration = Duration::from_secs(1);
 /// How long sinks may take to disconnect.
@@ -175,7 +175,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     });
     let proxies = config.ingress.proxy_protocol.as_ref();
     let proxy_protocol = proxies.map(|proxies| ProxyProtocol::new(proxies, metrics.ingress.proxy_protocol.clone()));
-    let beginning = Beginning { proxy_protocol, tls };
+    let preamble = Preamble { proxy_protocol, tls };
 
     background.spawn(dead_letter::measure(all_dead_letters));
     match control::listen(&config.spool.path) {
@@ -196,28 +196,22 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ingress =
             ingress.waiting_for(Delivery::new(delivery_watches, config.ingress.delivery_timeout, serving.clone()));
     }
-    let ingress = Arc::new(ingress);
     let limits = config.ingress.limits(metrics.ingress.limits.clone());
     let admin_limits = Limits {
         max_connections: ADMIN_CONNECTIONS,
         max_connections_per_peer: None,
+        eviction_age: ADMIN_EVICTION_AGE,
         ..config.ingress.limits(LimitMetrics::default())
     };
-    let ingress_address = listeners.ingress.local_addr().unwrap_or(config.ingress.listen);
     let Shutdown { drain_delay, grace_period: grace } = config.shutdown;
-    let api = Api::new(Box::new(move || openapi::document(&config, ingress_address).into()));
-    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone(), api));
+    let admin = Arc::new(AdminService::new(metrics, spool.clone(), healths.clone()));
     for (what, listener) in [("ingress listening", &listeners.ingress), ("admin listening", &listeners.admin)] {
         let address = listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
         tracing::info!(address, "{what}");
     }
-    let mut webhooks = tokio::spawn(http::serve(listeners.ingress, limits, beginning, serving, {
-        move |request, peer| ingress.answer(request, peer)
-    }));
-    let admin_server = tokio::spawn(http::serve(listeners.admin, admin_limits, Beginning::default(), admin_serving, {
-        let admin = admin.clone();
-        move |request, _| std::future::ready(admin.answer(&request.head))
-    }));
+    let mut webhooks = tokio::spawn(serve(listeners.ingress, limits, preamble, serving, ingress));
+    let admin_server =
+        tokio::spawn(serve(listeners.admin, admin_limits, Preamble::default(), admin_serving, admin.clone()));
 
     let defect = tokio::select! {
         () = stop => false,

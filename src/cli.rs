@@ -39,9 +39,9 @@ enum Command {
     Run(Settings),
     /// Check a configuration and exit: 0 if it is sound, 78 if not.
     Check(Settings),
-    /// Print the description of the HTTP API (OpenAPI 3.1) that a bridge with this configuration serves.
+    /// Print the description of the HTTP API (OpenAPI 3.1) that the admin port serves.
     #[command(name = "openapi")]
-    OpenApi(Settings),
+    OpenApi,
     /// Look at what sinks refused for good, and publish it again.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
@@ -205,7 +205,7 @@ impl Cli {
         match self.command.unwrap_or(Command::Run(self.settings)) {
             Command::Run(settings) => run::execute(settings.load()?),
             Command::Check(settings) => check::execute(&settings.load()?),
-            Command::OpenApi(settings) => openapi::execute(&settings.load()?),
+            Command::OpenApi => openapi::execute(),
             Command::DeadLetters(command) => command.execute(),
             Command::Spool(command) => command.execute(),
             Command::Replay(command) => command.execute(),

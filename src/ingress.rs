@@ -6,40 +6,52 @@
 pub mod auth;
 mod body;
 pub mod decode;
+pub(crate) mod decompress;
 mod delivery;
-mod refusal;
+mod problem;
 pub mod routes;
 pub mod tls;
-pub(crate) mod unpack;
 
 pub use delivery::Delivery;
-pub use refusal::{PROBLEM, Reason};
-pub use unpack::TAKEN as PACKINGS;
 
 use crate::dead_letter::rejected::{self, RejectedBodies, RejectedRequest};
-use crate::event::Arrival;
-use crate::http::{self, Answer, Arriving, Limits, Peer, Request, proxy_protocol};
+use crate::event::{Arrival, Event};
+use crate::log_throttle::LogThrottle;
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
-use crate::spool::{AppendError, Appended, Placed, Spool};
+use crate::server::{Limits, RequestBody, Service, proxy_protocol, response};
+use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
-use body::{Bodies, Held, reserve};
+use body::{Body, BodyReader, SMALL_BODY};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use decode::Content;
+use decompress::ContentEncoding;
 use delivery::Delivered;
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, StatusCode};
-use prometheus_client::metrics::counter::Counter;
-use refusal::{Refusal, refusal, unauthorized, unavailable};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
+use problem::Problem;
+use prometheus_client::metrics::gauge::Gauge;
 use routes::{Route, Routes};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use unpack::Packing;
+
+/// A connection may wait this long for its client before it can be closed for another one.
+const EVICTION_AGE: Duration = Duration::from_secs(1);
+/// Statuses of refused requests with a log line each. A route logs those that it could not authenticate itself.
+const REFUSALS: [StatusCode; 7] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::REQUEST_TIMEOUT,
+    StatusCode::PAYLOAD_TOO_LARGE,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::SERVICE_UNAVAILABLE,
+];
 
 /// `[ingress]`
 #[derive(Clone, Debug, Deserialize)]
@@ -61,25 +73,23 @@ pub struct Config {
     pub routes: BTreeMap<String, routes::Config>,
     /// How large a body may be, as it comes.
     pub max_body: ByteSize,
-    /// How large a compressed body may be when it is unpacked; as `max_body` if nothing is said.
-    pub max_unpacked_body: Option<ByteSize>,
-    /// How many bytes of large bodies may be in memory, and about as many for decoded events that are not stored yet;
-    /// further requests wait for their turn, up to `body_timeout`.
-    pub max_bodies: ByteSize,
-    /// How many connections there may be; for a further one, that which has kept us waiting longest has to end.
+    /// How large a compressed body may be when it is decompressed; by default as `max_body`.
+    pub max_decompressed_body: Option<ByteSize>,
+    /// Bytes of memory for large bodies, and for what is made of them. Further ones wait, up to `body_timeout`.
+    pub body_memory: ByteSize,
+    /// Connections at once. For a further one, the connection that has waited for its client longest is closed.
     pub max_connections: usize,
     /// How many of them may come from one address.
     pub max_connections_per_peer: Option<usize>,
-    /// How many requests may be on their way to the spool, besides one for each connection.
-    pub max_requests: usize,
     /// How long a body may take to arrive.
     #[serde(with = "crate::setting::period")]
     pub body_timeout: Duration,
-    /// How many bytes a second a body has to bring, once some seconds have passed; 0 for no such bound.
-    pub min_body_rate: ByteSize,
-    /// How long a connection may take for the next request's header, the time it stays idle included, and to read an answer.
+    /// How long the header of a request may take to arrive, and a TLS handshake.
     #[serde(with = "crate::setting::period")]
     pub header_timeout: Duration,
+    /// How long a connection may be idle between two requests.
+    #[serde(with = "crate::setting::period")]
+    pub idle_timeout: Duration,
     /// What a 200 says.
     pub ack: Ack,
     /// With `ack = "delivered"`, how long a stored request waits for the sinks.
@@ -116,14 +126,13 @@ impl Default for Config {
             source: None,
             routes: BTreeMap::new(),
             max_body: ByteSize::mib(1),
-            max_unpacked_body: None,
-            max_bodies: ByteSize::mib(4),
-            max_connections: 512,
-            max_connections_per_peer: None,
-            max_requests: 2048,
+            max_decompressed_body: None,
+            body_memory: ByteSize::mib(4),
+            max_connections: 2176,
+            max_connections_per_peer: Some(2048),
             body_timeout: Duration::from_secs(10),
-            min_body_rate: ByteSize::kib(1),
-            header_timeout: Duration::from_secs(75),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
             ack: Ack::Stored,
             delivery_timeout: Duration::from_secs(10),
             tls: None,
@@ -137,16 +146,17 @@ impl Default for Config {
 impl Config {
     /// How large a body may be, compressed or not, when it is read for events.
     pub fn largest_body(&self) -> ByteSize {
-        self.max_unpacked_body.unwrap_or(self.max_body)
+        self.max_decompressed_body.unwrap_or(self.max_body)
     }
 
-    /// What connections are allowed, counted in `metrics`.
+    /// The bounds of connections. Counts in `metrics`.
     pub fn limits(&self, metrics: LimitMetrics) -> Limits {
         Limits {
             header_timeout: self.header_timeout,
+            idle_timeout: self.idle_timeout,
             max_connections: self.max_connections,
             max_connections_per_peer: self.max_connections_per_peer,
-            max_requests: self.max_requests,
+            eviction_age: EVICTION_AGE,
             metrics,
         }
     }
@@ -155,23 +165,19 @@ impl Config {
 /// The service behind the ingress listener.
 #[derive(Debug)]
 pub struct Ingress {
-    config: Config,
+    decode: Arc<decode::Config>,
     routes: Routes,
     spool: Arc<Spool>,
     rejected: Arc<RejectedBodies>,
     metrics: IngressMetrics,
-    /// The one of those metrics that nearly every request counts in, once it is there.
-    succeeded: OnceLock<Counter>,
-    /// Who waits for the sinks, if anybody is to.
+    /// Waits for the sinks, with `ack = "delivered"`.
     delivery: Option<Delivery>,
-    bodies: Bodies,
-    /// A permit for every byte that decoding and the decoded events may take, `budget` of them.
-    events: Arc<Semaphore>,
-    budget: usize,
+    bodies: BodyReader,
+    refusals: [LogThrottle; REFUSALS.len()],
 }
 
 impl Ingress {
-    /// A service that stores what it takes in `spool`, and hands over to `rejected` what it cannot take.
+    /// A service that stores events in `spool`, and hands bodies that it cannot decode to `rejected`.
     pub fn new(
         config: Config,
         routes: Routes,
@@ -179,11 +185,10 @@ impl Ingress {
         rejected: Arc<RejectedBodies>,
         metrics: IngressMetrics,
     ) -> Self {
-        let budget = (config.max_bodies.as_u64() as usize).min(Semaphore::MAX_PERMITS);
-        let bodies = Bodies::new(&config, budget, metrics.limits.clone());
-        let events = Arc::new(Semaphore::new(budget));
-        let succeeded = OnceLock::new();
-        Self { config, routes, spool, rejected, metrics, succeeded, delivery: None, bodies, budget, events }
+        let bodies = BodyReader::new(&config, metrics.limits.clone());
+        let decode = Arc::new(config.decode);
+        let refusals = Default::default();
+        Self { decode, routes, spool, rejected, metrics, delivery: None, bodies, refusals }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -191,194 +196,191 @@ impl Ingress {
         Self { delivery: Some(delivery), ..self }
     }
 
-    /// Answers one request. What is done at once is done before there is a future, which would have room for it until the end.
-    pub fn answer(self: &Arc<Self>, request: Request, peer: Peer) -> impl Future<Output = Answer> + use<> {
-        self.metrics.in_flight.inc();
-        let in_flight = InFlight(self.clone());
-        let Request { head, body } = request;
-        async move {
-            let ingress = &in_flight.0;
-            let bodiless = head.method() == Method::HEAD;
-            let accepted = ingress.accept(&head, body, peer).await;
-            // With them goes the permit of a request that is stored now, and may wait for the sinks yet.
-            drop(head);
-            let mut answer = match accepted {
-                Ok(placed) => ingress.acknowledge(placed).await,
-                Err(refusal) => refusal.answer(),
-            };
-            ingress.count(answer.status);
-            if bodiless {
-                answer.body = Bytes::new();
-            }
-            answer
+    /// Route → authenticate → read the body → decompress → decode → append.
+    async fn accept(&self, head: &Parts, body: &mut RequestBody, peer: SocketAddr) -> Result<Placed, Problem> {
+        let (route, path_secret) = self.routes.find(head.uri.path()).ok_or_else(Problem::not_found)?;
+        let credentials = Head { request: head, path_secret, peer: peer.ip() };
+        authenticate(route, &credentials)?;
+        let encoding = head.headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+        let encoding = ContentEncoding::parse(encoding).map_err(|name| Problem::unsupported_encoding(&name));
+        let unauthorized = |denied| Problem::unauthorized(route, denied, peer.ip());
+        if head.method == Method::HEAD {
+            route.auth.check_body(&credentials, &[]).map_err(unauthorized)?;
+            return encoding.map(|_| Placed::default());
         }
-    }
-
-    fn count(&self, status: StatusCode) {
-        let counter = || self.metrics.requests.get_or_create_owned(&StatusLabel { status: status.as_u16() });
-        let _ = match status {
-            StatusCode::OK => self.succeeded.get_or_init(counter).inc(),
-            _ => counter().inc(),
+        let identity = ContentEncoding::default();
+        let received = match (self.bodies.read(body, encoding.as_ref().unwrap_or(&identity)).await, &encoding) {
+            (Err(_), Err(_)) => return encoding.map(|_| Placed::default()),
+            (received, _) => received?,
         };
-    }
-
-    async fn accept(&self, request: &http::Head, body: Arriving, peer: Peer) -> Result<Placed, Refusal> {
-        let unread = |refusal| Refusal { body_unread: true, ..refusal };
-        if peer.crowded {
-            return Err(unread(unavailable(1, "too many requests are on their way")));
-        }
-        let (route, path_secret) = self.routes.find(request.path()).ok_or_else(|| unread(not_found()))?;
-        let head = Head { request, path_secret, peer: peer.address.ip() };
-        let packing = self.check(route, &head).map_err(unread)?;
-        if request.method() == Method::HEAD {
-            route.auth.check_body(&head, &[]).map_err(|denied| unauthorized(route, denied, head.peer))?;
+        route.auth.check_body(&credentials, &received.bytes).map_err(unauthorized)?;
+        let request = Request::new(route, head, received.bytes.clone());
+        let body = match encoding {
+            Ok(encoding) if encoding.is_identity() || received.bytes.is_empty() => Ok(received),
+            Ok(encoding) => self.bodies.decompress(received, encoding).await,
+            Err(unsupported) => Err(unsupported),
+        };
+        // A body that is too large is not kept, compressed or not.
+        let Body { bytes, permit } = body.inspect_err(|problem| {
+            if problem.status != StatusCode::PAYLOAD_TOO_LARGE {
+                self.keep(&request, problem);
+            }
+        })?;
+        let request = Request { body: bytes, ..request };
+        let (request, events) = self.decode(request).await?;
+        let events = events.map_err(Problem::from).inspect_err(|problem| self.keep(&request, problem))?;
+        route.auth.check_events(head.uri.query(), &events).map_err(unauthorized)?;
+        if events.is_empty() {
             return Ok(Placed::default());
         }
-        let (bytes, held) = self.bodies.read(body).await.map_err(unread)?;
-        route.auth.check_body(&head, &bytes).map_err(|denied| unauthorized(route, denied, head.peer))?;
-        let arrival = Arrival::now();
-        let (bytes, held) = if packing.is_none() {
-            (bytes, held)
-        } else {
-            Box::pin(self.unpack(route, request, packing, (bytes, held), arrival)).await?
-        };
-        let query = query(route, request);
-        let content = content(request, query.as_deref(), &bytes);
-        let memory = reserve(&self.events, content.memory(&self.config.decode).min(self.budget)).await?;
-        // What takes room is done with before what is waited for.
-        let placing = self.place(route, &head, &content, arrival, memory)?;
-        drop((query, bytes, held));
-        match placing {
-            Some(placing) => placing.await.map_err(Refusal::from),
-            None => Ok(Placed::default()),
-        }
-    }
-
-    async fn unpack(
-        &self,
-        route: &Route,
-        request: &http::Head,
-        packing: Packing,
-        (packed, held): Held,
-        arrival: Arrival,
-    ) -> Result<Held, Refusal> {
-        let unpacked = self.bodies.unpack(packing, packed.clone(), held).await;
-        if let Err(refusal) = &unpacked
-            && refusal.reason == Reason::Malformed
-        {
-            // What cannot be unpacked may be a call too, and is kept as it came. What is too large is not kept, packed or not.
-            let query = query(route, request);
-            self.keep(route, &content(request, query.as_deref(), &packed), arrival, refusal);
-        }
-        unpacked
-    }
-
-    /// Puts the events of a request before the spool, if there are any. `memory` is what they take.
-    fn place<'a>(
-        &'a self,
-        route: &Route,
-        head: &Head<'_>,
-        content: &Content<'_>,
-        arrival: Arrival,
-        memory: OwnedSemaphorePermit,
-    ) -> Result<Option<impl Future<Output = Result<Placed, AppendError>> + use<'a>>, Refusal> {
-        let events = content.decode(&self.config.decode, arrival).map_err(|error| {
-            let refusal = Refusal::from(error);
-            self.keep(route, content, arrival, &refusal);
-            refusal
-        })?;
-        let denied = route.auth.check_events(head.request.query(), &events);
-        denied.map_err(|denied| unauthorized(route, denied, head.peer))?;
-        if events.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(self.spool.place_holding(route.mark(events), memory)))
-    }
-
-    /// Keeps what came, which may be a call, if anything came.
-    fn keep(&self, route: &Route, content: &Content<'_>, arrival: Arrival, refusal: &Refusal) {
-        let empty = content.body.trim_ascii().is_empty();
-        let query = content.query.filter(|query| !query.is_empty());
-        if empty && query.is_none() {
-            return;
-        }
-        self.rejected.keep(&RejectedRequest {
-            arrival,
-            status: refusal.reason.status().as_u16(),
-            reason: &refusal.detail,
-            place: refusal.place,
-            ingress: route.name(),
-            method: content.method,
-            content_type: content
-                .content_type
-                .and_then(|value| str::from_utf8(value).ok())
-                .filter(|value| value.is_ascii()),
-            query,
-            body: content.body,
-        });
-    }
-
-    /// What can be said without the body: whether it is wanted, and how it is packed.
-    fn check(&self, route: &Route, head: &Head<'_>) -> Result<Packing, Refusal> {
-        let request = head.request;
-        if let Err(denied) = route.auth.check_path(head.path_secret) {
-            route.denied(denied, head.peer);
-            return Err(not_found());
-        }
-        if !route.takes(request.method()) {
-            let (methods, allow) = route.methods();
-            return Err(Refusal {
-                remedy: Some(allow),
-                ..refusal(Reason::Method, format!("webhooks come by {methods}"))
-            });
-        }
-        route.auth.check_head(head).map_err(|denied| unauthorized(route, denied, head.peer))?;
-        Packing::of(request.values(&header::CONTENT_ENCODING)).map_err(|encoding| Refusal {
-            remedy: Some(HeaderValue::from_static(unpack::TAKEN)),
-            ..refusal(
-                Reason::Packing,
-                format!("bodies encoded as {encoding} are not taken; use {}, or send them plain", unpack::TAKEN),
-            )
+        let events = route.mark(events);
+        // The memory stays reserved until the events are stored, even if the client is gone by then.
+        Ok(match permit {
+            Some(permit) => self.spool.place_holding(events, permit).await?,
+            None => self.spool.place(events).await?,
         })
     }
 
-    /// What is stored is acknowledged, at once or when it is delivered.
-    async fn acknowledge(&self, placed: Placed) -> Answer {
+    /// The events in a request. A large one is decoded on a thread of its own.
+    async fn decode(&self, request: Request) -> Result<(Request, Result<Vec<Event>, decode::DecodeError>), Problem> {
+        let config = self.decode.clone();
+        let size = request.body.len();
+        let decode = move || {
+            let events = request.content().decode(&config, request.arrival);
+            (request, events)
+        };
+        if size > SMALL_BODY { self.bodies.run_large(decode).await } else { Ok(decode()) }
+    }
+
+    /// Keeps a body that may be a call, if anything came.
+    fn keep(&self, request: &Request, problem: &Problem) {
+        let empty = request.body.trim_ascii().is_empty();
+        if empty && request.query.is_none() {
+            return;
+        }
+        self.rejected.keep(&RejectedRequest {
+            arrival: request.arrival,
+            status: problem.status.as_u16(),
+            reason: &problem.detail,
+            place: problem.position,
+            ingress: &request.route,
+            method: request.method.as_str(),
+            content_type: request
+                .content_type
+                .as_ref()
+                .and_then(|value| str::from_utf8(value.as_bytes()).ok())
+                .filter(|value| value.is_ascii()),
+            query: request.query.as_deref(),
+            body: &request.body,
+        });
+    }
+
+    /// A stored request is acknowledged, at once or when it is delivered.
+    async fn acknowledge(&self, placed: Placed) -> Response<Bytes> {
         let appended = placed.count();
         let Some(delivery) = &self.delivery else { return success(StatusCode::OK, appended, "") };
-        let Delivered { complete, dead_letters } = Box::pin(delivery.wait(placed)).await;
+        let Delivered { complete, dead_letters } = delivery.wait(placed).await;
         let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
-}
 
-fn not_found() -> Refusal {
-    refusal(Reason::NotFound, "no webhooks are taken at this path")
-}
-
-/// The query of a request as far as it may be used.
-fn query<'a>(route: &Route, request: &'a http::Head) -> Option<Cow<'a, str>> {
-    route.auth.trusted_query(request.query())
-}
-
-/// The parts of a request with this query and this body that say what it holds.
-fn content<'a>(request: &'a http::Head, query: Option<&'a str>, body: &'a [u8]) -> Content<'a> {
-    Content { method: request.method().as_str(), query, content_type: request.value(&header::CONTENT_TYPE), body }
-}
-
-struct InFlight(Arc<Ingress>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.metrics.in_flight.dec();
+    /// Tells of a refused request, once in a while for each status.
+    fn log(&self, problem: &Problem, peer: SocketAddr) {
+        let status = problem.status;
+        let throttle = REFUSALS.iter().zip(&self.refusals).find(|(refusal, _)| **refusal == status);
+        if let Some(count) = throttle.and_then(|(_, throttle)| throttle.should_log()) {
+            tracing::warn!(count, status = status.as_u16(), %peer, detail = problem.detail, "webhooks were refused");
+        }
     }
 }
 
-fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Answer {
-    let body = match (stored, duplicates, more) {
-        // Nearly every answer.
-        (1, 0, "") => Bytes::from_static(b"{\"stored\":1,\"duplicates\":0}\n"),
-        _ => format!("{{\"stored\":{stored},\"duplicates\":{duplicates}{more}}}\n").into(),
-    };
-    Answer::new(status, "application/json", body)
+impl Service for Ingress {
+    async fn handle(&self, head: Parts, body: &mut RequestBody, peer: SocketAddr) -> Response<Bytes> {
+        let _in_flight = InFlight::begin(&self.metrics.in_flight);
+        let is_head = head.method == Method::HEAD;
+        let accepted = self.accept(&head, body, peer).await;
+        // The header takes memory, and the sinks may take their time.
+        drop(head);
+        let mut response = match accepted {
+            Ok(placed) => self.acknowledge(placed).await,
+            Err(problem) => {
+                self.log(&problem, peer);
+                problem.response()
+            }
+        };
+        let status = StatusLabel { status: response.status().as_u16() };
+        self.metrics.requests.get_or_create(&status).inc();
+        if is_head {
+            *response.body_mut() = Bytes::new();
+        }
+        response
+    }
+}
+
+/// The checks that need no body.
+fn authenticate(route: &Route, head: &Head<'_>) -> Result<(), Problem> {
+    route.auth.check_path(head.path_secret).map_err(|denied| {
+        route.denied(denied, head.peer);
+        Problem::not_found()
+    })?;
+    if !route.takes(&head.request.method) {
+        return Err(Problem::method_not_allowed(route));
+    }
+    route.auth.check_head(head).map_err(|denied| Problem::unauthorized(route, denied, head.peer))
+}
+
+/// The parts of an authenticated request that hold its events.
+#[derive(Debug)]
+struct Request {
+    arrival: Arrival,
+    route: String,
+    method: Method,
+    content_type: Option<HeaderValue>,
+    /// Without secrets; `None` if it is empty.
+    query: Option<String>,
+    body: Bytes,
+}
+
+impl Request {
+    fn new(route: &Route, head: &Parts, body: Bytes) -> Self {
+        let query = route.auth.trusted_query(head.uri.query()).map(Cow::into_owned);
+        Self {
+            arrival: Arrival::now(),
+            route: route.name().to_owned(),
+            method: head.method.clone(),
+            content_type: head.headers.get(header::CONTENT_TYPE).cloned(),
+            query: query.filter(|query| !query.is_empty()),
+            body,
+        }
+    }
+
+    fn content(&self) -> Content<'_> {
+        Content {
+            method: self.method.as_str(),
+            query: self.query.as_deref(),
+            content_type: self.content_type.as_ref().map(HeaderValue::as_bytes),
+            body: &self.body,
+        }
+    }
+}
+
+/// Counts a request as being in flight.
+struct InFlight<'a>(&'a Gauge);
+
+impl<'a> InFlight<'a> {
+    fn begin(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Response<Bytes> {
+    let body = format!("{{\"stored\":{stored},\"duplicates\":{duplicates}{more}}}\n");
+    response(status, "application/json", body)
 }

@@ -37,12 +37,12 @@ pub mod cli;
 pub mod soak;
 
 pub mod bridge;
-pub mod openapi;
 
 pub mod config;
 
 pub mod admin;
 pub mod ingress;
+pub mod server;
 
 pub mod control;
 pub mod dead_letter;
@@ -52,7 +52,6 @@ pub mod sink;
 pub mod spool;
 
 pub mod event;
-pub mod http;
 pub mod log_throttle;
 pub mod logging;
 pub mod metrics;

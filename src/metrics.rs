@@ -45,12 +45,11 @@ pub struct LimitMetrics {
     pub connections: Counter,
     /// Connections of an address that has all it may have.
     pub connections_per_peer: Counter,
-    /// Requests beyond those that may share connections.
+    /// Requests for which there is no memory beside those that are open.
     pub requests: Counter,
     /// Bodies that were not complete in time.
     pub body_time: Counter,
-    /// Bodies that came too slowly to go on.
-    pub body_rate: Counter,
+    malformed: Family<ReasonLabel, Counter>,
 }
 
 /// Counts how files of secrets are read again.
@@ -283,7 +282,14 @@ impl Default for Metrics {
         ingress.limits.connections_per_peer = beyond("connections_per_peer");
         ingress.limits.requests = beyond("requests");
         ingress.limits.body_time = beyond("body_time");
-        ingress.limits.body_rate = beyond("body_rate");
+        for (_, reason) in crate::server::MALFORMED {
+            ingress.limits.malformed(reason);
+        }
+        at.register(
+            "malformed_requests",
+            "Requests that are no valid HTTP, by reason",
+            ingress.limits.malformed.clone(),
+        );
         at.register("limited", "Connections and requests refused or ended for others, by limit", limited);
 
         let (handshakes, reloads) =
@@ -369,6 +375,13 @@ impl Default for Metrics {
         at.register("lag_seconds", "Age of the oldest record that is not settled", sinks.lag_seconds.clone());
         at.register("up", "1 if the destination takes messages", sinks.up.clone());
         Self { registry, ingress, spool, sinks }
+    }
+}
+
+impl LimitMetrics {
+    /// Requests that are no HTTP, by reason.
+    pub fn malformed(&self, reason: &'static str) -> Counter {
+        self.malformed.get_or_create_owned(&ReasonLabel { reason })
     }
 }
 

@@ -171,7 +171,7 @@ async fn a_full_spool_and_dead_brokers_fit_the_memory() {
 #[tokio::test]
 async fn large_bodies_side_by_side_wait_for_their_turn() {
     // However slowly a busy machine takes them, each is to get its turn.
-    let time = format!("body_timeout = '{}s'\nmin_body_rate = '0B'\n", PATIENCE.as_secs());
+    let time = format!("body_timeout = '{}s'\n", PATIENCE.as_secs());
     let bridge = Bridge::start(&format!("{ANY_PORTS}{time}{STDOUT}")).await;
     let statuses = hammer(&bridge, Shape::Large, 64, 1).await;
     assert_small(&bridge, &format!("64 × 1 MiB, {statuses:?}"));

@@ -59,11 +59,11 @@ async fn every_refusal_says_why() {
     let bridge = bridge().await;
     let documented = "{ virtual_number: 440000000000, custom: '{\"crm\":\"true\"}', appid: 2222223, type: 'cdr', direction: 'inbound', status: 'missed' }";
     let answer = bridge.post(documented, JSON).await;
-    assert_problem(&answer, 400, "line 1, column 3: expected a member name in double quotes");
+    assert_problem(&answer, 400, "line 1, column 3: key must be a string");
     assert_eq!((&answer.json()["line"], &answer.json()["column"]), (&Value::from(1), &Value::from(3)));
 
     for path in ["/", "/webhook", "/webhook/cdr/", "/webhook/cdrs", "/webhook/%63dr", "/webhook//cdr"] {
-        assert_problem(&request(&bridge, "POST", path, &[]).await, 404, "/webhook/cdr");
+        assert_problem(&request(&bridge, "POST", path, &[]).await, 404, "nothing is here");
     }
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
         let answer = request(&bridge, method, "/webhook/cdr", &[]).await;
@@ -79,7 +79,7 @@ async fn every_refusal_says_why() {
         assert_problem(&bridge.post(body, JSON).await, 400, "");
     }
     assert_problem(&bridge.post(&b"{\"a\":\"\xff\"}"[..], JSON).await, 400, "line 1, column 7: not valid UTF-8");
-    assert_problem(&bridge.post("[".repeat(50_000), JSON).await, 400, "not an object");
+    assert_problem(&bridge.post("[".repeat(50_000), JSON).await, 400, "64 levels");
     assert_problem(&bridge.post("{\"a\":".repeat(50_000), JSON).await, 400, "64 levels");
     let fields: Vec<String> = (0..1001).map(|n| format!("\"f{n}\":1")).collect();
     assert_problem(&bridge.post(format!("{{{}}}", fields.join(",")), JSON).await, 400, "more than 1000 fields");
@@ -270,7 +270,6 @@ async fn unusual_but_legal_requests_are_taken() {
     assert_eq!(arrived, expected);
 }
 
-/// Requests that come in one piece are answered without hyper, and all others by it: a client cannot tell.
 #[tokio::test]
 async fn a_connection_carries_requests_in_one_piece_and_in_several() {
     let bridge = bridge().await;
@@ -295,7 +294,7 @@ async fn a_connection_carries_requests_in_one_piece_and_in_several() {
             client = Raw::connect(&bridge).await;
         }
     }
-    // A refused request that has come whole does not end the connection, and one that asks for its end does.
+    // A refused request whose body was not read, and one that asks for its end does.
     client.send(Raw::post(&body(sent)).replace("/cdr", "/none")).await;
     let refused = client.answer().await;
     assert_eq!((refused.status, refused.headers.get(CONNECTION)), (404, None));
@@ -414,7 +413,7 @@ async fn connections_that_say_nothing_do_not_stay() {
 
 #[tokio::test]
 async fn clients_that_never_read_do_not_stay() {
-    let settings = "header_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n";
+    let settings = "idle_timeout = '1s'\n[sinks.out]\ntype = 'stdout'\n";
     let bridge = Bridge::start(&format!("{ANY_PORTS}{settings}")).await;
     let mut client = Raw::connect(&bridge).await;
     let probes = Raw::head("GET", "").repeat(1000);

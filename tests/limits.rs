@@ -1,12 +1,10 @@
 //! Whoever goes beyond a limit is told so or cut off, the bridge's memory does not grow, and other clients notice nothing.
 
 mod connections;
-mod crowd;
+mod decompression;
 mod requests;
-mod rest;
 mod slow;
 mod streams;
-mod unpacking;
 
 use crate::bounds::assert_small;
 use crate::support::raw::Raw;

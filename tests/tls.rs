@@ -265,7 +265,7 @@ async fn a_client_that_is_still_sending_reads_why_it_was_refused() {
 async fn clients_that_never_read_do_not_stay() {
     let authority = Authority::new("servers");
     let place = Place::new(&authority.issue());
-    let bridge = place.bridge_with("header_timeout = '1s'\n", "").await;
+    let bridge = place.bridge_with("idle_timeout = '1s'\n", "").await;
     let mut client = Client::trusting(&authority).connect(&bridge).await.unwrap();
     let probes = Raw::head("GET", "").repeat(1000);
     let send = async { while client.write_all(probes.as_bytes()).await.is_ok() {} };

@@ -173,10 +173,10 @@ fn a_mistake_in_the_syntax_is_located_and_not_shown_for_it_may_be_a_secret() {
 fn contradictions_are_found() {
     for (toml, key) in [
         ("[ingress]\npath = 'cdr'", "ingress.path"),
-        ("[ingress]\nmax_bodies = '1KiB'", "ingress.max_bodies"),
-        ("[ingress]\nmax_unpacked_body = '5MiB'", "ingress.max_bodies"),
-        ("[ingress]\nmax_unpacked_body = '65MiB'", "ingress.max_unpacked_body"),
-        ("[ingress]\nmax_unpacked_body = '1MiB'\n[spool]\nmax_size = '3MiB'", "spool.max_size"),
+        ("[ingress]\nbody_memory = '1KiB'", "ingress.body_memory"),
+        ("[ingress]\nmax_decompressed_body = '5MiB'", "ingress.body_memory"),
+        ("[ingress]\nmax_decompressed_body = '65MiB'", "ingress.max_decompressed_body"),
+        ("[ingress]\nmax_decompressed_body = '1MiB'\n[spool]\nmax_size = '3MiB'", "spool.max_size"),
         ("[ingress]\nmax_connections = 0", "ingress.max_connections"),
         ("[ingress]\nmax_connections_per_peer = 0", "ingress.max_connections_per_peer"),
         ("[ingress]\nlisten = '127.0.0.1:9090'", "admin.listen"),

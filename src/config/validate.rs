@@ -41,23 +41,23 @@ impl Config {
             &format_args!("found {}; {} at the most", ingress.decode.max_depth, crate::event::MAX_DEPTH),
         );
         check(
-            ingress.max_bodies >= ingress.max_body,
-            "ingress.max_bodies",
+            ingress.body_memory >= ingress.max_body,
+            "ingress.body_memory",
             &format_args!(
                 "found {}; it has to hold a body of `ingress.max_body`, {}",
-                ingress.max_bodies, ingress.max_body
+                ingress.body_memory, ingress.max_body
             ),
         );
-        let unpacked = ingress.max_unpacked_body.unwrap_or_default();
+        let unpacked = ingress.max_decompressed_body.unwrap_or_default();
         check(
-            ingress.max_bodies >= unpacked,
-            "ingress.max_bodies",
+            ingress.body_memory >= unpacked,
+            "ingress.body_memory",
             &format_args!(
-                "found {}; it has to hold a body of `ingress.max_unpacked_body`, {unpacked}",
-                ingress.max_bodies
+                "found {}; it has to hold a body of `ingress.max_decompressed_body`, {unpacked}",
+                ingress.body_memory
             ),
         );
-        for (key, size) in [("ingress.max_body", ingress.max_body), ("ingress.max_unpacked_body", unpacked)] {
+        for (key, size) in [("ingress.max_body", ingress.max_body), ("ingress.max_decompressed_body", unpacked)] {
             check(size.as_u64() <= 64 << 20, key, &format_args!("found {size}; 64 MiB at the most"));
         }
         check(
@@ -72,7 +72,7 @@ impl Config {
             spool.max_size.as_u64() >= unpacked.as_u64().saturating_mul(4),
             "spool.max_size",
             &format_args!(
-                "found {}; it has to hold four bodies of `ingress.max_unpacked_body`, {unpacked}",
+                "found {}; it has to hold four bodies of `ingress.max_decompressed_body`, {unpacked}",
                 spool.max_size
             ),
         );

@@ -1,7 +1,7 @@
 //! Compressed bodies.
 
 use super::input::Input;
-use crate::ingress::unpack::{Packing, UnpackError};
+use crate::ingress::decompress::{ContentEncoding, DecompressError};
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use std::io::Write;
@@ -16,22 +16,21 @@ pub fn unpack(data: &[u8]) {
     let body = input.0;
     let coding = CODINGS[usize::from(coding & 7)];
     let most = BOUNDS[usize::from(bound & 7)];
-    let packing = Packing::of([coding.as_bytes()].into_iter()).expect("the coding is known");
-    if let Ok(unpacked) = packing.unpack(body, most) {
+    let packing = ContentEncoding::parse([coding.as_bytes()].into_iter()).expect("the coding is known");
+    if let Ok(unpacked) = packing.decompress(body, most) {
         assert!(unpacked.len() <= most, "{} of {most} bytes", unpacked.len());
-        assert!(unpacked.capacity() <= packing.memory(most));
         // The bound decides only whether there is a result.
-        assert_eq!(packing.unpack(body, most + 1).as_ref(), Ok(&unpacked));
+        assert_eq!(packing.decompress(body, most + 1).as_ref(), Ok(&unpacked));
         if let Some(less) = unpacked.len().checked_sub(1) {
-            assert_eq!(packing.unpack(body, less), Err(UnpackError::TooLarge));
+            assert_eq!(packing.decompress(body, less), Err(DecompressError::TooLarge));
         }
     }
     if let Some(packed) = pack(coding, body) {
-        assert_eq!(packing.unpack(&packed, body.len()).as_deref(), Ok(body));
+        assert_eq!(packing.decompress(&packed, body.len()).as_deref(), Ok(body));
         let half = packed.get(..packed.len() / 2).unwrap_or_default();
-        assert!(packing.unpack(half, body.len()).is_err(), "half of it is taken for all of it");
+        assert!(packing.decompress(half, body.len()).is_err(), "half of it is taken for all of it");
     }
-    let _ = Packing::of([body].into_iter());
+    let _ = ContentEncoding::parse([body].into_iter());
 }
 
 fn pack(coding: &str, body: &[u8]) -> Option<Vec<u8>> {

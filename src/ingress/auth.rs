@@ -15,10 +15,10 @@ pub use config::{Config, Problem};
 pub use secrets::{Secrets, watch};
 
 use crate::event::Event;
-use crate::http;
 use crate::metrics::SecretMetrics;
 use config::Algorithm;
 use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use secrets::Kind;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Request line and header fields.
-    pub request: &'a http::Head,
+    pub request: &'a Parts,
     /// The segment of the path where the route's path has `{secret}`.
     pub path_secret: Option<&'a str>,
     /// The other end of the connection.
@@ -39,16 +39,16 @@ pub struct Head<'a> {
 impl<'a> Head<'a> {
     /// The path and the query as they are written.
     fn target(&self) -> &'a str {
-        self.request.target()
+        self.request.uri.path_and_query().map_or("/", |target| target.as_str())
     }
 
     fn query(&self) -> Option<&'a str> {
-        self.request.query()
+        self.request.uri.query()
     }
 
     /// The values of the header fields with this name, in their order.
     fn values(&self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        self.request.values(name)
+        self.request.headers.get_all(name).iter().map(HeaderValue::as_bytes)
     }
 
     /// The value of a header field that came exactly once: of several, each reader might take another.

@@ -1,220 +1,154 @@
-//! A request's body in memory, within the bounds of size, time and memory.
+//! The body of a request in memory, within bounds of size, time and memory.
 
 use super::Config;
-use super::refusal::{Reason, Refusal, refusal, unavailable};
-use super::unpack::{Packing, UnpackError};
-use crate::http::Arriving;
+use super::decompress::{ContentEncoding, DecompressError};
+use super::problem::Problem;
 use crate::metrics::LimitMetrics;
-use crate::spool::AppendError;
+use crate::server::RequestBody;
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt as _;
-use http_body_util::BodyExt;
-use hyper::body::{Body, Frame};
+use hyper::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// A body may have as many bytes as this without waiting for memory, which is less than its connection holds anyway: webhooks
-/// are small, and do not wait behind slow clients with large bodies.
-const SMALL_BODY: usize = 16 << 10;
+/// A body with no more bytes than this needs no share of `body_memory`: webhooks are small, and must not wait behind large bodies of
+/// slow clients.
+pub const SMALL_BODY: usize = 8 << 10;
 
-/// How long a body may take in any case, and one that takes memory which others wait for. Only then is it asked how fast it comes: a
-/// small one whose sender or network falters for a while is not refused. (Apache's mod_reqtimeout has 20 s, Kestrel 5 s.)
-const GRACE: Duration = Duration::from_secs(10);
-const GRACE_OF_LARGE: Duration = Duration::from_secs(5);
-
-/// A body and the memory it takes.
-pub type Held = (Bytes, Option<OwnedSemaphorePermit>);
-
-/// The next piece of a body, if there is another.
-type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
+/// A body, and the memory that is reserved for it.
+pub struct Body {
+    pub bytes: Bytes,
+    pub permit: Option<OwnedSemaphorePermit>,
+}
 
 /// Reads bodies.
 #[derive(Debug)]
-pub struct Bodies {
+pub struct BodyReader {
     max_body: usize,
-    max_unpacked: usize,
+    max_decompressed: usize,
     timeout: Duration,
-    /// Bytes a second.
-    rate: u64,
     metrics: LimitMetrics,
-    /// A permit for every byte of large body that may be in memory as it came.
-    received: Arc<Semaphore>,
-    /// A permit for every byte that unpacking and large unpacked bodies may take, `budget` of them. Who waits for these may hold some of
-    /// those above, and never the other way round: else requests could wait for each other for ever.
-    unpacked: Arc<Semaphore>,
+    /// A permit for every byte of memory that large bodies take. A request acquires once: if it held some while it waited for more,
+    /// requests could wait for each other.
+    memory: Arc<Semaphore>,
     budget: usize,
+    /// Large bodies are decompressed and decoded one at a time, so that others find a processor.
+    large: Arc<Semaphore>,
 }
 
-impl Bodies {
-    /// Of `budget` bytes each, received and unpacked.
-    pub fn new(config: &Config, budget: usize, metrics: LimitMetrics) -> Self {
-        let [received, unpacked] = [budget; 2].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        let [max_body, max_unpacked] =
-            [config.max_body, config.largest_body()].map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
-        let (timeout, rate) = (config.body_timeout, config.min_body_rate.as_u64());
-        Self { max_body, max_unpacked, timeout, rate, metrics, received, unpacked, budget }
+impl BodyReader {
+    pub fn new(config: &Config, metrics: LimitMetrics) -> Self {
+        let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let budget = bytes(config.body_memory).min(Semaphore::MAX_PERMITS);
+        Self {
+            max_body: bytes(config.max_body),
+            max_decompressed: bytes(config.largest_body()),
+            timeout: config.body_timeout,
+            metrics,
+            memory: Arc::new(Semaphore::new(budget)),
+            budget,
+            large: Arc::new(Semaphore::new(1)),
+        }
     }
 
-    /// Reads the body within the bounds of size, time and memory.
-    pub async fn read(&self, mut body: Arriving) -> Result<Held, Refusal> {
-        if body.is_end_stream() {
-            return Ok((Bytes::new(), None));
-        }
-        let declared = body.size_hint().exact().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-        let most = self.max_body;
-        if declared.is_some_and(|size| size > most) {
+    /// Reads a body that is encoded like this.
+    pub async fn read(&self, body: &mut RequestBody, encoding: &ContentEncoding) -> Result<Body, Problem> {
+        let declared = body.declared().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        let size = declared.unwrap_or(self.max_body);
+        if size > self.max_body {
             return Err(self.too_large());
         }
-        // Most are there already, in one piece. Only the others are read by a future that has room for timers and more.
-        let first = declared.filter(|size| *size <= SMALL_BODY).and_then(|_| body.frame().now_or_never());
-        match first {
-            Some(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => {
-                Ok((frame.into_data().unwrap_or_default(), None))
-            }
-            first => Box::pin(self.read_on(body, declared, first)).await,
-        }
-    }
-
-    async fn read_on(
-        &self,
-        mut body: Arriving,
-        declared: Option<usize>,
-        mut next: Option<Piece>,
-    ) -> Result<Held, Refusal> {
-        let most = self.max_body;
-        let mut held = None;
-        if declared.is_some_and(|size| size > SMALL_BODY) {
-            held = Some(self.reserve(&self.received, declared.unwrap_or(most)).await?);
-        }
-        // Since when it is waited for.
-        let mut begun = None;
-        let mut first = Bytes::new();
-        let mut all = BytesMut::new();
-        loop {
-            // What is there already needs no timer.
-            let frame = match next.take().or_else(|| body.frame().now_or_never()) {
-                Some(frame) => frame,
-                None => {
-                    let allowed = self.allowed(first.len() + all.len(), held.is_some());
-                    let begun = *begun.get_or_insert_with(Instant::now);
-                    timeout_at(begun + allowed, body.frame()).await.map_err(|_| self.too_slow(allowed))?
-                }
-            };
-            let Some(frame) = frame else { break };
-            let frame = frame.map_err(|_| refusal(Reason::Malformed, "the body broke off or is not framed well"))?;
-            let Ok(data) = frame.into_data() else { continue };
-            let size = first.len() + all.len() + data.len();
-            if size > most {
+        let mut permit = None;
+        let mut bytes = BytesMut::new();
+        let mut deadline = Instant::now() + self.timeout;
+        while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| self.too_slow())? {
+            let piece = piece.map_err(|_| {
+                Problem::new(StatusCode::BAD_REQUEST, "the body broke off, or its chunks are malformed")
+            })?;
+            let length = bytes.len() + piece.len();
+            if length > self.max_body {
                 return Err(self.too_large());
             }
-            if size > SMALL_BODY && held.is_none() {
-                // All that it may come to, at once: bodies that grow side by side could each lack the rest for ever.
-                held = Some(self.reserve(&self.received, most).await?);
-                begun = None;
+            if length > SMALL_BODY && permit.is_none() {
+                let decompressed = if encoding.is_identity() { size } else { 2 * self.max_decompressed };
+                permit = Some(self.reserve(size + decompressed).await?);
+                deadline = Instant::now() + self.timeout;
             }
-            // Most bodies come in one piece, which needs no copy.
-            if size == data.len() {
-                first = data;
-            } else {
-                if all.is_empty() {
-                    all.reserve(declared.unwrap_or(if held.is_some() { most } else { SMALL_BODY }));
-                }
-                all.extend_from_slice(&std::mem::take(&mut first));
-                all.extend_from_slice(&data);
-            }
+            bytes.extend_from_slice(&piece);
         }
-        let bytes = if all.is_empty() { first } else { all.freeze() };
-        if let Some(held) = &mut held {
-            drop(held.split(held.num_permits().saturating_sub(bytes.len())));
-        }
-        Ok((bytes, held))
+        Ok(Body { bytes: bytes.freeze(), permit })
     }
 
-    /// How long a body may have taken of which so much has come.
-    fn allowed(&self, size: usize, large: bool) -> Duration {
-        let grace = if large { GRACE_OF_LARGE } else { GRACE };
-        match (size as u64 * 1000).checked_div(self.rate) {
-            Some(milliseconds) => self.timeout.min(grace + Duration::from_millis(milliseconds)),
-            None => self.timeout,
+    /// The decompressed content of a body that is encoded like this.
+    pub async fn decompress(&self, body: Body, encoding: ContentEncoding) -> Result<Body, Problem> {
+        let decompress = |max| {
+            let (encoding, bytes) = (encoding.clone(), body.bytes.clone());
+            self.run_large(move || encoding.decompress(&bytes, max))
+        };
+        let max = self.max_decompressed;
+        if body.permit.is_none() {
+            // A small body needs no memory but that of the decoder, of which there is one at a time.
+            match decompress(SMALL_BODY.min(max)).await? {
+                Err(DecompressError::TooLarge) if SMALL_BODY < max => {}
+                Ok(bytes) => return Ok(Body { bytes: bytes.into(), permit: None }),
+                Err(error) => return Err(self.not_decompressed(error)),
+            }
+        }
+        let permit = match body.permit {
+            Some(permit) => permit,
+            None => self.reserve(2 * max).await?,
+        };
+        match decompress(max).await? {
+            Ok(bytes) => Ok(Body { bytes: bytes.into(), permit: Some(permit) }),
+            Err(error) => Err(self.not_decompressed(error)),
         }
     }
 
-    fn too_slow(&self, allowed: Duration) -> Refusal {
-        if allowed < self.timeout {
-            self.metrics.body_rate.inc();
-            return refusal(Reason::TooSlow, format!("the body came more slowly than {} bytes a second", self.rate));
+    /// Runs work on a large body on a thread of its own, one at a time.
+    pub async fn run_large<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+        let turn = self.large.clone().acquire_owned().await;
+        let done = spawn_blocking(move || {
+            let done = work();
+            drop(turn);
+            done
+        });
+        done.await.map_err(|error| {
+            tracing::error!(%error, "a defect: reading a body panicked");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be read")
+        })
+    }
+
+    /// Reserves memory for a body, and for its events, which take about as much.
+    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let permits = u32::try_from(bytes.min(self.budget)).unwrap_or(u32::MAX);
+        match timeout(self.timeout, self.memory.clone().acquire_many_owned(permits)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Problem::unavailable(1, "too many large bodies are being received")),
         }
+    }
+
+    fn too_slow(&self) -> Problem {
         self.metrics.body_time.inc();
-        let seconds = self.timeout.as_secs_f64();
-        refusal(Reason::TooSlow, format!("the body was not complete within {seconds} s"))
+        let detail = format!("the body was not complete within {} s", self.timeout.as_secs_f64());
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     }
 
-    async fn reserve(&self, memory: &Arc<Semaphore>, size: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let reserved = timeout(self.timeout, reserve(memory, size)).await;
-        reserved.unwrap_or_else(|_| Err(unavailable(1, "too many large bodies are on their way")))
+    fn too_large(&self) -> Problem {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {} bytes", self.max_body))
     }
 
-    /// What is in it.
-    pub async fn unpack(
-        &self,
-        packing: Packing,
-        packed: Bytes,
-        held: Option<OwnedSemaphorePermit>,
-    ) -> Result<Held, Refusal> {
-        if packed.is_empty() {
-            return Ok((packed, held));
-        }
-        let most = self.max_unpacked;
-        let small = most.min(SMALL_BODY);
-        if packed.len() <= SMALL_BODY {
-            match packing.unpack(&packed, small) {
-                // It may yet be within what is allowed.
-                Err(UnpackError::TooLarge) if small < most => {}
-                result => return result.map(|bytes| (bytes.into(), None)).map_err(|error| self.not_unpacked(error)),
-            }
-        }
-        let mut reserved = self.reserve(&self.unpacked, packing.memory(most).min(self.budget)).await?;
-        // Takes milliseconds, in which a thread of the runtime has other requests to see to. What is held goes along: it is in use
-        // until the end, even if the client is gone by then.
-        let unpacking = spawn_blocking(move || {
-            let bytes = packing.unpack(&packed, most)?;
-            drop((packed, held));
-            drop(reserved.split(reserved.num_permits().saturating_sub(bytes.len())));
-            Ok((bytes.into(), Some(reserved)))
-        });
-        let unpacked = unpacking.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a defect: unpacking a body failed");
-            Err(UnpackError::Broken)
-        });
-        unpacked.map_err(|error| self.not_unpacked(error))
-    }
-
-    fn too_large(&self) -> Refusal {
-        refusal(Reason::TooLarge, format!("a body may have {} bytes", self.max_body))
-    }
-
-    fn not_unpacked(&self, error: UnpackError) -> Refusal {
+    fn not_decompressed(&self, error: DecompressError) -> Problem {
         match error {
-            UnpackError::TooLarge => {
-                refusal(Reason::TooLarge, format!("a compressed body may come to {} bytes", self.max_unpacked))
+            DecompressError::TooLarge => {
+                let detail = format!("a compressed body may decompress to {} bytes", self.max_decompressed);
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
             }
-            UnpackError::Broken => refusal(
-                Reason::Malformed,
-                "the body cannot be unpacked: it is damaged, incomplete, or not what its Content-Encoding says",
+            DecompressError::Corrupt => Problem::new(
+                StatusCode::BAD_REQUEST,
+                "the body cannot be decompressed: it is corrupt, incomplete, or not encoded as its Content-Encoding says",
             ),
         }
     }
-}
-
-/// Waits for memory.
-pub async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    if let Ok(permit) = memory.clone().try_acquire_many_owned(bytes) {
-        return Ok(permit);
-    }
-    let permit = Box::pin(memory.clone().acquire_many_owned(bytes)).await;
-    permit.map_err(|_| AppendError::Closed.into())
 }

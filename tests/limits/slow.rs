@@ -1,69 +1,101 @@
-//! Bodies that take their time.
+//! A normal client beside a crowd of slow ones: with a header, with a body, or with reading the answers.
 
 use super::*;
-use bytes::Bytes;
+use crate::support::eventually;
 use futures_util::future::join_all;
-use futures_util::stream;
-use http_body_util::StreamBody;
-use hyper::Request;
-use hyper::body::Frame;
-use hyper_util::client::legacy;
-use hyper_util::rt::TokioExecutor;
-use std::convert::Infallible;
 use std::time::Instant;
+use tokio::net::{TcpSocket, TcpStream};
 
-/// A body sent piece by piece.
-struct Drip {
-    what: &'static str,
-    /// How long it is said to be.
-    length: usize,
-    /// How many bytes come at once, and after how long.
-    piece: usize,
-    pause: Duration,
-    expected: u16,
-    /// Not refused before.
-    after: Duration,
+const CLIENTS: usize = 1000;
+/// A tail that nothing but the machine causes may be as long as this.
+const NOISE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug)]
+enum Slow {
+    Header,
+    Body,
+    Read,
+    Range,
 }
 
-impl Drip {
-    async fn send(&self, bridge: &Bridge, http2: bool) {
-        let body = format!("{{\"{}, {http2}\":\"", self.what);
-        let body = format!("{body}{}\"}}", "x".repeat(self.length - body.len() - 2));
-        let pieces: Vec<_> = body.as_bytes().chunks(self.piece).map(Bytes::copy_from_slice).collect();
-        let pause = self.pause;
-        let drip = stream::unfold(pieces.into_iter(), move |mut pieces| async move {
-            let piece = pieces.next()?;
-            sleep(pause).await;
-            Some((Ok::<_, Infallible>(Frame::data(piece)), pieces))
-        });
-        let client = legacy::Client::builder(TokioExecutor::new()).http2_only(http2).build_http();
-        let request = Request::post(bridge.ingress_url()).header("content-length", self.length);
-        let begun = Instant::now();
-        let answer = client.request(request.body(StreamBody::new(Box::pin(drip))).unwrap()).await.unwrap();
-        let taken = begun.elapsed();
-        println!("{}, HTTP/2 {http2}: {} after {taken:?}", self.what, answer.status());
-        assert_eq!(answer.status(), self.expected, "{}, HTTP/2 {http2}", self.what);
-        assert!(taken >= self.after, "{}, HTTP/2 {http2}: {taken:?}", self.what);
+impl Slow {
+    async fn begin(self, bridge: &Bridge) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        if let Self::Read = self {
+            socket.set_recv_buffer_size(1 << 10).unwrap();
+        }
+        let mut client = Raw::over(socket.connect(bridge.ingress().parse().unwrap()).await.unwrap());
+        client
+            .try_send(match self {
+                Self::Header => "POST /webhook/cdr HTTP/1.1\r\nhost: test\r\nx:".into(),
+                Self::Body => Raw::head("POST", "content-length: 10000\r\n"),
+                Self::Read => Raw::head("GET", "").repeat(100),
+                Self::Range => {
+                    let ranges: Vec<_> = (0..2000).map(|n| format!("{n}-")).collect();
+                    Raw::head("HEAD", &format!("range: bytes={}\r\n", ranges.join(",")))
+                }
+            })
+            .await;
+        client.stream
+    }
+
+    /// Another byte.
+    fn go_on(self, client: &TcpStream) {
+        let _ = match self {
+            Self::Header | Self::Body => client.try_write(b" ").map(drop),
+            Self::Read | Self::Range => client.try_read(&mut [0]).map(drop),
+        };
     }
 }
 
-/// The time for a body may be long where some are large. Then it is its rate that ends one that keeps others waiting.
+/// How long the slowest but one in a hundred of a client's requests takes.
+async fn p99(bridge: &Bridge, what: &str) -> Duration {
+    let mut client = Raw::connect(bridge).await;
+    let mut times = Vec::new();
+    for n in 0..300 {
+        let begun = Instant::now();
+        assert_eq!(client.exchange(&format!("{{\"{what}\":{n}}}")).await, Ok(200), "{what}, {n}");
+        times.push(begun.elapsed());
+        sleep(Duration::from_millis(5)).await;
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
 #[tokio::test]
-async fn a_body_that_comes_too_slowly_gets_408() {
-    let bridge = bridge("body_timeout = '1h'\nmin_body_rate = '2KiB'\n").await;
-    let drip = |what, length, piece, pause, expected, after| {
-        let [pause, after] = [pause, after].map(Duration::from_millis);
-        Drip { what, length, piece, pause, expected, after }
-    };
-    let drips = [
-        drip("small and in no hurry", 60, 10, 1000, 200, 6000),
-        drip("small and endless", 1000, 1, 100, 408, 10_000),
-        drip("large and fast enough", 20_000, 2000, 600, 200, 6000),
-        drip("large and slow", 100_000, 10, 100, 408, 5000),
-    ];
-    let all = drips.iter().flat_map(|drip| [drip.send(&bridge, false), drip.send(&bridge, true)]);
-    tokio::time::timeout(PATIENCE, join_all(all)).await.unwrap();
-    assert_eq!(limited(&bridge, "body_rate").await, 4.0);
-    assert_eq!(limited(&bridge, "body_time").await, 0.0);
-    assert_eq!(bridge.metric("cdrelay_ingress_events_accepted_total").await, Some(4.0));
+async fn a_thousand_slow_clients_do_not_slow_another() {
+    open_many_files();
+    // None of them is ended: it is the bridge that bears them.
+    let patience = "header_timeout = '1h'\nidle_timeout = '1h'\nbody_timeout = '1h'\n";
+    let bridge = bridge(patience).await;
+    for slow in [Slow::Header, Slow::Body, Slow::Read, Slow::Range] {
+        let alone = p99(&bridge, &format!("before {slow:?}")).await;
+        let clients = join_all((0..CLIENTS).map(|_| slow.begin(&bridge))).await;
+        // What they ask for at first is work like any other.
+        let mut answered = None;
+        eventually(PATIENCE, "all is done that can be done for them", async || {
+            sleep(Duration::from_millis(200)).await;
+            let before = answered;
+            answered = bridge.metric("cdrelay_ingress_requests_total{status=\"200\"}").await;
+            bridge.open_files() > CLIENTS && answered == before
+        })
+        .await;
+        let going_on = async {
+            loop {
+                for client in &clients {
+                    slow.go_on(client);
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let what = format!("beside {slow:?}");
+        let among = tokio::select! {
+            among = p99(&bridge, &what) => among,
+            () = going_on => unreachable!(),
+        };
+        println!("slow {slow:?}: p99 {among:?} beside {CLIENTS} of them, {alone:?} without");
+        assert_small(&bridge, &format!("{CLIENTS} clients with a slow {slow:?}"));
+        assert!(bridge.open_files() > CLIENTS, "slow {slow:?}: they are gone");
+        assert!(among <= NOISE.max(2 * alone), "slow {slow:?}: {among:?}, {alone:?} without");
+    }
 }

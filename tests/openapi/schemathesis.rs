@@ -5,7 +5,7 @@ use crate::command_line::cdrelay;
 use crate::support::bridge::Bridge;
 use crate::support::process::Process;
 use crate::support::tls::issue;
-use crate::support::{ANY_PORTS, PATIENCE, eventually, free_port};
+use crate::support::{ANY_PORTS, PATIENCE, STDOUT, eventually, free_port};
 use std::env;
 use std::fs;
 use std::io::{Write as _, stderr};
@@ -13,20 +13,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/schemathesis");
-const CONFIG: &str = "[admin]\nlisten = '127.0.0.1:0'\n[ingress]\nlisten = '127.0.0.1:0'\npath = '/webhook/cdr'\n\
-    [ingress.routes.bearer]\npath = '/bearer'\nmethods = ['PUT']\nauth = [{ type = 'bearer', secrets = ['right-bearer'] }]\n\
-    [ingress.routes.query]\npath = '/query'\nmethods = ['GET', 'HEAD']\nauth = [{ type = 'query', parameter = 'token', secrets = ['right-query'] }]\n\
-    [ingress.routes.both]\npath = '/both'\nmethods = ['POST']\n\
-    auth = [{ type = 'basic', username = 'telecmi', secrets = ['right-basic'] }, { type = 'header', header = 'x-key', secrets = ['right-header'] }]\n\
-    [ingress.routes.url]\npath = '/url/{secret}'\nmethods = ['POST']\nauth = [{ type = 'path', secrets = ['right-path'] }]\n\
-    [ingress.routes.github]\npath = '/github'\nmethods = ['POST']\nauth = [{ type = 'github', secrets = ['right-signature'] }]\n\
-    [ingress.routes.slack]\npath = '/slack'\nmethods = ['POST']\nauth = [{ type = 'hmac', header = 'x-slack-signature', prefix = 'v0=', \
-    timestamp_header = 'x-slack-request-timestamp', signed = 'v0:{timestamp}:{body}', secrets = ['right-signature'] }]\n\
-    [sinks.out]\ntype = 'stdout'\ntopic = '{ingress}'\n";
 /// Of methods on paths, those of the admin port included.
-const OPERATIONS: usize = 3 + 1 + 2 + 1 + 1 + 1 + 1 + 5 * 2;
+const OPERATIONS: usize = 3 + 5 * 2;
 const SEED: &str = "1";
 /// Made up for each operation, beside those that the description leads to by itself.
 const EXAMPLES: &str = "10";
@@ -52,10 +44,31 @@ fn python(directory: &Path) -> Option<Command> {
     Some(python)
 }
 
+/// Serves the document for as long as the test runs.
+async fn serve(document: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/openapi.json", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+        let answer = format!("{head}content-length: {}\r\n\r\n{document}", document.len());
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let _ = client.read(&mut [0; 4096]).await;
+            let _ = client.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
 /// Has the bridge tested, and returns what there is to read about it. `None` where that cannot be.
-async fn test(bridge: &Bridge, more: &[&str]) -> Option<String> {
+async fn test(bridge: &Bridge, scheme: &str, more: &[&str]) -> Option<String> {
     let mut python = python(bridge.directory())?;
-    let url = format!("http://{}/openapi.json", bridge.admin_address());
+    // The document names default addresses.
+    let (ingress, admin) = (bridge.ingress(), bridge.admin_address());
+    let document = bridge.admin("/openapi.json").await.text().to_owned();
+    let document = document.replace("http://{host}:{port}", &format!("{scheme}://{ingress}"));
+    let document = document.replace("\"url\": \"/\"", &format!("\"url\": \"http://{admin}/\""));
+    let url = serve(document).await;
     python.args(["-m", "schemathesis.cli", "--config-file", &format!("{SUPPORT}/schemathesis.toml"), "run", &url]);
     python.args(["--seed", SEED, "--max-examples", EXAMPLES, "--workers", "1", "--continue-on-failure"]);
     python.args(["--generation-database", "none", "--suppress-health-check", "all", "--request-timeout", "60"]);
@@ -73,8 +86,8 @@ async fn test(bridge: &Bridge, more: &[&str]) -> Option<String> {
 
 #[tokio::test]
 async fn the_bridge_does_what_is_described() {
-    let bridge = Bridge::start(CONFIG).await;
-    let Some(told) = test(&bridge, &[]).await else { return };
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
+    let Some(told) = test(&bridge, "http", &[]).await else { return };
     assert!(
         told.contains(&format!("Selected: {OPERATIONS}/{OPERATIONS}\n  Tested: {OPERATIONS}\n")),
         "not all was tested"
@@ -83,13 +96,6 @@ async fn the_bridge_does_what_is_described() {
     let accepted = bridge.metric("cdrelay_ingress_events_accepted_total").await.unwrap() as usize;
     assert!(accepted > 100, "only {accepted} events were taken");
     eventually(PATIENCE, "every event is published", async || bridge.stdout_lines().len() == accepted).await;
-    let lines = bridge.stdout_lines();
-    for route in ["default", "bearer", "query", "both", "url", "github", "slack"] {
-        let topic = format!("{{\"topic\":\"{route}\",");
-        let count = lines.iter().filter(|line| line.starts_with(&topic)).count();
-        println!("{count} events by the route {route}");
-        assert!(count > 0, "no request by the route {route} was taken for a right one");
-    }
 }
 
 /// Encrypted, and with a sink that takes nothing.
@@ -106,19 +112,17 @@ async fn what_is_not_delivered_yet_is_answered_as_is_described_too() {
     ))
     .await;
     let path = ["--include-path", "/webhook/cdr", "--tls-verify", tls.authority.to_str().unwrap()];
-    let Some(told) = test(&bridge, &path).await else { return };
+    let Some(told) = test(&bridge, "https", &path).await else { return };
     assert!(told.contains("Tested: 3\n"), "not all was tested");
     let late = bridge.metric("cdrelay_ingress_requests_total{status=\"202\"}").await.unwrap();
     assert!(late > 20.0, "only {late} requests were stored and not delivered");
 }
 
-/// All ways to show who one is, so many more than the bridge above has.
 #[test]
 fn the_description_is_sound_openapi() {
     let directory = TempDir::new().unwrap();
     let Some(mut python) = python(directory.path()) else { return };
-    let printed =
-        cdrelay(&["openapi", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/every.toml")]).success();
+    let printed = cdrelay(&["openapi"]).success();
     fs::write(directory.path().join("openapi.json"), printed).unwrap();
     let check = "import json\n\
         from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR as official\n\

@@ -101,7 +101,7 @@ async fn bombs_are_defused_beside_other_clients() {
         });
         for answer in answers.await {
             assert_eq!(answer.status, 413, "{coding}: {answer:?}");
-            assert!(answer.text().contains("may come to 1048576 bytes"), "{coding}: {answer:?}");
+            assert!(answer.text().contains("may decompress to 1048576 bytes"), "{coding}: {answer:?}");
         }
     }
 }
@@ -109,7 +109,7 @@ async fn bombs_are_defused_beside_other_clients() {
 /// What is not above the bound is taken, however little came.
 #[tokio::test]
 async fn the_bound_is_exact_and_can_be_another_than_for_plain_bodies() {
-    let bridge = bridge("max_body = '16KiB'\nmax_unpacked_body = '2MiB'\n").await;
+    let bridge = bridge("max_body = '16KiB'\nmax_decompressed_body = '2MiB'\n").await;
     for coding in ["gzip", "deflate", "zstd", "br"] {
         let empty = post(&bridge, coding, spaces(coding, 2 << 20)).await;
         assert_eq!(empty.status, 400, "{coding}: {empty:?}");
@@ -120,7 +120,7 @@ async fn the_bound_is_exact_and_can_be_another_than_for_plain_bodies() {
 }
 
 #[tokio::test]
-async fn a_body_that_cannot_be_unpacked_is_kept_as_it_came_and_one_that_can_as_what_it_is() {
+async fn a_body_that_cannot_be_decompressed_is_kept_as_it_came() {
     let bridge = bridge("").await;
     for (body, coding) in [(&b"\x1f\x8b\x08broken"[..], "gzip"), (b"{\"plain\":1}", "br"), (b"", "zstd")] {
         let answer = post(&bridge, coding, body.to_vec()).await;
@@ -134,6 +134,6 @@ async fn a_body_that_cannot_be_unpacked_is_kept_as_it_came_and_one_that_can_as_w
     let mut command = crate::support::bridge::command();
     command.current_dir(bridge.directory()).args(["dead-letters", "show", "--rejected", "--config", "cdrelay.toml"]);
     let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    assert!(shown.contains("cannot be unpacked") && shown.contains("H4sIYnJva2Vu"), "{shown}");
+    assert!(shown.contains("cannot be decompressed") && shown.contains("H4sIYnJva2Vu"), "{shown}");
     assert!(shown.contains("\"body\":\"{\\\"plain\\\":1}\"") && shown.contains("\"body\":\"{\\\"a\\\":\""), "{shown}");
 }
