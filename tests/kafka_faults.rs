@@ -76,7 +76,7 @@ async fn a_kafka_that_comes_back_with_an_empty_disk_gets_everything_that_came_si
     broker.forget().await;
     load.progress(300).await;
     broker.start_again().await;
-    unready(&bridge, "kafka", "`cdr` does not exist").await;
+    unready(&bridge, "kafka", "topic cdr: does not exist").await;
     kafka::create_topic(&address, "cdr", 6).await;
     catch_up(&bridge, "kafka", "the topic is there again").await;
     load.progress(300).await;

@@ -15,22 +15,22 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-fn sink(settings: serde_json::Value) -> KafkaSink {
+pub fn sink(settings: serde_json::Value) -> KafkaSink {
     KafkaSink::new("kafka", &serde_json::from_value(settings).unwrap(), None).unwrap()
 }
 
-fn message(topic: &str, conversation: &str, payload: impl AsRef<[u8]>) -> Message {
+pub fn message(topic: &str, conversation: &str, payload: impl AsRef<[u8]>) -> Message {
     let bare = Message::of(EventId([7; 16]), payload.as_ref(), topic, &format!("team/{conversation}"), conversation);
     bare.with_header("ce_id", "7").with_header("ce_subject", conversation)
 }
 
-/// Publishes as the dispatcher would: again and again while the destination is at fault.
-async fn insist(sink: &KafkaSink, message: &Message) -> Result<(), Failure> {
+/// Publishes as the dispatcher would: again and again while the destination or a place is at fault.
+pub async fn insist(sink: &KafkaSink, message: &Message) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match sink.publish(message).await {
-            Err(Failure::Unavailable { cause, .. }) => {
-                assert!(Instant::now() < deadline, "{cause}");
+            Err(failure @ (Failure::Unavailable { .. } | Failure::Place { .. })) => {
+                assert!(Instant::now() < deadline, "{failure}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             result => return result,
@@ -104,8 +104,8 @@ async fn a_missing_topic_is_reported_at_once_and_used_once_it_exists() {
     let asked = Instant::now();
     let publish = sink.publish(&message(&topic, "c", "1")).await.unwrap_err();
     assert!(asked.elapsed() < Duration::from_secs(3));
-    assert!(matches!(publish, Failure::Unavailable { .. }));
-    assert!(publish.to_string().contains(&format!("topic `{topic}` does not exist")), "{publish}");
+    assert!(matches!(publish, Failure::Place { expires: true, .. }));
+    assert!(publish.to_string().contains(&format!("topic {topic}: does not exist")), "{publish}");
     assert_eq!(probe, publish);
 
     create_topic(&shared(), &topic, 3).await;

@@ -46,6 +46,7 @@ mod full_disk;
 mod independence;
 mod ingress;
 mod kafka_faults;
+mod kafka_places;
 mod kafka_sink;
 mod limits;
 mod logging;

@@ -20,7 +20,7 @@ mod plain;
 use std::env;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -28,9 +28,9 @@ use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-pub use broker::{Broker, PASSWORD, USER};
+pub use broker::{Broker, PASSWORD, USER, plain_login};
 pub use cluster::Cluster;
-pub use java::{allow_writing, java_consume};
+pub use java::{allow_writing, java_consume, limit_producer};
 pub use plain::PlainProducer;
 
 use super::{PATIENCE, eventually};
@@ -66,13 +66,31 @@ pub async fn create_topic_with(address: &str, name: &str, partitions: i32, setti
 }
 
 async fn create(address: &str, name: &str, partitions: i32, replicas: i32, settings: &[(&str, &str)]) {
-    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
+    create_replicated(address, name, partitions, TopicReplication::Fixed(replicas), settings).await;
+}
+
+async fn create_replicated(
+    address: &str,
+    name: &str,
+    partitions: i32,
+    replication: TopicReplication<'_>,
+    settings: &[(&str, &str)],
+) {
+    let topic = NewTopic::new(name, partitions, replication);
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let admin = admin(address);
     let results = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
     results.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
     let led = usize::try_from(partitions).unwrap();
     eventually(PATIENCE, "the new topic has leaders", async || leaders(&admin, name) == led).await;
+}
+
+/// Replaces the topic's settings by these.
+pub async fn alter_topic(address: &str, name: &str, settings: &[(&str, &str)]) {
+    let alter = AlterConfig::new(ResourceSpecifier::Topic(name));
+    let alter = settings.iter().fold(alter, |alter, (key, value)| alter.set(key, value));
+    let results = admin(address).alter_configs([&alter], &AdminOptions::new()).await.unwrap();
+    results.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
 }
 
 /// Deletes a topic and waits until the broker no longer knows it.
@@ -117,6 +135,25 @@ pub async fn fold_all<T: Send + 'static>(
         });
         assert!(complete, "not within {within:?}: all of {topic}");
         state
+    };
+    spawn_blocking(go).await.unwrap()
+}
+
+/// Each payload that the topic holds now, with its partition and its timestamp in milliseconds since 1970: when the broker appended
+/// it, if the topic has `message.timestamp.type=LogAppendTime`.
+pub async fn consume_times(address: &str, topic: &str, within: Duration) -> Vec<(i32, i64, Vec<u8>)> {
+    let (address, topic) = (address.to_owned(), topic.to_owned());
+    let go = move || {
+        let mut found = Vec::new();
+        let complete = visit_blocking(&address, &topic, within, |message, unread| {
+            found.extend(message.map(|message| {
+                let payload = message.payload().unwrap_or_default().to_vec();
+                (message.partition(), message.timestamp().to_millis().unwrap(), payload)
+            }));
+            unread > 0
+        });
+        assert!(complete, "not within {within:?}: all of {topic}");
+        found
     };
     spawn_blocking(go).await.unwrap()
 }

@@ -1,5 +1,6 @@
-//! The settings of a Kafka sink, and what librdkafka makes of them.
+//! The settings of a Kafka sink, and the librdkafka properties made of them.
 
+use super::status::STATISTICS;
 use crate::setting::{Secret, period};
 use crate::sink::SetupError;
 use rdkafka::ClientConfig;
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// The settings of a Kafka sink, beside those every sink has.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// Where to find the cluster first: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
+    /// Bootstrap servers: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
     #[serde(deserialize_with = "one_or_many")]
     pub brokers: Vec<String>,
     /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
@@ -22,15 +23,15 @@ pub struct Config {
     /// Logs in with a user name and a password.
     #[serde(default)]
     pub sasl: Option<Sasl>,
-    /// How batches are compressed. Not at all by default, as Kafka's own producer does: every consumer can read that,
-    /// while several clients need an extra codec for lz4, snappy or zstd.
+    /// Compression of batches. None by default, as in Kafka's own producer: every consumer can read that, while several clients
+    /// need an extra codec for lz4, snappy or zstd.
     #[serde(default)]
     pub compression: Compression,
     /// How long a message waits for others to share its batch. A conversation has one message in flight, so this adds to the time
     /// between two of its events.
     #[serde(default = "default_linger", with = "period")]
     pub linger: Duration,
-    /// How this client is called in the brokers' logs, quotas and metrics.
+    /// The client's name in the brokers' logs, quotas and metrics.
     #[serde(default = "default_client_id")]
     pub client_id: String,
     /// Further librdkafka properties, applied last: <https://github.com/confluentinc/librdkafka/blob/v2.12.1/CONFIGURATION.md>.
@@ -39,7 +40,7 @@ pub struct Config {
     pub librdkafka: Properties,
 }
 
-/// Encryption, and the client's certificate where the brokers ask for one.
+/// Encryption, and the client's certificate where the brokers ask for one. Changed files are used by a new producer within seconds.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -55,7 +56,7 @@ pub struct Tls {
     /// PEM file of the client's private key.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
-    /// What the private key is encrypted with.
+    /// Password of the encrypted private key.
     #[serde(default)]
     pub key_password: Option<Secret>,
     /// The file that holds `key_password`.
@@ -70,14 +71,14 @@ pub struct Tls {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sasl {
-    /// How the password is proven. `PLAIN` hands it to the broker: use it with `tls` only.
+    /// How the password is proven. `PLAIN` tells it to the broker: use it with `tls` only.
     pub mechanism: Mechanism,
     /// The user.
     pub username: String,
     /// The user's password.
     #[serde(default)]
     pub password: Option<Secret>,
-    /// The file that holds `password`.
+    /// The file that holds `password`. A changed file is used by a new producer within seconds.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
 }
@@ -111,42 +112,41 @@ pub enum Compression {
 
 /// librdkafka properties by name. Values are kept secret: some of them are passwords.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(from = "BTreeMap<String, Node>")]
+#[serde(from = "BTreeMap<String, Property>")]
 pub struct Properties(pub BTreeMap<String, Secret>);
 
 /// A property, or the inner table that TOML makes of a dotted name without quotes.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a librdkafka property is a text, a number or a boolean")]
-enum Node {
+enum Property {
     Boolean(bool),
     Integer(i64),
     Float(f64),
     Text(String),
-    Table(BTreeMap<String, Node>),
+    Table(BTreeMap<String, Property>),
 }
 
-impl From<BTreeMap<String, Node>> for Properties {
-    fn from(table: BTreeMap<String, Node>) -> Self {
-        let mut properties = BTreeMap::new();
-        collect("", table, &mut properties);
-        Self(properties)
-    }
-}
-
-fn collect(prefix: &str, table: BTreeMap<String, Node>, properties: &mut BTreeMap<String, Secret>) {
-    for (key, node) in table {
-        let name = format!("{prefix}{key}");
-        let value = match node {
-            Node::Boolean(value) => value.to_string(),
-            Node::Integer(value) => value.to_string(),
-            Node::Float(value) => value.to_string(),
-            Node::Text(value) => value,
-            Node::Table(inner) => {
-                collect(&format!("{name}."), inner, properties);
-                continue;
+impl From<BTreeMap<String, Property>> for Properties {
+    fn from(table: BTreeMap<String, Property>) -> Self {
+        fn flatten(prefix: &str, table: BTreeMap<String, Property>, properties: &mut BTreeMap<String, Secret>) {
+            for (key, property) in table {
+                let name = format!("{prefix}{key}");
+                let value = match property {
+                    Property::Boolean(value) => value.to_string(),
+                    Property::Integer(value) => value.to_string(),
+                    Property::Float(value) => value.to_string(),
+                    Property::Text(value) => value,
+                    Property::Table(inner) => {
+                        flatten(&format!("{name}."), inner, properties);
+                        continue;
+                    }
+                };
+                properties.insert(name, Secret::new(value));
             }
-        };
-        properties.insert(name, Secret::new(value));
+        }
+        let mut properties = BTreeMap::new();
+        flatten("", table, &mut properties);
+        Self(properties)
     }
 }
 
@@ -176,14 +176,33 @@ fn yes() -> bool {
 }
 
 impl Config {
-    /// The producer's properties, every name and value checked by librdkafka. Files are read later, when the producer is made.
+    /// The producer's properties, every name and value checked by librdkafka. Reads passwords from their files; those of
+    /// certificates are read when the producer is made.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
         let mut client = self.connection()?;
-        promise(&mut client);
+        for (property, value) in [
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            // Never: the spool is the buffer, and a message given up here might still be appended after its own successor.
+            ("message.timeout.ms", "0"),
+            // The broker knows its limit, so it decides. Ours only keeps a request below what a broker reads at all
+            // (`socket.request.max.bytes`, 104857600 by default); past that it would hang up, and we would try for ever.
+            ("message.max.bytes", "100000000"),
+            // The sink bounds the queue itself, for each partition; these must not strike first.
+            ("queue.buffering.max.kbytes", "2147483647"),
+            ("queue.buffering.max.messages", "0"),
+            // A mistyped topic must not come to life with one partition and a week of retention.
+            ("allow.auto.create.topics", "false"),
+            // Messages of a deleted topic fail this soon.
+            ("topic.metadata.propagation.max.ms", "3000"),
+            // How long a broker may take to get a message to its replicas: less than its answer is waited for.
+            ("request.timeout.ms", "20000"),
+        ] {
+            client.set(property, value);
+        }
+        client.set("statistics.interval.ms", STATISTICS.as_millis().to_string());
         client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
         client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
-        // How long a broker may take to get a message to its replicas: less than its answer is waited for.
-        client.set("request.timeout.ms", "20000");
         self.pass_through(&mut client)?;
         client.create_native_config().map_err(|error| refused(&error))?;
         Ok(client)
@@ -209,24 +228,30 @@ impl Config {
         Ok(client)
     }
 
-    /// Where the brokers are, and who we are to them.
+    /// The files that a producer is made from.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let tls = self.tls.iter().filter(|tls| tls.enabled);
+        let tls = tls.flat_map(|tls| [&tls.ca_file, &tls.cert_file, &tls.key_file, &tls.key_password_file]);
+        tls.chain(self.sasl.iter().map(|sasl| &sasl.password_file)).flatten()
+    }
+
+    /// How to reach the brokers, and as whom.
     fn connection(&self) -> Result<ClientConfig, SetupError> {
-        let mut client = ClientConfig::new();
-        // Debug lines cost nothing until the property `debug` asks for some.
-        client.set_log_level(RDKafkaLogLevel::Debug);
         if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
             return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));
         }
+        let mut client = ClientConfig::new();
+        // Debug lines cost nothing until the property `debug` asks for some.
+        client.set_log_level(RDKafkaLogLevel::Debug);
         client.set("bootstrap.servers", self.brokers.join(","));
         client.set("client.id", &self.client_id);
         // A cluster that comes back is found within this time.
         client.set("reconnect.backoff.max.ms", "2000");
-        // A firewall that has forgotten a connection tells nobody: what is with the broker waits for so long before another connection
-        // is tried. Java clients wait 30 s as well.
+        // A firewall that has forgotten a connection tells nobody: a request waits for so long before another connection is tried. Java
+        // clients wait 30 s as well.
         client.set("socket.timeout.ms", "30000");
         client.set("socket.keepalive.enable", "true");
         client.set("log.connection.close", "false");
-        client.set("statistics.interval.ms", "0");
         self.secure(&mut client)?;
         Ok(client)
     }
@@ -257,22 +282,20 @@ impl Config {
             client.set("sasl.username", &sasl.username);
             client.set("sasl.password", password.reveal());
         }
-        client.set(
-            "security.protocol",
-            match (tls, &self.sasl) {
-                (None, None) => "plaintext",
-                (Some(_), None) => "ssl",
-                (None, Some(_)) => "sasl_plaintext",
-                (Some(_), Some(_)) => "sasl_ssl",
-            },
-        );
+        let protocol = match (tls, &self.sasl) {
+            (None, None) => "plaintext",
+            (Some(_), None) => "ssl",
+            (None, Some(_)) => "sasl_plaintext",
+            (Some(_), Some(_)) => "sasl_ssl",
+        };
+        client.set("security.protocol", protocol);
         Ok(())
     }
 
     fn pass_through(&self, client: &mut ClientConfig) -> Result<(), SetupError> {
         for (name, value) in &self.librdkafka.0 {
             let name = canonical(name);
-            if let Some(reason) = breaks_the_promise(name, value.reveal()) {
+            if let Some(reason) = conflict_with_guarantees(name, value.reveal()) {
                 return Err(SetupError(format!("`librdkafka`: `{name}` cannot be set here: {reason}")));
             }
             client.set(name, value.reveal());
@@ -281,29 +304,7 @@ impl Config {
     }
 }
 
-/// What the sink's contract rests on, and what keeps an unreachable cluster from costing memory.
-fn promise(client: &mut ClientConfig) {
-    for (property, value) in [
-        ("enable.idempotence", "true"),
-        ("acks", "all"),
-        // Never: the spool is the buffer, and a message given up here might still be appended after its own successor.
-        ("message.timeout.ms", "0"),
-        // The broker knows its limit, so it decides. Ours only keeps a request below what a broker reads at all
-        // (`socket.request.max.bytes`, 104857600 by default); past that it would hang up, and we would try for ever.
-        ("message.max.bytes", "100000000"),
-        // The sink bounds what it hands over, in bytes, and waits for room without spinning; these must not strike first.
-        ("queue.buffering.max.kbytes", "2147483647"),
-        ("queue.buffering.max.messages", "0"),
-        // A mistyped topic must not come to life with one partition and a week of retention.
-        ("allow.auto.create.topics", "false"),
-        // A topic deleted under our feet fails its messages this soon, so that they return to the dispatcher.
-        ("topic.metadata.propagation.max.ms", "3000"),
-    ] {
-        client.set(property, value);
-    }
-}
-
-/// One name for properties that have several, so that what is passed through replaces ours instead of racing it.
+/// One name for properties that have several, so that a property that is passed through replaces ours instead of racing it.
 fn canonical(name: &str) -> &str {
     match name {
         "request.required.acks" => "acks",
@@ -317,7 +318,7 @@ fn canonical(name: &str) -> &str {
 }
 
 /// Why `name` must not have `value`, if so.
-fn breaks_the_promise(name: &str, value: &str) -> Option<&'static str> {
+fn conflict_with_guarantees(name: &str, value: &str) -> Option<&'static str> {
     match (name, value) {
         ("enable.idempotence", "true" | "1" | "t") | ("acks", "all" | "-1") | ("message.timeout.ms", "0") => None,
         ("enable.gapless.guarantee" | "delivery.report.only.error", "false" | "0" | "f") => None,
@@ -423,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_that_break_the_promise_are_refused_with_the_reason() {
+    fn properties_that_conflict_with_the_guarantees_are_refused_with_the_reason() {
         for (property, reason) in [
             ("'enable.idempotence' = false", "duplicate"),
             ("acks = 1", "lose"),

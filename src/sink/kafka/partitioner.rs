@@ -2,8 +2,8 @@
 
 /// The partition that Kafka's Java producer picks for a record whose key is `text` in UTF-8: the non-negative murmur2 hash modulo
 /// the number of partitions, as in `org.apache.kafka.clients.producer.internals.BuiltInPartitioner.partitionForKey`.
-pub fn partition(text: &str, partitions: i32) -> i32 {
-    (murmur2(text.as_bytes()) & 0x7fff_ffff) % partitions.max(1)
+pub(super) fn partition(text: &str, partitions: usize) -> usize {
+    (murmur2(text.as_bytes()) & 0x7fff_ffff) as usize % partitions.max(1)
 }
 
 /// The 32-bit murmur2 of `org.apache.kafka.common.utils.Utils.murmur2`, seed included.

@@ -1,327 +1,259 @@
-//! A librdkafka producer that outlives its own fatal errors.
-//!
-//! One thread owns it from start to end: it serves the delivery reports, and when an idempotent producer declares itself unusable,
-//! it takes it away, waits until every message in it is answered for, and builds another.
+//! librdkafka producers: one that batches, one that sends messages alone, and their successors.
 
-use super::config::refused;
+use super::config::{Config, refused};
+use super::partition::Share;
+use super::status::Status;
 use crate::sink::{Failure, Message, SetupError};
+use parking_lot::Mutex;
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-/// How long the thread sleeps in librdkafka when nothing happens, and so the delay of a stop and of a rebuild. rdkafka spins through the
-/// last millisecond of every such sleep: ten a second would cost an idle process a percent of a core.
+/// How long the thread waits in librdkafka when nothing happens, and so the delay of a stop. rdkafka spins through the last
+/// millisecond of every such wait: ten a second would cost an idle process a percent of a core.
 const POLL: Duration = Duration::from_secs(1);
-/// The least time between two builds, so that an error which greets every new producer cannot keep the process busy.
-const REBUILD: Duration = Duration::from_secs(5);
-/// How often one kind of librdkafka's log lines is shown as a warning; the others are for `debug`.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// How long purged messages may take to be answered for, unless a name server holds librdkafka's threads.
+const PURGE: Duration = Duration::from_secs(10);
 
 pub(super) type Client = BaseProducer<Reports>;
+/// Resolves when the broker has answered for a message.
+pub(super) type Answer = oneshot::Receiver<Result<(), RDKafkaErrorCode>>;
 
-/// See the module.
+/// A librdkafka producer and the thread that serves its delivery reports.
 pub(super) struct Producer {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    pub(super) client: Client,
+    retired: Mutex<Option<(Instant, Grace)>>,
 }
 
-struct Shared {
-    config: ClientConfig,
-    link: Arc<Link>,
-    /// `None` between a fatal error and the next build, and after the end.
-    current: Mutex<Option<Arc<Client>>>,
-    stop: AtomicBool,
-}
-
-/// What became of a message that was not delivered.
-#[derive(Debug)]
-pub(super) enum Undelivered {
-    /// librdkafka did not take it.
-    NotTaken(RDKafkaErrorCode),
-    /// The broker refused it, or librdkafka gave it up.
-    Failed(RDKafkaErrorCode),
-    /// There is no producer at the moment.
-    NoProducer(Failure),
-}
-
-/// Travels through librdkafka with its message.
-pub(super) struct Delivery {
-    waiting: oneshot::Sender<Result<(), RDKafkaErrorCode>>,
-    /// Freed with the message's copy in librdkafka, not when the caller loses interest.
-    _room: OwnedSemaphorePermit,
+/// For how long a producer that has a successor may go on.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Grace {
+    /// With messages that it has not sent. They then fail.
+    pub(super) unsent: Duration,
+    /// With messages that it has sent, and that a broker may have stored. To give them up costs duplicates.
+    pub(super) sent: Duration,
 }
 
 impl Producer {
-    /// Makes the producer and its thread. Connects in the background. Needs a tokio runtime.
-    pub(super) fn start(config: ClientConfig, link: Arc<Link>) -> Result<Self, SetupError> {
-        let client = build(&config, &link).map_err(|error| refused(&error))?;
-        let shared = Arc::new(Shared {
-            config,
-            link,
-            current: Mutex::new(Some(Arc::clone(&client))),
-            stop: AtomicBool::new(false),
-        });
-        let thread = std::thread::Builder::new()
-            .name("kafka".to_owned())
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || shared.keep(client)
-            })
-            .map_err(|error| SetupError(format!("cannot start a thread: {error}")))?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    /// Connects in the background.
+    fn start(config: &ClientConfig, status: &Arc<Status>) -> Result<(Arc<Self>, JoinHandle<()>), SetupError> {
+        let client = config.create_with_context(Reports(Arc::clone(status))).map_err(|error| refused(&error))?;
+        let producer = Arc::new(Self { client, retired: Mutex::new(None) });
+        let serving = Arc::clone(&producer);
+        let thread = std::thread::Builder::new().name("kafka".to_owned()).spawn(move || serving.serve());
+        let thread = thread.map_err(|error| SetupError(format!("cannot start a thread: {error}")))?;
+        Ok((producer, thread))
     }
 
-    /// The producer of the moment. Not to be kept: it must be gone before the next one is built.
-    pub(super) fn client(&self) -> Result<Arc<Client>, Failure> {
-        let current = lock(&self.shared.current).clone();
-        current.ok_or_else(|| {
-            let reason = self.shared.link.cause().unwrap_or_else(|| "no longer usable".to_owned());
-            Failure::unavailable(format!("the producer is being rebuilt after a fatal error: {reason}"))
-        })
-    }
-
-    /// Resolves when the broker has answered for `message`, whose copy occupies `room` until then.
-    pub(super) async fn send(
-        &self,
-        message: &Message,
-        partition: i32,
-        room: OwnedSemaphorePermit,
-    ) -> Result<(), Undelivered> {
-        let (waiting, answer) = oneshot::channel();
-        let headers = OwnedHeaders::new_with_capacity(message.headers().len());
+    /// Hands `message` to librdkafka, whose copy occupies `share` until the broker has answered.
+    pub(super) fn send(&self, message: &Message, partition: i32, share: Share) -> Result<Answer, RDKafkaErrorCode> {
+        let (sender, answer) = oneshot::channel();
         let headers =
-            message.headers().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        let record = BaseRecord::with_opaque_to(message.topic(), Box::new(Delivery { waiting, _room: room }))
+            message.headers().fold(OwnedHeaders::new_with_capacity(message.headers().len()), |all, (key, value)| {
+                all.insert(Header { key, value: Some(value) })
+            });
+        let record = BaseRecord::with_opaque_to(message.topic(), Box::new(Delivery { sender, share }))
             .partition(partition)
             .key(message.key().as_bytes())
             .payload(&**message.payload())
             .headers(headers);
-        let client = self.client().map_err(Undelivered::NoProducer)?;
-        client.send(record).map_err(|(error, _)| Undelivered::NotTaken(code(&error)))?;
-        match answer.await {
-            Ok(result) => result.map_err(Undelivered::Failed),
-            Err(_) => Err(Undelivered::Failed(RDKafkaErrorCode::PurgeInflight)),
-        }
+        self.client.send(record).map_err(|(error, _)| code(&error))?;
+        Ok(answer)
     }
 
-    /// Ends the thread and everything in librdkafka. What was not delivered fails.
-    pub(super) async fn stop(&self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        let thread = lock(&self.thread).take();
-        if let Some(thread) = thread {
-            // An error here is a panic of the thread, which has been printed.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-    }
-}
-
-impl Drop for Producer {
-    /// librdkafka's threads should not run into the end of the process, but a name server that does not answer can hold them.
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        let deadline = Instant::now() + 2 * POLL;
-        if let Some(thread) = lock(&self.thread).take() {
-            while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-    }
-}
-
-impl Shared {
     /// The thread.
-    fn keep(&self, mut client: Arc<Client>) {
+    fn serve(&self) {
         loop {
-            let built = Instant::now();
-            while !self.stopped() && !self.failed(&client) {
-                client.poll(POLL);
+            self.client.poll(POLL);
+            let Some((retired, grace)) = *self.retired.lock() else { continue };
+            if self.client.in_flight_count() == 0 || retired.elapsed() >= grace.sent {
+                break;
             }
-            lock(&self.current).take();
-            self.drain(&client);
-            drop(client);
-            self.sleep_until(built + REBUILD);
-            client = loop {
-                if self.stopped() {
-                    return;
-                }
-                match build(&self.config, &self.link) {
-                    Ok(client) => break client,
-                    Err(error) => {
-                        tracing::error!(sink = self.link.sink, cause = %refused(&error), "kafka producer cannot be rebuilt");
-                        self.sleep_until(Instant::now() + REBUILD);
-                    }
-                }
-            };
-            tracing::warn!(sink = self.link.sink, "kafka producer rebuilt, its messages are sent again");
-            *lock(&self.current) = Some(Arc::clone(&client));
+            if retired.elapsed() >= grace.unsent {
+                self.client.purge(PurgeConfig::default().queue());
+            }
         }
-    }
-
-    /// Whether `client` is of no more use. Its error event does not tell: it carries the code of what led there.
-    fn failed(&self, client: &Client) -> bool {
-        let Some((code, reason)) = client.client().fatal_error() else { return false };
-        tracing::error!(sink = self.link.sink, %code, reason, "kafka producer failed for good");
-        self.link.remember(&reason);
-        true
-    }
-
-    /// Fails what is left in `client`, so that every message is answered for.
-    fn drain(&self, client: &Client) {
-        loop {
-            client.purge(PurgeConfig::default().queue().inflight());
-            if client.flush(POLL).is_ok() || self.stopped() {
-                return;
+        let deadline = Instant::now() + PURGE;
+        while Instant::now() < deadline {
+            self.client.purge(PurgeConfig::default().queue().inflight());
+            if self.client.flush(POLL).is_ok() {
+                break;
             }
         }
     }
 
-    fn sleep_until(&self, deadline: Instant) {
-        while !self.stopped() && Instant::now() < deadline {
-            std::thread::sleep(POLL);
+    /// Ends the thread when no message is left, or after `grace`.
+    fn retire(&self, grace: Grace) {
+        self.retired.lock().get_or_insert((Instant::now(), grace));
+    }
+}
+
+/// The producers in use. A producer is replaced after a fatal error, when it hangs, and when a file it was made from has changed.
+pub(super) struct Producers {
+    settings: Config,
+    status: Arc<Status>,
+    current: Mutex<Current>,
+    /// Sends each message in a batch of its own. Made when a broker refuses a batch.
+    alone: tokio::sync::Mutex<Option<Arc<Producer>>>,
+}
+
+struct Current {
+    /// `None` when closed.
+    batching: Option<Arc<Producer>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Producers {
+    pub(super) fn new(settings: Config, status: Arc<Status>) -> Result<Self, SetupError> {
+        let (batching, thread) = Producer::start(&settings.client()?, &status)?;
+        let current = Mutex::new(Current { batching: Some(batching), threads: vec![thread] });
+        Ok(Self { settings, status, current, alone: tokio::sync::Mutex::default() })
+    }
+
+    /// The producer for all messages. Not to be kept.
+    pub(super) fn batching(&self) -> Result<Arc<Producer>, Failure> {
+        self.current.lock().batching.clone().ok_or_else(closed)
+    }
+
+    /// The producer for messages of a batch that a broker refused.
+    pub(super) async fn alone(&self) -> Result<Arc<Producer>, Failure> {
+        let mut alone = self.alone.lock().await;
+        match &*alone {
+            Some(producer) if producer.client.client().fatal_error().is_none() => return Ok(Arc::clone(producer)),
+            Some(failed) => failed.retire(Grace::default()),
+            None => {}
+        }
+        let mut config = self.settings.client().map_err(Failure::unavailable)?;
+        config.set("batch.num.messages", "1").set("linger.ms", "0");
+        let producer = self.start(config).await.map_err(Failure::unavailable)?;
+        *alone = Some(Arc::clone(&producer));
+        Ok(producer)
+    }
+
+    /// Why the producer is of no more use, if so. Its error event does not tell: it carries the code of what led there.
+    pub(super) fn fatal_error(&self) -> Option<String> {
+        let batching = self.batching().ok()?;
+        batching.client.client().fatal_error().map(|(_, reason)| reason)
+    }
+
+    /// Starts a producer from the settings and files as they are now. It is not used before [`Self::replace`].
+    pub(super) async fn candidate(&self) -> Result<Arc<Producer>, SetupError> {
+        self.start(self.settings.client()?).await
+    }
+
+    /// Lets `successor` take over.
+    pub(super) async fn replace(&self, successor: Arc<Producer>, grace: Grace) {
+        let former = match &mut self.current.lock().batching {
+            Some(batching) => std::mem::replace(batching, successor),
+            None => successor,
+        };
+        former.retire(grace);
+        if let Some(alone) = self.alone.lock().await.take() {
+            alone.retire(grace);
         }
     }
 
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+    /// Gives up a [`Self::candidate`].
+    pub(super) fn discard(candidate: &Producer) {
+        candidate.retire(Grace::default());
+    }
+
+    /// A client for questions about settings of topics.
+    pub(super) fn admin(&self) -> Option<AdminClient<DefaultClientContext>> {
+        self.settings.client().ok()?.create().ok()
+    }
+
+    /// Ends all producers, and waits for their threads.
+    pub(super) async fn close(&self, grace: Grace) {
+        let former = self.current.lock().batching.take();
+        let alone = self.alone.lock().await.take();
+        for producer in former.into_iter().chain(alone) {
+            producer.retire(grace);
+        }
+        let threads = std::mem::take(&mut self.current.lock().threads);
+        // An error here is a panic of a thread, which has been printed.
+        let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+
+    async fn start(&self, config: ClientConfig) -> Result<Arc<Producer>, SetupError> {
+        let status = Arc::clone(&self.status);
+        let started = tokio::task::spawn_blocking(move || Producer::start(&config, &status)).await;
+        let (producer, thread) = started.map_err(|error| SetupError(error.to_string()))??;
+        let mut current = self.current.lock();
+        current.threads.retain(|thread| !thread.is_finished());
+        current.threads.push(thread);
+        Ok(producer)
     }
 }
 
-fn build(config: &ClientConfig, link: &Arc<Link>) -> Result<Arc<Client>, KafkaError> {
-    let reports = Reports { link: Arc::clone(link) };
-    config.create_with_context::<_, Client>(reports).map(Arc::new)
+impl Drop for Producers {
+    /// Without [`Self::close`] the threads end by themselves.
+    fn drop(&mut self) {
+        let alone = self.alone.get_mut().take();
+        for producer in self.current.get_mut().batching.take().into_iter().chain(alone) {
+            producer.retire(Grace::default());
+        }
+    }
 }
 
-/// What librdkafka tells us, in the thread that polls it.
-pub(super) struct Reports {
-    link: Arc<Link>,
+pub(super) fn closed() -> Failure {
+    Failure::unavailable("the sink is closed")
 }
+
+/// Travels through librdkafka with its message.
+pub(super) struct Delivery {
+    sender: oneshot::Sender<Result<(), RDKafkaErrorCode>>,
+    share: Share,
+}
+
+/// Called by librdkafka in the thread that polls it.
+pub(super) struct Reports(Arc<Status>);
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        let Delivery { sender, share } = *delivery;
         let result = match result {
             Ok(_) => {
-                self.link.up();
+                self.0.acknowledged();
+                share.acknowledged();
                 Ok(())
             }
             Err((error, _)) => Err(code(error)),
         };
-        // Whoever waited may be gone.
-        let _ = delivery.waiting.send(result);
+        drop(share);
+        // The publish may have been dropped at shutdown.
+        let _ = sender.send(result);
     }
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        let grave = (level as i32) <= (RDKafkaLogLevel::Warning as i32);
-        if grave && self.link.may_warn(facility) {
-            tracing::warn!(sink = self.link.sink, facility, "{line}");
-        } else {
-            tracing::debug!(sink = self.link.sink, facility, "{line}");
-        }
+        self.0.log(level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         match code(&error) {
-            RDKafkaErrorCode::AllBrokersDown => self.link.down(reason),
-            _ => {
-                tracing::debug!(sink = self.link.sink, reason, "kafka error");
-                self.link.remember(reason);
-            }
+            RDKafkaErrorCode::AllBrokersDown => self.0.all_brokers_down(reason),
+            _ => self.0.complain(reason),
         }
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        tracing::debug!(sink = self.link.sink, "{}", String::from_utf8_lossy(statistics));
-    }
-}
-
-/// What is known of the way to the cluster; shared by all producers of a sink.
-pub(super) struct Link {
-    pub(super) sink: String,
-    pub(super) brokers: String,
-    /// Whether there is anything for [`Link::up`] to do: deliveries should not take a lock for nothing.
-    troubled: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    down: bool,
-    /// librdkafka's last complaint since anything worked.
-    reason: Option<String>,
-    /// When each kind of log line was last shown. librdkafka has a fixed set of them.
-    warned: HashMap<String, Instant>,
-}
-
-impl Link {
-    pub(super) fn new(sink: &str, brokers: String) -> Self {
-        Self { sink: sink.to_owned(), brokers, troubled: AtomicBool::new(false), state: Mutex::default() }
-    }
-
-    /// Why the cluster does not answer, as far as known.
-    pub(super) fn cause(&self) -> Option<String> {
-        lock(&self.state).reason.clone()
-    }
-
-    /// Something worked.
-    pub(super) fn up(&self) {
-        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::Relaxed) {
-            let mut state = lock(&self.state);
-            state.reason = None;
-            if std::mem::take(&mut state.down) {
-                tracing::info!(sink = self.sink, brokers = self.brokers, "kafka is reachable again");
-            }
-        }
-    }
-
-    fn remember(&self, reason: &str) {
-        lock(&self.state).reason = Some(reason.to_owned());
-        self.troubled.store(true, Ordering::Relaxed);
-    }
-
-    /// No broker is connected. The reason given here says no more than that, so an earlier one is kept.
-    fn down(&self, reason: &str) {
-        let mut state = lock(&self.state);
-        let reason = state.reason.get_or_insert_with(|| reason.to_owned()).clone();
-        if !std::mem::replace(&mut state.down, true) {
-            tracing::warn!(
-                sink = self.sink,
-                brokers = self.brokers,
-                reason,
-                "kafka is not reachable, events wait in the spool"
-            );
-        }
-        drop(state);
-        self.troubled.store(true, Ordering::Relaxed);
-    }
-
-    fn may_warn(&self, facility: &str) -> bool {
-        let now = Instant::now();
-        let mut state = lock(&self.state);
-        let due = state.warned.get(facility).is_none_or(|last| now.duration_since(*last) >= LOG_INTERVAL);
-        if due {
-            state.warned.insert(facility.to_owned(), now);
-        }
-        due
+        self.0.statistics(statistics);
     }
 }
 
 pub(super) fn code(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
-}
-
-/// No invariant spans these locks, so what a panicking thread left is as good as before.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,254 +1,358 @@
-//! How many partitions each topic has, and whether it exists at all.
+//! What the cluster's metadata says of the topics in use: whether they exist, and where their partitions are.
 //!
-//! librdkafka asks the cluster in a blocking call, so there is one per topic at a time, shared by all who wait for it, and few at once.
+//! librdkafka asks the cluster in a blocking call. One task makes these calls, for all topics that were asked for meanwhile: for few of
+//! them topic by topic, for many in one request for all topics of the cluster.
 
-use super::producer::{Link, Producer, code, lock};
+use super::partition::{Leadership, Partition};
+use super::producer::{Client, Producers, code};
+use super::status::Status;
 use crate::sink::Failure;
-use foldhash::quality::RandomState;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::producer::Producer as _;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// A count older than this is asked for again, while it still serves.
+/// How long topics that are asked for at the same time are gathered.
+const GATHER: Duration = Duration::from_millis(5);
+/// So many topics are asked for one by one.
+const FEW: usize = 4;
+/// The least time between two requests for all topics of the cluster.
+const ALL_TOPICS_INTERVAL: Duration = Duration::from_secs(1);
+/// Partitions found longer ago are asked for again, while they still serve.
 const REFRESH: Duration = Duration::from_secs(60);
-/// How long a failure stands: the dispatcher retries every waiting conversation on its own.
-const FAILURE: Duration = Duration::from_millis(500);
-/// Threads that may wait for the cluster.
-const FETCHES: usize = 4;
+/// How long it stands that a topic is missing, or that the cluster does not answer.
+const FAULT: Duration = Duration::from_secs(1);
 /// Topics remembered at once; a template can name any number of them.
 const REMEMBERED: usize = 4096;
-/// Missing topics that one probe asks for.
-const PROBED: usize = 4;
+/// A partition that holds messages without an acknowledgement for so long is asked for.
+const SUSPECT: Duration = Duration::from_secs(1);
+/// And after so long it is away, if the cluster answers.
+const AWAY: Duration = Duration::from_secs(3);
+/// A producer without any acknowledgement for so long hangs.
+const HANGING: Duration = Duration::from_secs(15);
+/// And so does one that knows no partition of a topic for so long, although the metadata has it. It is asked again after [`FAULT`].
+const UNKNOWN: Duration = Duration::from_secs(4);
 
-type Lookup = Shared<BoxFuture<'static, Result<i32, Failure>>>;
+/// The partitions of a topic, by number.
+pub(super) type Partitions = Arc<[Arc<Partition>]>;
 
 /// See the module.
-#[derive(Clone)]
-pub(super) struct Topics(Arc<Inner>);
-
-struct Inner {
-    producer: Arc<Producer>,
-    link: Arc<Link>,
-    entries: Mutex<Entries>,
-    /// Milliseconds since `begun`, when the clock was asked last: not for every message.
-    now: AtomicU64,
-    begun: Instant,
-    /// The last time the cluster did not answer: those who queue for a fetch then need not wait for the same.
-    silent: Mutex<Option<(Instant, Failure)>>,
-    fetches: Semaphore,
+pub(super) struct Topics {
+    status: Arc<Status>,
+    table: Mutex<Table>,
+    wanted: Notify,
+    answered: Notify,
 }
 
-type Entries = HashMap<String, Entry, RandomState>;
-
-struct Entry {
-    /// The last known number, kept while the cluster cannot be asked.
-    partitions: Option<i32>,
-    /// Why the number is not known.
-    failure: Option<Failure>,
-    asked: Instant,
-    /// The question being asked.
-    lookup: Option<Lookup>,
+#[derive(Default)]
+struct Table {
+    topics: HashMap<Arc<str>, Topic>,
+    /// To be asked for.
+    wanted: HashSet<Arc<str>>,
+    /// When the cluster answered last, and when it did not.
+    answered: Option<Instant>,
+    silent: Option<(Instant, Failure)>,
+    /// Since when, and when last, librdkafka did not know a partition that the metadata has.
+    unknown: Option<(Instant, Instant)>,
 }
+
+impl Table {
+    /// What a request told that ended since `asked`.
+    fn result_since(&self, asked: Instant, topic: &str) -> Option<Result<(), Failure>> {
+        if let Some((_, failure)) = self.silent.as_ref().filter(|(since, _)| *since >= asked) {
+            return Some(Err(failure.clone()));
+        }
+        let Some(found) = self.topics.get(topic).filter(|found| found.fetched >= asked) else {
+            return self.answered.filter(|answered| topic.is_empty() && *answered >= asked).map(|_| Ok(()));
+        };
+        let failing: Option<Vec<_>> = found.partitions.iter().map(|partition| partition.failing()).collect();
+        let all_fail = failing.and_then(|failing| failing.into_iter().next());
+        Some(found.fault.clone().or(all_fail).map_or(Ok(()), Err))
+    }
+}
+
+struct Topic {
+    partitions: Partitions,
+    /// Why the topic cannot be used.
+    fault: Option<Failure>,
+    /// When the cluster answered last.
+    fetched: Instant,
+    /// Asked for when too few replicas may be in sync, and `None` inside if the cluster does not tell.
+    min_in_sync: Option<Option<usize>>,
+}
+
+type Answer = Result<Vec<Leadership>, RDKafkaErrorCode>;
 
 impl Topics {
-    pub(super) fn new(producer: Arc<Producer>, link: Arc<Link>) -> Self {
-        Self(Arc::new(Inner {
-            producer,
-            link,
-            entries: Mutex::default(),
-            now: AtomicU64::default(),
-            begun: Instant::now(),
-            silent: Mutex::default(),
-            fetches: Semaphore::new(FETCHES),
-        }))
+    pub(super) fn new(status: Arc<Status>) -> Arc<Self> {
+        Arc::new(Self { status, table: Mutex::default(), wanted: Notify::new(), answered: Notify::new() })
     }
 
-    /// The number of partitions of `topic`, if it is known.
-    fn known(&self, topic: &str) -> Option<i32> {
-        let mut entries = lock(&self.0.entries);
-        let entry = entries.get(topic)?;
-        let partitions = entry.partitions?;
-        let now = self.0.begun + Duration::from_millis(self.0.now.load(Ordering::Relaxed));
-        if entry.lookup.is_none() && now.saturating_duration_since(entry.asked) > REFRESH {
-            drop(self.ask(&mut entries, topic));
+    /// The partitions of `topic`: at once where they are known, or where the topic has been missing a moment ago.
+    pub(super) async fn partitions(&self, topic: &str) -> Result<Partitions, Failure> {
+        if let Some(known) = self.known(topic) {
+            return known;
         }
-        Some(partitions)
-    }
-
-    /// Has [`Self::known`] find out what is to be asked for again.
-    fn look_at_the_clock(&self) {
-        let passed = u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.now.store(passed, Ordering::Relaxed);
-    }
-
-    /// The number of partitions of `topic`: at once where it is known.
-    pub(super) async fn partitions(&self, topic: &str) -> Result<i32, Failure> {
-        self.look_at_the_clock();
-        if let Some(partitions) = self.known(topic) {
-            return Ok(partitions);
-        }
-        let lookup = {
-            let mut entries = lock(&self.0.entries);
-            match entries.get(topic) {
-                Some(Entry { failure: Some(failure), asked, lookup: None, .. }) if asked.elapsed() < FAILURE => {
-                    return Err(failure.clone());
-                }
-                _ => self.ask(&mut entries, topic),
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable();
+            if let Some(known) = self.known(topic) {
+                return known;
             }
-        };
-        lookup.await
+            answered.await;
+        }
     }
 
-    /// Asks the cluster whether `topic`, or else what was lately published to, exists.
+    fn known(&self, topic: &str) -> Option<Result<Partitions, Failure>> {
+        let mut table = self.table.lock();
+        let now = Instant::now();
+        let found = table.topics.get(topic).and_then(|known| {
+            let age = now.saturating_duration_since(known.fetched);
+            match &known.fault {
+                Some(fault) if age < FAULT => Some((Err(fault.clone()), false)),
+                None if !known.partitions.is_empty() => Some((Ok(Arc::clone(&known.partitions)), age > REFRESH)),
+                _ => None,
+            }
+        });
+        if let Some((known, false)) = found {
+            return Some(known);
+        }
+        let silent = table.silent.as_ref().filter(|(since, _)| now.saturating_duration_since(*since) < FAULT);
+        if let (None, Some((_, failure))) = (&found, silent) {
+            return Some(Err(failure.clone()));
+        }
+        if !table.wanted.contains(topic) {
+            table.wanted.insert(Arc::from(topic));
+            self.wanted.notify_one();
+        }
+        found.map(|(known, _)| known)
+    }
+
+    /// Asks the cluster for `topic`, or else for one that is in use, or else whether it answers at all.
     pub(super) async fn probe(&self, topic: Option<&str>) -> Result<(), Failure> {
-        let topics = match topic {
-            Some(topic) => vec![topic.to_owned()],
-            None => self.of_interest(),
+        let asked = Instant::now();
+        let topic = {
+            let mut table = self.table.lock();
+            let used =
+                || table.topics.iter().find(|(_, topic)| topic.fault.is_none()).map(|(name, _)| Arc::clone(name));
+            let topic: Arc<str> = topic.map(Arc::from).or_else(used).unwrap_or_default();
+            table.wanted.insert(Arc::clone(&topic));
+            topic
         };
-        if topics.is_empty() {
-            return self.0.fetch(None).await.map(drop).map_err(Failure::from);
-        }
-        for topic in topics {
-            let lookup = self.ask(&mut lock(&self.0.entries), &topic);
-            lookup.await?;
-        }
-        Ok(())
-    }
-
-    /// Asks again before the next use: a message for `topic` failed, and this may be why.
-    pub(super) fn doubt(&self, topic: &str) {
-        if let Some(entry) = lock(&self.0.entries).get_mut(topic) {
-            entry.partitions = None;
-        }
-    }
-
-    /// The topics that were missing, and one that was not.
-    fn of_interest(&self) -> Vec<String> {
-        let entries = lock(&self.0.entries);
-        let missing = entries.iter().filter(|(_, entry)| entry.failure.is_some()).take(PROBED);
-        let present = entries.iter().filter(|(_, entry)| entry.failure.is_none()).take(1);
-        missing.chain(present).map(|(topic, _)| topic.clone()).collect()
-    }
-
-    fn ask(&self, entries: &mut Entries, topic: &str) -> Lookup {
-        if entries.len() >= REMEMBERED && !entries.contains_key(topic) {
-            entries.retain(|_, entry| entry.lookup.is_some() || entry.asked.elapsed() < REFRESH);
-        }
-        let entry = entries.entry(topic.to_owned()).or_insert_with(|| Entry {
-            partitions: None,
-            failure: None,
-            asked: Instant::now(),
-            lookup: None,
-        });
-        let inner = Arc::clone(&self.0);
-        let topic = topic.to_owned();
-        // A task of its own: a lookup that nobody polls any more must not keep its permit.
-        let lookup = || {
-            let task = tokio::spawn(inner.look_up(topic));
-            task.map(|result| result.unwrap_or_else(|error| Err(Failure::unavailable(error)))).boxed().shared()
-        };
-        entry.lookup.get_or_insert_with(lookup).clone()
-    }
-}
-
-impl Inner {
-    async fn look_up(self: Arc<Self>, topic: String) -> Result<i32, Failure> {
-        let result = self.fetch(Some(topic.clone())).await;
-        let mut entries = lock(&self.entries);
-        let Some(entry) = entries.get_mut(&topic) else {
-            return result.map_err(Unknown::into);
-        };
-        entry.asked = Instant::now();
-        entry.lookup = None;
-        entry.failure = None;
-        match result {
-            Ok(partitions) => {
-                entry.partitions = Some(partitions);
-                Ok(partitions)
+        self.wanted.notify_one();
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable();
+            if let Some(result) = self.table.lock().result_since(asked, &topic) {
+                return result;
             }
-            Err(unknown) => {
-                if matches!(unknown, Unknown::Topic(_)) {
-                    entry.partitions = None;
+            answered.await;
+        }
+    }
+
+    /// A broker answered a message with `code`: the topic cannot be used as it was thought to be. Returns what to answer.
+    pub(super) fn refused(&self, topic: &str, code: RDKafkaErrorCode) -> Failure {
+        let (fault, now) = (self.fault(topic, code), Instant::now());
+        let mut table = self.table.lock();
+        if let Some(known) = table.topics.get_mut(topic) {
+            known.fault = Some(fault.clone());
+            known.fetched = now;
+        }
+        if code == RDKafkaErrorCode::UnknownPartition {
+            let lately = table.unknown.filter(|(_, last)| now.saturating_duration_since(*last) < 3 * FAULT);
+            table.unknown = Some((lately.map_or(now, |(since, _)| since), now));
+        }
+        fault
+    }
+
+    /// Finds partitions that do not acknowledge the messages they were given. Returns a topic that a new producer might help: the
+    /// metadata has nothing against it.
+    pub(super) fn watch(&self) -> Option<Arc<str>> {
+        let (now, up, throttled) = (Instant::now(), self.status.is_up(), self.status.is_throttled());
+        let mut table = self.table.lock();
+        let unknown =
+            table.unknown.take_if(|(since, last)| last.saturating_duration_since(*since) >= UNKNOWN).is_some();
+        let (mut wanted, mut hanging) = (HashSet::new(), None);
+        for (name, topic) in &table.topics {
+            if unknown && topic.fault.is_some() {
+                hanging = Some(Arc::clone(name));
+            }
+            for partition in topic.partitions.iter() {
+                let stalled = partition.stalled_for(now);
+                if stalled < SUSPECT && !partition.is_away() {
+                    continue;
                 }
-                let failure = Failure::from(unknown);
-                entry.failure = Some(failure.clone());
-                Err(failure)
+                wanted.insert(Arc::clone(name));
+                let leadership = partition.leadership();
+                if leadership.is_broken() || stalled < AWAY || throttled {
+                    continue;
+                }
+                if up {
+                    partition.declare_away(&self.status.complaint_of(leadership.leader.as_deref()));
+                }
+                let in_sync = leadership.in_sync == leadership.replicas.len();
+                if in_sync && stalled >= HANGING && !self.status.acknowledged_within(HANGING) {
+                    hanging = Some(Arc::clone(name));
+                }
             }
+        }
+        if !wanted.is_empty() {
+            table.wanted.extend(wanted);
+            self.wanted.notify_one();
+        }
+        hanging
+    }
+
+    /// Asks the cluster for the topics that are wanted, again and again.
+    pub(super) async fn run(self: Arc<Self>, producers: Arc<Producers>) {
+        let mut next_of_all = Instant::now();
+        loop {
+            self.wanted.notified().await;
+            tokio::time::sleep(GATHER).await;
+            if self.table.lock().wanted.len() > FEW {
+                tokio::time::sleep_until(next_of_all.into()).await;
+                next_of_all = Instant::now() + ALL_TOPICS_INTERVAL;
+            }
+            let names: Vec<_> = std::mem::take(&mut self.table.lock().wanted).into_iter().collect();
+            match self.fetch(&producers, names).await {
+                Ok(answers) => {
+                    self.status.answered();
+                    for (name, answer) in answers {
+                        let min_in_sync = self.min_in_sync(&producers, &name, &answer).await;
+                        self.learn(&name, answer, min_in_sync);
+                    }
+                    let mut table = self.table.lock();
+                    (table.answered, table.silent) = (Some(Instant::now()), None);
+                }
+                Err(failure) => self.table.lock().silent = Some((Instant::now(), failure)),
+            }
+            self.answered.notify_waiters();
         }
     }
 
-    /// Asks the cluster for `topic`'s number of partitions; without a topic, only whether it answers.
-    async fn fetch(&self, topic: Option<String>) -> Result<i32, Unknown> {
-        let _permit = self.fetches.acquire().await;
-        if let Some((when, failure)) = &*lock(&self.silent)
-            && when.elapsed() < FAILURE
-        {
-            return Err(Unknown::Cluster(failure.clone()));
-        }
-        let client = self.producer.client().map_err(Unknown::Cluster)?;
-        let asked = topic.clone();
-        let answer = tokio::task::spawn_blocking(move || {
-            let metadata = client.client().fetch_metadata(asked.as_deref(), TIMEOUT)?;
-            let Some(asked) = asked else { return Ok(Ok(0)) };
-            let topic = metadata.topics().iter().find(|topic| topic.name() == asked);
-            Ok(match topic.map(|topic| (topic.error(), topic.partitions().len())) {
-                None => Err(RDKafkaErrorCode::UnknownTopicOrPartition),
-                Some((Some(error), _)) => Err(RDKafkaErrorCode::from(error)),
-                Some((None, 0)) => Err(RDKafkaErrorCode::LeaderNotAvailable),
-                Some((None, partitions)) => Ok(i32::try_from(partitions).unwrap_or(i32::MAX)),
-            })
-        });
-        match answer.await {
-            Ok(Ok(answer)) => {
-                self.link.up();
-                lock(&self.silent).take();
-                answer.map_err(|code| Unknown::Topic(self.unusable(topic.as_deref().unwrap_or_default(), code)))
-            }
-            Ok(Err(error)) => Err(self.silent(&error)),
-            Err(error) => Err(Unknown::Cluster(Failure::unavailable(error))),
-        }
+    async fn fetch(&self, producers: &Producers, names: Vec<Arc<str>>) -> Result<Vec<(Arc<str>, Answer)>, Failure> {
+        let producer = producers.batching()?;
+        let answer = tokio::task::spawn_blocking(move || fetch(&producer.client, &names)).await;
+        answer.map_err(Failure::unavailable)?.map_err(|error| self.status.unreachable(&error))
     }
 
-    fn silent(&self, error: &KafkaError) -> Unknown {
-        let cause = self.link.cause().unwrap_or_else(|| code(error).to_string());
-        let failure = Failure::unavailable(format!("kafka at {} does not answer: {cause}", self.link.brokers));
-        *lock(&self.silent) = Some((Instant::now(), failure.clone()));
-        Unknown::Cluster(failure)
+    /// The topic's `min.insync.replicas`, asked for when a replica is missing where nothing is acknowledged. The metadata does not
+    /// tell, and librdkafka retries `NOT_ENOUGH_REPLICAS` for ever without a word.
+    async fn min_in_sync(&self, producers: &Producers, name: &Arc<str>, answer: &Answer) -> Option<Option<usize>> {
+        let missing = |found: &Leadership| found.error.is_none() && found.in_sync < found.replicas.len();
+        if !answer.as_ref().is_ok_and(|found| found.iter().any(missing)) {
+            return None;
+        }
+        let now = Instant::now();
+        let stalls = |partition: &Arc<Partition>| partition.stalled_for(now) >= SUSPECT;
+        match self.table.lock().topics.get(name) {
+            Some(known) if known.min_in_sync.is_none() && known.partitions.iter().any(stalls) => {}
+            known => return known.and_then(|known| known.min_in_sync),
+        }
+        Some(describe(producers, name).await)
     }
 
-    fn unusable(&self, topic: &str, code: RDKafkaErrorCode) -> Failure {
-        let brokers = &self.link.brokers;
-        Failure::unavailable(match code {
-            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
-                format!("topic `{topic}` does not exist on {brokers}; create it or correct `topic`")
+    fn learn(&self, name: &Arc<str>, answer: Answer, min_in_sync: Option<Option<usize>>) {
+        let mut table = self.table.lock();
+        if table.topics.len() >= REMEMBERED && !table.topics.contains_key(name) {
+            table.topics.retain(|_, topic| topic.fault.is_none());
+            if table.topics.len() >= REMEMBERED {
+                table.topics.retain(|_, topic| topic.partitions.iter().any(|partition| partition.is_busy()));
             }
-            RDKafkaErrorCode::TopicAuthorizationFailed => {
-                format!("no permission for topic `{topic}` on {brokers}; allow DESCRIBE and WRITE")
+        }
+        let mut partitions: Vec<_> = table.topics.get(name).map(|known| known.partitions.to_vec()).unwrap_or_default();
+        let fault = match answer {
+            Ok(found) => {
+                let ids = (0..).take(found.len());
+                partitions.extend(ids.skip(partitions.len()).map(|id| Partition::new(name, id)));
+                partitions.truncate(found.len());
+                for (partition, leadership) in partitions.iter().zip(found) {
+                    partition.observe(Leadership { min_in_sync: min_in_sync.flatten(), ..leadership });
+                }
+                None
             }
-            code => format!("topic `{topic}` on {brokers} cannot be used: {code}"),
-        })
+            Err(code) => Some(self.fault(name, code)),
+        };
+        let topic = Topic { partitions: partitions.into(), fault, fetched: Instant::now(), min_in_sync };
+        table.topics.insert(Arc::clone(name), topic);
+    }
+
+    fn fault(&self, topic: &str, code: RDKafkaErrorCode) -> Failure {
+        use RDKafkaErrorCode::{InvalidTopic, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition};
+        let brokers = &self.status.brokers;
+        let cause = match code {
+            UnknownTopicOrPartition | UnknownTopic => {
+                format!(
+                    "does not exist on {brokers}, or this user may not see it; create it, allow DESCRIBE, or correct `topic`"
+                )
+            }
+            TopicAuthorizationFailed => format!("no permission on {brokers}; allow DESCRIBE and WRITE: {code}"),
+            code => format!("cannot be used on {brokers}: {code}"),
+        };
+        let expires = matches!(code, InvalidTopic | TopicAuthorizationFailed | UnknownTopic | UnknownTopicOrPartition);
+        Failure::Place { place: format!("topic {topic}"), cause, expires }
     }
 }
 
-/// Why a number of partitions is not known.
-enum Unknown {
-    Topic(Failure),
-    Cluster(Failure),
-}
-
-impl From<Unknown> for Failure {
-    fn from(unknown: Unknown) -> Self {
-        match unknown {
-            Unknown::Topic(failure) | Unknown::Cluster(failure) => failure,
+/// Blocks.
+fn fetch(client: &Client, names: &[Arc<str>]) -> Result<Vec<(Arc<str>, Answer)>, KafkaError> {
+    let client = client.client();
+    let mut answers = Vec::new();
+    if (1..=FEW).contains(&names.len()) && names.iter().all(|name| !name.is_empty()) {
+        for name in names {
+            let metadata = client.fetch_metadata(Some(name), TIMEOUT)?;
+            let topic = metadata.topics().iter().find(|topic| topic.name() == &**name);
+            answers.push((Arc::clone(name), read(&metadata, topic)));
+        }
+    } else {
+        let metadata = client.fetch_metadata(None, TIMEOUT)?;
+        let topics: HashMap<_, _> = metadata.topics().iter().map(|topic| (topic.name(), topic)).collect();
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            answers.push((Arc::clone(name), read(&metadata, topics.get(&**name).copied())));
         }
     }
+    Ok(answers)
+}
+
+fn read(metadata: &Metadata, topic: Option<&MetadataTopic>) -> Answer {
+    let topic = topic.ok_or(RDKafkaErrorCode::UnknownTopicOrPartition)?;
+    if let Some(error) = topic.error() {
+        return Err(error.into());
+    }
+    let mut partitions: Vec<_> = topic.partitions().iter().collect();
+    if partitions.is_empty() {
+        return Err(RDKafkaErrorCode::LeaderNotAvailable);
+    }
+    partitions.sort_by_key(|partition| partition.id());
+    let leadership = |partition: &&rdkafka::metadata::MetadataPartition| {
+        let leader = metadata.brokers().iter().find(|broker| broker.id() == partition.leader());
+        // A replica that is away is no error of the partition: the leader takes messages.
+        let error = partition.error().map(RDKafkaErrorCode::from);
+        let error = error.filter(|error| *error != RDKafkaErrorCode::ReplicaNotAvailable);
+        let leaderless = (partition.leader() < 0).then_some(RDKafkaErrorCode::LeaderNotAvailable);
+        Leadership {
+            error: error.or(leaderless),
+            leader: leader.map(|broker| format!("{}:{}", broker.host(), broker.port())),
+            replicas: partition.replicas().to_vec(),
+            in_sync: partition.isr().len(),
+            min_in_sync: None,
+        }
+    };
+    Ok(partitions.iter().map(leadership).collect())
+}
+
+async fn describe(producers: &Producers, topic: &str) -> Option<usize> {
+    let admin: AdminClient<DefaultClientContext> = producers.admin()?;
+    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+    let answer = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
+    let config = answer.map_err(|error| code(&error)).ok()?.into_iter().next()?.ok()?;
+    config.get("min.insync.replicas")?.value.as_ref()?.parse().ok()
 }

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{remove_dir_all, write};
+use std::fs::{read_to_string, remove_dir_all, write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,8 +36,7 @@ impl Broker {
     pub async fn start_sasl_tls(overrides: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().unwrap();
         let key = tls::issue(directory.path()).key_and_certificate;
-        let plain =
-            format!("org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";");
+        let plain = plain_login(PASSWORD);
         let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
         let mut properties = vec![
             ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"),
@@ -100,6 +99,22 @@ impl Broker {
         Self { process, port, secure_port, directory }
     }
 
+    /// Overrides server properties from its next start on.
+    pub fn set(&self, overrides: &[(&str, &str)]) {
+        let path = self.directory.path().join("server.properties");
+        let mut text = read_to_string(&path).unwrap();
+        for (key, value) in overrides {
+            // The last one counts.
+            text += &format!("{key}={value}\n");
+        }
+        write(path, text).unwrap();
+    }
+
+    /// Gives [`Self::secure_address`] a new certificate by a new [`Self::authority`], used from its next start on. Returns the files.
+    pub fn renew_certificate(&self) -> tls::Files {
+        tls::issue(self.directory.path())
+    }
+
     /// Where anyone may connect without TLS.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
@@ -146,6 +161,11 @@ impl Broker {
     pub fn resume(&self) {
         self.process.resume();
     }
+}
+
+/// The property `listener.name.sasl_ssl.plain.sasl.jaas.config` that lets [`USER`] in with this password.
+pub fn plain_login(password: &str) -> String {
+    format!("org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{password}\";")
 }
 
 async fn format(directory: &Path) {

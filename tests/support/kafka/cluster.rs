@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use rdkafka::admin::TopicReplication;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::{Broker, admin, create};
+use super::{Broker, admin, create, create_replicated};
 use crate::support::{PATIENCE, eventually, free_port, until};
 
 /// Their ids are 1 to this.
@@ -43,6 +44,12 @@ impl Cluster {
     pub async fn create_topic(&self, name: &str, partitions: i32) {
         create(&self.addresses(), name, partitions, NODES, &[("min.insync.replicas", "2")]).await;
         self.in_sync(name).await;
+    }
+
+    /// Creates a topic whose partitions have their replicas on these nodes, the first of which leads.
+    pub async fn create_topic_on(&self, name: &str, replicas: &[&[i32]], settings: &[(&str, &str)]) {
+        let partitions = i32::try_from(replicas.len()).unwrap();
+        create_replicated(&self.addresses(), name, partitions, TopicReplication::Variable(replicas), settings).await;
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &Broker> {

@@ -45,6 +45,18 @@ pub async fn allow_writing(address: &str, topic: &str) {
     assert!(output.status.success(), "cannot allow writing: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Sets the quota of producers with this client id, in bytes a second, or removes it.
+pub async fn limit_producer(address: &str, client_id: &str, bytes_per_second: Option<u32>) {
+    let mut command = java("kafka.admin.ConfigCommand");
+    command.args(["--bootstrap-server", address, "--alter", "--entity-type", "clients", "--entity-name", client_id]);
+    match bytes_per_second {
+        Some(rate) => command.arg("--add-config").arg(format!("producer_byte_rate={rate}")),
+        None => command.args(["--delete-config", "producer_byte_rate"]),
+    };
+    let output = spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "cannot set the quota: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// `Partition:0 | Offset:7 | name:value, name:value | key | value`
 fn parse(record: &[u8]) -> Consumed {
     let fields: Vec<_> = split_between(record, FIELD).collect();

@@ -1,0 +1,307 @@
+//! One partition of a topic: its share of librdkafka's queue, and whether it takes messages.
+
+use super::producer::Answer;
+use crate::event::EventId;
+use crate::sink::Failure;
+use parking_lot::Mutex;
+use rdkafka::error::RDKafkaErrorCode;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// Bytes that librdkafka may hold at once. It copies each message; the process is meant to fit in 64 MiB.
+const QUEUE_BYTES: usize = 8 << 20;
+
+/// The bytes of the messages that librdkafka holds: bounded in all, and for each partition.
+///
+/// A partition may hold as many bytes as are free for everybody ("Dynamic Queue Length Thresholds", Choudhury and Hahne, 1998): one that
+/// is away takes half of the queue at most, several take equal parts, and some of the queue is always left for the others.
+pub(super) struct Queue {
+    free_bytes: Mutex<usize>,
+    freed: Notify,
+}
+
+/// A message's part of the [`Queue`], given back when dropped: when librdkafka has answered for the message.
+pub(super) struct Share {
+    queue: Arc<Queue>,
+    partition: Arc<Partition>,
+    bytes: usize,
+}
+
+impl Queue {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { free_bytes: Mutex::new(QUEUE_BYTES), freed: Notify::new() })
+    }
+
+    /// Waits until librdkafka may hold so many bytes more of this partition; fails as soon as the partition is away.
+    pub(super) async fn share(self: &Arc<Self>, partition: &Arc<Partition>, bytes: usize) -> Result<Share, Failure> {
+        if let Some(cause) = &*partition.away.borrow() {
+            return Err(partition.failure(cause));
+        }
+        if let Some(share) = self.try_share(partition, bytes) {
+            return Ok(share);
+        }
+        let freed = async {
+            loop {
+                let mut freed = std::pin::pin!(self.freed.notified());
+                freed.as_mut().enable();
+                if let Some(share) = self.try_share(partition, bytes) {
+                    break share;
+                }
+                freed.await;
+            }
+        };
+        tokio::select! {
+            share = freed => Ok(share),
+            failure = partition.gone() => Err(failure),
+        }
+    }
+
+    /// A partition may always hold one message, however large.
+    fn try_share(self: &Arc<Self>, partition: &Arc<Partition>, bytes: usize) -> Option<Share> {
+        let mut state = partition.state.lock();
+        let mut free_bytes = self.free_bytes.lock();
+        if state.queued > 0 && state.queued_bytes + bytes > *free_bytes {
+            return None;
+        }
+        *free_bytes = free_bytes.saturating_sub(bytes);
+        if state.queued == 0 {
+            state.progress = Instant::now();
+        }
+        state.queued += 1;
+        state.queued_bytes += bytes;
+        Some(Share { queue: Arc::clone(self), partition: Arc::clone(partition), bytes })
+    }
+
+    #[cfg(test)]
+    pub(super) fn free_bytes(&self) -> usize {
+        *self.free_bytes.lock()
+    }
+}
+
+impl Share {
+    /// The partition has stored a message: it is not away.
+    pub(super) fn acknowledged(&self) {
+        self.partition.state.lock().failing = None;
+        self.partition.set_away(None);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut state = self.partition.state.lock();
+        state.queued -= 1;
+        state.queued_bytes -= self.bytes;
+        state.progress = Instant::now();
+        drop(state);
+        *self.queue.free_bytes.lock() += self.bytes;
+        self.queue.freed.notify_waiters();
+    }
+}
+
+/// See the module.
+pub(super) struct Partition {
+    topic: Arc<str>,
+    pub(super) id: i32,
+    state: Mutex<State>,
+    /// Why the partition takes no messages, while it takes none.
+    away: watch::Sender<Option<Arc<str>>>,
+}
+
+struct State {
+    /// Messages of this partition in librdkafka, and their bytes.
+    queued: usize,
+    queued_bytes: usize,
+    /// When librdkafka last answered for one of them, or got the first.
+    progress: Instant,
+    leadership: Leadership,
+    /// Why the partition was away last, until it acknowledges a message.
+    failing: Option<Arc<str>>,
+    /// Messages that librdkafka holds although their `publish` is over: [`Partition::abandon`].
+    abandoned: HashMap<EventId, Answer>,
+}
+
+/// What the cluster's metadata says of a partition.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Leadership {
+    pub(super) error: Option<RDKafkaErrorCode>,
+    /// Host and port of the broker that leads, if it is known.
+    pub(super) leader: Option<String>,
+    /// Ids of the brokers that have a replica.
+    pub(super) replicas: Vec<i32>,
+    /// How many of the replicas are in sync.
+    pub(super) in_sync: usize,
+    /// The topic's `min.insync.replicas`, where it had to be known and may be.
+    pub(super) min_in_sync: Option<usize>,
+}
+
+impl Partition {
+    pub(super) fn new(topic: &Arc<str>, id: i32) -> Arc<Self> {
+        let state = State {
+            queued: 0,
+            queued_bytes: 0,
+            progress: Instant::now(),
+            leadership: Leadership::default(),
+            failing: None,
+            abandoned: HashMap::new(),
+        };
+        let (topic, state, away) = (Arc::clone(topic), Mutex::new(state), watch::Sender::default());
+        Arc::new(Self { topic, id, state, away })
+    }
+
+    /// Resolves with the failure to answer when the partition is away.
+    pub(super) async fn gone(&self) -> Failure {
+        match self.away.subscribe().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(cause)) => self.failure(cause),
+            _ => Failure::unavailable("the sink is closed"),
+        }
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.away.borrow().is_some()
+    }
+
+    /// Why the partition has acknowledged nothing since it was away, if so.
+    pub(super) fn failing(&self) -> Option<Failure> {
+        self.state.lock().failing.as_deref().map(|cause| self.failure(cause))
+    }
+
+    /// Whether librdkafka holds messages of the partition.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state.lock().queued > 0
+    }
+
+    /// For how long librdkafka has got no answer for the messages it holds.
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        let state = self.state.lock();
+        if state.queued == 0 { Duration::ZERO } else { now.saturating_duration_since(state.progress) }
+    }
+
+    /// Keeps the answer for a message that librdkafka holds, while the message is retried later: the idempotent producer cannot
+    /// give up one message, and sends those it has when the partition is back.
+    pub(super) fn abandon(&self, id: EventId, answer: Answer) {
+        self.state.lock().abandoned.insert(id, answer);
+    }
+
+    /// The answer for a message that is retried and that librdkafka holds already.
+    pub(super) fn reclaim(&self, id: EventId) -> Option<Answer> {
+        self.state.lock().abandoned.remove(&id)
+    }
+
+    /// What the metadata said. A partition that cannot take messages is away; another one may be tried again as soon as librdkafka
+    /// holds none of its messages, and is back when it acknowledges one.
+    pub(super) fn observe(&self, leadership: Leadership) {
+        let away = leadership.is_broken().then(|| leadership.cause(""));
+        let mut state = self.state.lock();
+        let idle = state.queued == 0;
+        state.leadership = leadership;
+        drop(state);
+        if away.is_some() || idle {
+            self.set_away(away);
+        }
+    }
+
+    pub(super) fn leadership(&self) -> Leadership {
+        self.state.lock().leadership.clone()
+    }
+
+    /// The partition does not answer, although its cluster does. `complaint` is the last word of librdkafka on the leader.
+    pub(super) fn declare_away(&self, complaint: &str) {
+        let cause = self.state.lock().leadership.cause(complaint);
+        self.set_away(Some(cause));
+    }
+
+    fn set_away(&self, cause: Option<String>) {
+        if cause.as_deref() == self.away.borrow().as_deref() {
+            return;
+        }
+        let cause: Option<Arc<str>> = cause.map(Arc::from);
+        if cause.is_some() {
+            self.state.lock().failing.clone_from(&cause);
+        }
+        self.away.send_replace(cause);
+    }
+
+    fn failure(&self, cause: &str) -> Failure {
+        let place = format!("topic {} partition {}", self.topic, self.id);
+        Failure::Place { place, cause: cause.to_owned(), expires: false }
+    }
+}
+
+impl Leadership {
+    /// Whether the partition cannot take messages: it has no leader, or fewer replicas in sync than `min.insync.replicas`.
+    pub(super) fn is_broken(&self) -> bool {
+        self.error.is_some() || self.min_in_sync.is_some_and(|minimum| self.in_sync < minimum)
+    }
+
+    fn cause(&self, complaint: &str) -> String {
+        let (in_sync, replicas) = (self.in_sync, self.replicas.len());
+        match (self.error, &self.leader, self.min_in_sync) {
+            (Some(error), ..) => format!("{error}; its replicas are on brokers {:?}", self.replicas),
+            (None, _, Some(minimum)) if in_sync < minimum => format!(
+                "{}; {in_sync} of {replicas} replicas in sync, `min.insync.replicas` is {minimum}",
+                RDKafkaErrorCode::NotEnoughReplicas
+            ),
+            (None, leader, _) => {
+                let leader = leader.as_deref().unwrap_or("its leader");
+                let text = format!("no acknowledgement from {leader}, {in_sync} of {replicas} replicas in sync");
+                if complaint.is_empty() { text } else { format!("{text}: {complaint}") }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(id: i32) -> Arc<Partition> {
+        Partition::new(&Arc::from("cdr"), id)
+    }
+
+    #[tokio::test]
+    async fn partitions_that_do_not_answer_leave_room_for_the_others() {
+        let (queue, live) = (Queue::new(), partition(0));
+        let mut shares = Vec::new();
+        for id in 1..=9 {
+            let stuck = partition(id);
+            while let Some(share) = queue.try_share(&stuck, 1000) {
+                shares.push(share);
+            }
+        }
+        let left = (0..).map_while(|_| queue.try_share(&live, 1000)).collect::<Vec<_>>();
+        assert!(left.len() > 1, "{}", left.len());
+        drop((left, shares));
+        assert_eq!(queue.free_bytes(), QUEUE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_partition_may_always_hold_one_message() {
+        let (queue, other) = (Queue::new(), partition(0));
+        let _share = queue.share(&other, QUEUE_BYTES).await.unwrap();
+        let _large = queue.share(&partition(1), 2 * QUEUE_BYTES).await.unwrap();
+        assert!(queue.try_share(&other, 1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_partition_is_away_until_it_acknowledges_or_holds_nothing_and_has_a_leader() {
+        let (queue, partition) = (Queue::new(), partition(3));
+        let leaderless = Leadership { error: Some(RDKafkaErrorCode::LeaderNotAvailable), ..Leadership::default() };
+        let share = queue.share(&partition, 10).await.unwrap();
+        partition.observe(leaderless.clone());
+        let failure = queue.share(&partition, 10).await.err().unwrap();
+        assert_eq!(failure, partition.gone().await);
+        assert!(failure.to_string().starts_with("topic cdr partition 3: LeaderNotAvailable"), "{failure}");
+        partition.observe(Leadership::default());
+        assert!(partition.is_away(), "what librdkafka holds will tell");
+        share.acknowledged();
+        assert!(!partition.is_away() && partition.failing().is_none());
+        drop(share);
+
+        partition.observe(leaderless);
+        partition.observe(Leadership::default());
+        assert!(!partition.is_away());
+        assert_eq!(partition.failing(), Some(failure));
+    }
+}
