@@ -30,6 +30,8 @@ pub struct Origin {
     pub source: Option<String>,
     /// Query parameters that hold secrets, and are left out of events.
     pub secret_parameters: Vec<String>,
+    /// Whether the authentication leaves the query unsigned, so that no event carries one.
+    pub ignores_query: bool,
 }
 
 /// The part of `[sinks.NAME]` that sets the form of messages.

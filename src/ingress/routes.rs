@@ -163,6 +163,7 @@ impl super::Config {
         let routes = self.all_routes().into_iter();
         let origin = |route: Config| Origin {
             secret_parameters: route.auth.iter().filter_map(auth::Config::secret_parameter).cloned().collect(),
+            ignores_query: route.auth.iter().any(auth::Config::leaves_query_unsigned),
             labels: route.labels,
             source: route.source,
         };

@@ -101,9 +101,13 @@ impl Template {
                 }
                 Part::Placeholder { source: Source::Query(name), .. }
                     if !origins.is_empty()
-                        && origins.values().all(|origin| origin.secret_parameters.contains(name)) =>
+                        && origins
+                            .values()
+                            .all(|origin| origin.ignores_query || origin.secret_parameters.contains(name)) =>
                 {
-                    return Err(format!("{{query.{name}}} can never have a value: `{name}` is a secret, and left out"));
+                    return Err(format!(
+                        "{{query.{name}}} can never have a value: `{name}` is a secret, or the signature does not cover the query"
+                    ));
                 }
                 _ => {}
             }

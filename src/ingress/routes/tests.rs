@@ -115,6 +115,10 @@ fn mistakes_name_the_setting_what_was_found_and_what_is_allowed() {
             &["`ingress.auth`", "Authorization"],
         ),
         ("[ingress]\nsource = '{a'", &["`sinks.out.source`", "not closed"]),
+        (
+            "key = '{query.team}'\n[ingress]\nauth = [{ type = 'github', secrets = ['12345678'] }]",
+            &["`sinks.out.key`", "{query.team} can never have a value", "does not cover the query"],
+        ),
         ("[sinks.b]\ntype = 'stdout'\nkey = '{labels.region}'", &["`sinks.b.key`", "`region`", "there are: none"]),
     ] {
         let problem = problems(toml);
