@@ -179,7 +179,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
 
     background.spawn(dead_letter::measure(all_dead_letters));
     match control::listen(&config.spool.path) {
-        Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone()))),
+        Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone(), healths.clone()))),
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
     }
 

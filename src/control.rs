@@ -1,9 +1,11 @@
 //! Replays through a running bridge: a socket in the spool's directory, which only the directory's owner can enter.
 //!
 //! One exchange a connection, one JSON object a line. The client sends a [`Request`], then a [`ReplayEvent`] per event, and
-//! closes its side. The answer is one [`Outcome`].
+//! closes its side. The answer is an [`Outcome`], and [`ReplayCounts`] behind it if the request waits for these.
 
 use crate::dead_letter::DeadLetter;
+use crate::dispatch::Health;
+use crate::dispatch::replay::{self, ReplayCounts};
 use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
 use crate::spool::Spool;
 use futures_util::{SinkExt, StreamExt};
@@ -15,6 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::codec::{Framed, LinesCodec};
@@ -79,10 +82,16 @@ impl From<DeadLetter> for ReplayEvent {
 }
 
 /// The first line of an exchange.
-#[derive(Serialize, Deserialize)]
-struct Request {
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Request {
     /// The only sink that publishes the events; all of them if there is none.
-    target: Option<String>,
+    pub target: Option<String>,
+    /// Whether the target's destination is to store messages that it has already.
+    #[serde(default)]
+    pub force: bool,
+    /// How long to wait for the outcomes at the target, in milliseconds; 0 waits for none.
+    #[serde(default)]
+    pub wait_ms: u64,
 }
 
 /// The answer.
@@ -141,10 +150,10 @@ pub fn listen(spool: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until the future is dropped.
-pub async fn serve(listener: UnixListener, spool: Arc<Spool>) {
+pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone(), sinks.clone()))),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -159,19 +168,37 @@ fn exchange(stream: UnixStream) -> Exchange {
     Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES))
 }
 
-async fn answer(stream: UnixStream, spool: Arc<Spool>) {
+async fn answer(stream: UnixStream, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) {
     let mut exchange = exchange(stream);
-    let mut outcome = Outcome::default();
-    if let Err(error) = replay(&mut exchange, &spool, &mut outcome).await {
-        outcome.error = Some(error.to_string());
-    }
     // A client that has gone asks again, which is safe.
-    let _ = send_line(&mut exchange, &outcome).await;
-    let _ = flush(&mut exchange).await;
+    if let Err(error) = converse(&mut exchange, &spool, &sinks).await {
+        tracing::debug!(%error, "a control connection failed");
+    }
 }
 
-async fn replay(exchange: &mut Exchange, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
-    let Some(Request { target }) = next_line(exchange).await? else { return Ok(()) };
+async fn converse(exchange: &mut Exchange, spool: &Spool, sinks: &[Arc<Health>]) -> io::Result<()> {
+    let Some(request) = next_line::<Request>(exchange).await? else { return Ok(()) };
+    let is_target = |sink: &&Arc<Health>| request.wait_ms > 0 && request.target.as_deref() == Some(sink.sink());
+    let counted = match sinks.iter().find(is_target) {
+        Some(sink) => Some(sink.replays().begin().await),
+        None => None,
+    };
+    if let Some(counted) = &counted {
+        counted.count_from(spool.status().end);
+    }
+    let mut outcome = Outcome::default();
+    if let Err(error) = append(exchange, &request, spool, &mut outcome).await {
+        outcome.error = Some(error.to_string());
+    }
+    send_line(exchange, &outcome).await?;
+    flush(exchange).await?;
+    if let Some(counted) = counted {
+        send_line(exchange, &counted.counts(outcome.stored, Duration::from_millis(request.wait_ms)).await).await?;
+    }
+    flush(exchange).await
+}
+
+async fn append(exchange: &mut Exchange, request: &Request, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
     loop {
         let mut batch = Vec::<ReplayEvent>::with_capacity(BATCH);
         let mut bytes = 0;
@@ -184,7 +211,7 @@ async fn replay(exchange: &mut Exchange, spool: &Spool, outcome: &mut Outcome) -
             return Ok(());
         }
         let count = batch.len();
-        outcome.duplicates += store(spool, target.as_deref(), batch).await?;
+        outcome.duplicates += store(spool, request, batch).await?;
         outcome.stored += count;
     }
 }
@@ -204,22 +231,36 @@ async fn flush(exchange: &mut Exchange) -> io::Result<()> {
     SinkExt::<String>::flush(exchange).await.map_err(io::Error::other)
 }
 
-/// Stores events for `target` alone, or for all sinks, which do not get again an event stored within the dedup window;
+/// Stores events for the target alone, or for all sinks, which do not get again an event stored within the dedup window;
 /// returns how many events that leaves out.
-pub async fn store(spool: &Spool, target: Option<&str>, events: Vec<ReplayEvent>) -> io::Result<usize> {
+pub async fn store(spool: &Spool, request: &Request, events: Vec<ReplayEvent>) -> io::Result<usize> {
     let events = events.into_iter().map(ReplayEvent::event).collect::<io::Result<Vec<_>>>()?;
-    let appended = match target {
-        Some(target) if spool.cursor(target).is_none() => {
-            return Err(io::Error::other(format!("no sink is called `{target}`")));
+    let appended = match &request.target {
+        Some(sink) if spool.cursor(sink).is_none() => {
+            return Err(io::Error::other(format!("no sink is called `{sink}`")));
         }
-        Some(target) => spool.append_again(events, target).await,
+        Some(sink) => spool.append_again(events, &replay::target(sink, request.force)).await,
         None => spool.append(events).await,
     };
     appended.map(|appended| appended.duplicates).map_err(io::Error::other)
 }
 
+/// Events that the bridge has answered for.
+pub struct Sent {
+    /// The answer.
+    pub outcome: Outcome,
+    exchange: Exchange,
+}
+
+impl Sent {
+    /// The outcomes at the target, if the request waits for these.
+    pub async fn counts(mut self) -> io::Result<Option<ReplayCounts>> {
+        next_line(&mut self.exchange).await
+    }
+}
+
 /// Sends events to the bridge that runs on the spool in `spool`; `None` if none does.
-pub async fn send(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) -> io::Result<Option<Outcome>> {
+pub async fn send(spool: &Path, request: &Request, events: &[ReplayEvent]) -> io::Result<Option<Sent>> {
     let address = Address::of(spool)?;
     let stream = match UnixStream::connect(&address.path).await {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -229,9 +270,9 @@ pub async fn send(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) ->
     };
     let mut exchange = exchange(stream);
     // A bridge that cannot store an event answers at once and reads no further: its answer counts, not that it hung up.
-    let sent = send_all(&mut exchange, target, events).await;
+    let sent = send_all(&mut exchange, request, events).await;
     match next_line(&mut exchange).await {
-        Ok(Some(outcome)) => Ok(Some(outcome)),
+        Ok(Some(outcome)) => Ok(Some(Sent { outcome, exchange })),
         answered => {
             sent.and(answered)?;
             Err(io::Error::other("the bridge stopped before it answered; run the command again when it is back"))
@@ -239,8 +280,8 @@ pub async fn send(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) ->
     }
 }
 
-async fn send_all(exchange: &mut Exchange, target: Option<&str>, events: &[ReplayEvent]) -> io::Result<()> {
-    send_line(exchange, &Request { target: target.map(str::to_owned) }).await?;
+async fn send_all(exchange: &mut Exchange, request: &Request, events: &[ReplayEvent]) -> io::Result<()> {
+    send_line(exchange, request).await?;
     for event in events {
         send_line(exchange, event).await?;
     }
@@ -257,20 +298,48 @@ mod tests {
         ReplayEvent::of(&Event::parse(payload, 9, Arrival(1)).unwrap())
     }
 
+    async fn outcome(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) -> Option<Outcome> {
+        let request = Request { target: target.map(Into::into), ..Request::default() };
+        send(spool, &request, events).await.unwrap().map(|sent| sent.outcome)
+    }
+
     #[tokio::test]
-    async fn the_answer_is_heard_though_the_bridge_takes_no_more() {
+    async fn the_answer_is_heard_though_the_bridge_reads_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["known"], Metrics::default().spool).unwrap());
-        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool));
-        let payload = format!("{{\"x\":\"{}\"}}", "x".repeat(1000));
-        let events = vec![event(&payload); 5000];
-        let outcome = send(dir.path(), Some("unknown"), &events).await.unwrap().unwrap();
-        assert_eq!(outcome.stored, 0);
-        assert!(outcome.error.unwrap().contains("`unknown`"));
-        assert_eq!(send(dir.path(), Some("known"), &events).await.unwrap().unwrap().stored, 5000);
-        let for_all = send(dir.path(), None, &events).await.unwrap().unwrap();
+        let sinks = vec![Health::new("known", true)];
+        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool, sinks));
+        let events = vec![event(&format!("{{\"x\":\"{}\"}}", "x".repeat(1000))); 5000];
+        let unknown = outcome(dir.path(), Some("unknown"), &events).await.unwrap();
+        assert_eq!(unknown.stored, 0);
+        assert!(unknown.error.unwrap().contains("`unknown`"));
+        assert_eq!(outcome(dir.path(), Some("known"), &events).await.unwrap().stored, 5000);
+        let for_all = outcome(dir.path(), None, &events).await.unwrap();
         assert_eq!(for_all, Outcome { stored: 5000, duplicates: 4999, error: None });
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn outcomes_are_told_when_they_are_there_or_when_the_wait_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
+        let spool = Arc::new(Spool::open(&config, &["nats"], Metrics::default().spool).unwrap());
+        let health = Health::new("nats", true);
+        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool.clone(), vec![health.clone()]));
+        let mut reader = spool.reader("nats").unwrap();
+        for (force, wait_ms, duplicates) in [(false, 60_000, 2), (true, 100, 0)] {
+            let request = Request { target: Some("nats".into()), force, wait_ms };
+            let sent = send(dir.path(), &request, &[event("{\"x\":1}"), event("{\"x\":2}")]).await.unwrap().unwrap();
+            assert_eq!(sent.outcome.stored, 2);
+            let records = reader.read(usize::MAX).await.unwrap();
+            assert_eq!(records.iter().map(|record| record.forced_id().is_some()).collect::<Vec<_>>(), [force; 2]);
+            for record in records.iter().take(duplicates) {
+                health.replays().ended(record, replay::Replayed::Duplicate);
+            }
+            let counts = sent.counts().await.unwrap().unwrap();
+            assert_eq!((counts.duplicates, counts.total()), (duplicates, duplicates));
+        }
         server.abort();
     }
 
@@ -280,11 +349,11 @@ mod tests {
         let path = dir.path().join("x".repeat(100)).join("y".repeat(100));
         std::fs::create_dir_all(&path).unwrap();
         let events = [event("{\"x\":1}")];
-        assert_eq!(send(&path, Some("sink"), &events).await.unwrap(), None);
+        assert_eq!(outcome(&path, Some("sink"), &events).await, None);
         let config = crate::spool::Config { path: path.clone(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["sink"], Metrics::default().spool).unwrap());
-        let server = tokio::spawn(serve(listen(&path).unwrap(), spool));
-        assert_eq!(send(&path, Some("sink"), &events).await.unwrap().unwrap().stored, 1);
+        let server = tokio::spawn(serve(listen(&path).unwrap(), spool, Vec::new()));
+        assert_eq!(outcome(&path, Some("sink"), &events).await.unwrap().stored, 1);
         let mode = std::fs::metadata(path.join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         server.abort();

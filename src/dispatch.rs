@@ -16,6 +16,7 @@ mod gate;
 mod health;
 mod places;
 mod publish;
+pub mod replay;
 mod reread;
 
 pub use delivery::{DeliveryRequests, DeliveryWatch, delivery_watch};

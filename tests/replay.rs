@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::support::Bridge;
 use super::support::bridge::command;
-use super::support::{PATIENCE, eventually};
+use super::support::fault::nats_sink;
+use super::support::nats::{self, Received, create_stream, shared, stream_all, unique_name};
+use super::support::{ANY_PORTS, PATIENCE, eventually};
 
 const SAMPLES: &str = include_str!("support/payloads.ndjson");
 
@@ -179,4 +181,73 @@ async fn what_is_retained_can_be_published_again_by_conversation_and_team() {
     let unknown = cdrelay(&bridge, &["replay", "--sink", "nobody"]);
     assert!(!unknown.status.success());
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("`nobody`"), "{unknown:?}");
+}
+
+/// `Nats-Msg-Id`, `ce-id` and the like.
+fn header<'a>(message: &'a Received, name: &str) -> &'a str {
+    let found = message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
+    &found.unwrap_or_else(|| panic!("no {name}: {message:?}")).1
+}
+
+#[tokio::test]
+async fn a_replay_tells_of_messages_that_the_stream_has_already_and_stores_them_again_if_forced() {
+    let stream = unique_name("replayed");
+    create_stream(&shared(), &stream, &[&format!("{stream}.>")]).await;
+    let config = format!("{ANY_PORTS}[spool]\nretain = {{ age = '1h' }}\n{}", nats_sink(&shared(), &stream));
+    let bridge = Bridge::start(&config).await;
+    let count = 9;
+    for number in 0..count {
+        let body = format!("{{\"team\":\"a\",\"conversation_uuid\":\"c{}\",\"number\":{number}}}", number % 3);
+        assert_eq!(bridge.post(body, "application/json").await.status, 200);
+    }
+    let length = async || nats::stream_length(&shared(), &stream).await;
+    eventually(PATIENCE, "they are delivered", async || length().await == count).await;
+
+    let replayed = cdrelay(&bridge, &["replay", "--sink", "nats"]);
+    println!("{}", text(&replayed).trim());
+    assert!(
+        text(&replayed).contains("9 event(s) back in the spool for nats: 0 delivered, 9 not stored"),
+        "{replayed:?}"
+    );
+    assert_eq!(length().await, count);
+    let again = cdrelay(&bridge, &["replay", "--sink", "nats", "--force", "--conversation", "c1"]);
+    assert!(text(&again).ends_with("3 event(s) back in the spool for nats: 3 delivered\n"), "{again:?}");
+    let again = cdrelay(&bridge, &["replay", "--sink", "nats", "--force"]);
+    println!("{}", text(&again).trim());
+    assert!(text(&again).ends_with("9 event(s) back in the spool for nats: 9 delivered\n"), "{again:?}");
+
+    let messages = stream_all(&shared(), &stream).await;
+    assert_eq!(messages.len(), 21);
+    for conversation in ["c0", "c1", "c2"] {
+        let of = |part: &[Received]| {
+            let part = part.iter().filter(|message| header(message, "ce-subject") == conversation);
+            part.map(|message| header(message, "ce-id").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&messages[12..]), of(&messages[..9]), "in order, with their identity");
+    }
+    let own: HashSet<_> = messages.iter().map(|message| header(message, "Nats-Msg-Id")).collect();
+    assert_eq!(own.len(), 21);
+    assert!(messages[..9].iter().all(|message| header(message, "Nats-Msg-Id") == header(message, "ce-id")));
+}
+
+#[tokio::test]
+async fn a_replay_waits_no_longer_than_asked_for_a_destination_that_is_away() {
+    let server = nats::Server::start("").await;
+    let stream = unique_name("away");
+    create_stream(&server.url(), &stream, &[&format!("{stream}.>")]).await;
+    let config = format!("{ANY_PORTS}[spool]\nretain = {{ age = '1h' }}\n{}", nats_sink(&server.url(), &stream));
+    let bridge = Bridge::start(&config).await;
+    for number in 0..3 {
+        let body = format!("{{\"team\":\"a\",\"conversation_uuid\":\"c\",\"number\":{number}}}");
+        assert_eq!(bridge.post(body, "application/json").await.status, 200);
+    }
+    let delivered = async || bridge.metric("cdrelay_sink_published_total{sink=\"nats\"}").await == Some(3.0);
+    eventually(PATIENCE, "they are delivered", delivered).await;
+    server.pause();
+    let replayed = cdrelay(&bridge, &["replay", "--sink", "nats", "--wait", "200ms"]);
+    assert!(
+        text(&replayed).ends_with("3 event(s) back in the spool for nats: 0 delivered, 3 waiting\n"),
+        "{replayed:?}"
+    );
+    server.resume();
 }

@@ -4,6 +4,7 @@ mod prune;
 mod replay;
 
 use super::output::Output;
+use super::replay_client::Manner;
 use super::select::{Filter, Selection};
 use super::{CommandError, Location, Site};
 use crate::dead_letter::rejected::{self, RejectedBody};
@@ -33,6 +34,8 @@ pub enum DeadLetters {
     Replay {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        manner: Manner,
         /// Replay the body in this file, `-` for standard input, in place of the one that --rejected --id chooses.
         #[arg(long, value_name = "FILE", requires = "rejected", requires = "id")]
         with: Option<PathBuf>,
@@ -116,8 +119,8 @@ impl DeadLetters {
             Self::List(which) => which.open()?.list(),
             Self::Show { which, body: true } => which.open()?.show_body(),
             Self::Show { which, body: false } => which.open()?.show(),
-            Self::Replay { which, with: None } => which.open()?.replay(),
-            Self::Replay { which, with: Some(file) } => which.open()?.replay_with(&file),
+            Self::Replay { which, manner, with: None } => which.open()?.replay(&manner),
+            Self::Replay { which, with: Some(file), .. } => which.open()?.replay_with(&file),
             Self::Prune(prune) => prune.execute(),
         }
     }

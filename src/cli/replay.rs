@@ -1,7 +1,7 @@
 //! `cdrelay replay`: publish again what the spool still retains.
 
 use super::output::{Output, note};
-use super::replay_client::ReplayClient;
+use super::replay_client::{Manner, ReplayClient};
 use super::select::Selection;
 use super::{CommandError, Location};
 use crate::control::ReplayEvent;
@@ -17,6 +17,8 @@ pub struct Replay {
     location: Location,
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    manner: Manner,
     /// The sink that publishes it.
     #[arg(long)]
     sink: String,
@@ -27,7 +29,7 @@ impl Replay {
         let filter = self.selection.compile()?;
         let site = self.location.open()?;
         site.check_sink("--sink", &self.sink)?;
-        let mut client = ReplayClient::new(&site, Some(&self.sink), Box::new(|_| Ok(())))?;
+        let mut client = ReplayClient::new(&site, self.manner.request(&self.sink), Box::new(|_| Ok(())))?;
         // Why an event could not be stored, which an `io::Error` does not hold.
         let mut failure = None;
         let damaged = Inspection::of(&site.spool)?.read(0, |record| {
@@ -46,7 +48,8 @@ impl Replay {
         };
         if damaged.is_ok() || client.stored > 0 {
             let mut out = Output::new();
-            out.line(format_args!("{} event(s) back in the spool for {}", client.stored, self.sink))?;
+            let outcomes = client.outcomes();
+            out.line(format_args!("{} event(s) back in the spool for {}: {outcomes}", client.stored, self.sink))?;
             out.flush()?;
         }
         let damaged = damaged?;

@@ -2,10 +2,12 @@
 
 use super::{CommandError, Site};
 use crate::config::ConfigError;
-use crate::control::{self, Outcome, ReplayEvent};
+use crate::control::{self, Outcome, ReplayEvent, Request};
+use crate::dispatch::replay::ReplayCounts;
 use crate::metrics::Metrics;
 use crate::spool::inspect::Inspection;
 use crate::spool::{OpenError, Retain, Spool};
+use clap::Args;
 use std::io;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -14,14 +16,38 @@ use tokio::runtime::Runtime;
 const BATCH: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// How messages are published once more.
+#[derive(Debug, Args)]
+pub struct Manner {
+    /// Have the destination store messages again that it has stored lately: they get a message id of their own, with the same
+    /// `ce_id`.
+    #[arg(long)]
+    force: bool,
+    /// How long to wait for the outcomes of messages at their destination.
+    #[arg(long, value_name = "PERIOD", default_value = "10s", value_parser = period)]
+    wait: Duration,
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    let period = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
+    period.try_into().map_err(|_| "is negative".into())
+}
+
+impl Manner {
+    /// A request for messages of `sink`.
+    pub fn request(&self, sink: &str) -> Request {
+        let wait_ms = self.wait.as_millis().try_into().unwrap_or(u64::MAX);
+        Request { target: Some(sink.into()), force: self.force, wait_ms }
+    }
+}
+
 /// Notes that the entries with these numbers were replayed.
 pub type Mark<'a> = Box<dyn Fn(&[u64]) -> io::Result<()> + 'a>;
 
 /// Sends entries batch by batch, and marks each batch: an entry without a mark was not replayed.
 pub struct ReplayClient<'a> {
     site: &'a Site,
-    /// The only sink that publishes the events.
-    target: Option<&'a str>,
+    request: Request,
     mark: Mark<'a>,
     runtime: Runtime,
     /// The spool, if no bridge runs on it. It is locked until this is dropped.
@@ -38,14 +64,16 @@ pub struct ReplayClient<'a> {
     pub stored: usize,
     /// Events that had been stored before.
     pub duplicates: usize,
+    /// Outcomes at the destination.
+    counts: ReplayCounts,
 }
 
 impl<'a> ReplayClient<'a> {
-    /// For events that `target`, or all sinks, will publish.
-    pub fn new(site: &'a Site, target: Option<&'a str>, mark: Mark<'a>) -> io::Result<Self> {
+    /// For events that the request's target, or all sinks, will publish.
+    pub fn new(site: &'a Site, request: Request, mark: Mark<'a>) -> io::Result<Self> {
         Ok(Self {
             site,
-            target,
+            request,
             mark,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
             spool: None,
@@ -56,6 +84,7 @@ impl<'a> ReplayClient<'a> {
             replayed: 0,
             stored: 0,
             duplicates: 0,
+            counts: ReplayCounts::default(),
         })
     }
 
@@ -78,7 +107,7 @@ impl<'a> ReplayClient<'a> {
         let batch = std::mem::take(&mut self.batch);
         let entries = std::mem::take(&mut self.entries);
         self.bytes = 0;
-        let outcome = self.store(batch)?;
+        let (outcome, sent) = self.store(batch)?;
         let stored = entries.iter().take_while(|(_, end)| *end <= outcome.stored);
         let numbers: Vec<u64> = stored.map(|(number, _)| *number).collect();
         if !numbers.is_empty() {
@@ -87,24 +116,58 @@ impl<'a> ReplayClient<'a> {
         self.replayed += numbers.len();
         self.stored += outcome.stored;
         self.duplicates += outcome.duplicates;
-        outcome.error.map_or(Ok(()), |error| Err(CommandError::Io(io::Error::other(error))))
+        if let Some(error) = outcome.error {
+            return Err(CommandError::Io(io::Error::other(error)));
+        }
+        if let Some(sent) = sent {
+            let counts = self.runtime.block_on(sent.counts())?.unwrap_or_default();
+            self.counts.add(counts);
+            if counts.total() < outcome.stored {
+                // The destination is away or behind: the rest is not waited for.
+                self.request.wait_ms = 0;
+            }
+        }
+        Ok(())
     }
 
-    fn store(&mut self, events: Vec<ReplayEvent>) -> Result<Outcome, CommandError> {
+    /// Sends events, and returns the bridge's answer, if one runs.
+    fn store(&mut self, events: Vec<ReplayEvent>) -> Result<(Outcome, Option<control::Sent>), CommandError> {
         let spool = match &self.spool {
             Some(spool) => spool,
             None => {
-                if let Some(outcome) = self.runtime.block_on(control::send(&self.site.spool, self.target, &events))? {
-                    return Ok(outcome);
+                if let Some(sent) = self.runtime.block_on(control::send(&self.site.spool, &self.request, &events))? {
+                    return Ok((sent.outcome.clone(), Some(sent)));
                 }
-                self.spool.insert(open(self.site, self.target)?)
+                self.spool.insert(open(self.site, self.request.target.as_deref())?)
             }
         };
         let stored = events.len();
-        Ok(match self.runtime.block_on(control::store(spool, self.target, events)) {
+        let outcome = match self.runtime.block_on(control::store(spool, &self.request, events)) {
             Ok(duplicates) => Outcome { stored, duplicates, error: None },
             Err(error) => Outcome { error: Some(error.to_string()), ..Outcome::default() },
-        })
+        };
+        Ok((outcome, None))
+    }
+
+    /// The outcomes at the destination in words, as far as they are known.
+    pub fn outcomes(&self) -> String {
+        if self.spool.is_some() {
+            return "published when the bridge starts".into();
+        }
+        let ReplayCounts { delivered, duplicates, filtered, dead_lettered } = self.counts;
+        let waiting = self.stored - self.counts.total().min(self.stored);
+        let mut words = format!("{delivered} delivered");
+        for (count, outcome) in [
+            (duplicates, "not stored by the destination, which has stored them lately (--force has them stored again)"),
+            (filtered, "filtered out"),
+            (dead_lettered, "dead letters again"),
+            (waiting, "waiting"),
+        ] {
+            if count > 0 {
+                words += &format!(", {count} {outcome}");
+            }
+        }
+        words
     }
 }
 
@@ -161,12 +224,14 @@ mod tests {
         for (target, number, duplicates) in
             [(Some("stdout"), 300, 0), (None, 301, 0), (None, 301, 1), (Some("stdout"), 300, 0)]
         {
-            let mut client = ReplayClient::new(&site, target, Box::new(|_| Ok(()))).unwrap();
+            let request = Request { target: target.map(Into::into), ..Request::default() };
+            let mut client = ReplayClient::new(&site, request, Box::new(|_| Ok(()))).unwrap();
             client.add(7, [ReplayEvent::of(&event(number))]).unwrap();
             client.flush().unwrap();
             assert_eq!((client.replayed, client.stored, client.duplicates), (1, 1, duplicates));
         }
-        let mut client = ReplayClient::new(&site, Some("behind"), Box::new(|_| panic!("marked"))).unwrap();
+        let request = Request { target: Some("behind".into()), ..Request::default() };
+        let mut client = ReplayClient::new(&site, request, Box::new(|_| panic!("marked"))).unwrap();
         client.add(7, [ReplayEvent::of(&event(1))]).unwrap();
         let unknown = client.flush().unwrap_err();
         assert!(unknown.to_string().contains("--config"), "{unknown}");

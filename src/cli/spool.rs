@@ -83,7 +83,7 @@ fn export(location: &Location, selection: &Selection, undelivered: Option<&str>)
     let mut out = Output::new();
     let damaged = inspection.read(from, |record| {
         let event = &record.event;
-        let for_another = undelivered.is_some_and(|sink| record.target.as_deref().is_some_and(|target| target != sink));
+        let for_another = undelivered.is_some_and(|sink| !record.is_for(sink));
         if for_another || !chosen.takes_event(event) {
             return Ok(());
         }

@@ -115,11 +115,12 @@ impl Dir {
         let Some(mut lines) = Lines::open(&path, u64::MAX)? else { return Ok(0) };
         let rewritten = self.path().join("pruned");
         remove(&rewritten)?;
-        let (mut removed, mut next, mut rest) = (0, first, None);
+        let (mut removed, mut next, mut rest, mut removed_last) = (0, first, None, false);
         while let Some(line) = lines.read_next()? {
             let number = number(line);
             next = next.max(number.unwrap_or(next)) + 1;
-            if number.is_some_and(|number| numbers.contains(&number)) {
+            removed_last = number.is_some_and(|number| numbers.contains(&number));
+            if removed_last {
                 removed += 1;
                 continue;
             }
@@ -130,18 +131,16 @@ impl Dir {
             rest.write_all(line)?;
             rest.write_all(b"\n")?;
         }
+        if removed_last && self.list()?.last_key_value().is_some_and(|(last, _)| *last == first) {
+            // The name of the last file tells the next number.
+            private().write(true).create_new(true).open(self.file(next, LINES))?;
+        }
         match rest {
             Some(rest) => {
                 rest.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
                 std::fs::rename(&rewritten, &path)?;
             }
-            None => {
-                // The name of the last file tells the next number.
-                if self.list()?.last_key_value().is_some_and(|(last, _)| *last == first) {
-                    private().write(true).create_new(true).open(self.file(next, LINES))?;
-                }
-                self.remove(first)?;
-            }
+            None => self.remove(first)?,
         }
         self.sync()?;
         Ok(removed)
@@ -338,7 +337,9 @@ impl Store {
         let _lock = self.dir.lock()?;
         // Read anew each time: a command, or a person, may have removed files.
         let mut files = self.dir.list()?;
-        let mut next = match self.next {
+        // A file that begins there and has lines is another process's.
+        let is_unused = |next: &u64| files.range(next..).all(|(_, sizes)| sizes.lines == 0);
+        let mut next = match self.next.filter(is_unused) {
             Some(next) => next,
             None => self.first_unused(&files)?,
         };
@@ -362,7 +363,9 @@ impl Store {
             }
             let has_space =
                 |first: &u64| files.get(first).is_some_and(|sizes| sizes.lines + length <= self.max_size / FILES);
-            let active = match self.active.filter(has_space) {
+            // A file that is not the last one any more was pruned.
+            let is_last = |first: &u64| files.keys().next_back() == Some(first);
+            let active = match self.active.filter(has_space).filter(is_last) {
                 Some(active) => active,
                 None => {
                     self.flush(out.take())?;

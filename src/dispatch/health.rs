@@ -1,5 +1,6 @@
 //! Readiness of one sink.
 
+use super::replay::Replays;
 use crate::event::Arrival;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub struct Health {
     recoveries: AtomicU64,
     recovered: Notify,
     suspected: Notify,
+    replays: Replays,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +78,13 @@ impl Health {
             recoveries: AtomicU64::new(0),
             recovered: Notify::new(),
             suspected: Notify::new(),
+            replays: Replays::default(),
         })
+    }
+
+    /// Counts replayed records.
+    pub fn replays(&self) -> &Replays {
+        &self.replays
     }
 
     /// The sink's name.

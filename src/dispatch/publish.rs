@@ -1,6 +1,7 @@
 //! Renders a record and publishes it, with retries for as long as it takes.
 
 use super::backoff::Backoff;
+use super::replay::Replayed;
 use super::{Health, Parts, stopped};
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
@@ -11,6 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+
+/// How long a message that cannot be kept as a dead letter waits at the most before the next attempt. A command that frees
+/// space tells nobody.
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(2);
 
 /// Publishes the records of one sink, many at a time.
 pub struct Publisher {
@@ -79,7 +84,7 @@ impl Publisher {
     }
 
     fn render(&self, record: &Record) -> Routed {
-        if record.target.as_deref().is_some_and(|target| target != self.name) {
+        if !record.is_for(&self.name) {
             return Routed::Filtered;
         }
         let routed = self.route.render(record, |error| {
@@ -87,10 +92,15 @@ impl Publisher {
                 tracing::warn!(%error, sink = self.name, "`when` has no result for an event");
             }
         });
-        if matches!(routed, Routed::Filtered) {
-            self.metrics.filtered.inc();
+        match (routed, record.forced_id()) {
+            (Routed::Message(message), Some(id)) => Routed::Message(message.with_dedup_id(id)),
+            (Routed::Filtered, _) => {
+                self.metrics.filtered.inc();
+                self.health.replays().ended(record, Replayed::Filtered);
+                Routed::Filtered
+            }
+            (routed, _) => routed,
         }
-        routed
     }
 
     async fn send(&self, record: &Record, message: &Message) -> Outcome {
@@ -113,6 +123,10 @@ impl Publisher {
                     if message.is_duplicate() {
                         self.metrics.duplicates.inc();
                     }
+                    // A retry is a duplicate of an attempt whose answer was lost.
+                    let is_duplicate = message.is_duplicate() && retrying.is_none();
+                    let outcome = if is_duplicate { Replayed::Duplicate } else { Replayed::Delivered };
+                    self.health.replays().ended(record, outcome);
                     return Outcome::Acked;
                 }
                 Err(Failure::Rejected { cause }) => {
@@ -143,11 +157,15 @@ impl Publisher {
         let mut retrying = None;
         while let Err(error) = self.dead_letters.keep(record, message, cause).await {
             retrying.get_or_insert_with(|| self.health.retrying());
-            if !self.pause(&error.to_string(), backoff.next(None), self.health.recoveries()).await {
+            if !self
+                .pause(&error.to_string(), backoff.next(None).min(DEAD_LETTER_RETRY), self.health.recoveries())
+                .await
+            {
                 return Outcome::Deferred;
             }
         }
         self.metrics.dead_lettered.inc();
+        self.health.replays().ended(record, Replayed::DeadLettered);
         Outcome::DeadLettered
     }
 

@@ -3,18 +3,18 @@
 use super::{Entry, Selected, Source, refuse_damage};
 use crate::cli::CommandError;
 use crate::cli::output::{Output, note};
-use crate::cli::replay_client::ReplayClient;
-use crate::control::ReplayEvent;
+use crate::cli::replay_client::{Manner, ReplayClient};
+use crate::control::{ReplayEvent, Request};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 impl Selected<'_> {
-    pub fn replay(&self) -> Result<(), CommandError> {
+    pub fn replay(&self, manner: &Manner) -> Result<(), CommandError> {
         let (mut damaged, mut undecodable) = (0, 0);
         for source in self.sources()? {
             damaged += match &source {
-                Source::Sink(sink) => self.replay_letters(&source, sink)?,
+                Source::Sink(sink) => self.replay_letters(&source, manner.request(sink))?,
                 Source::Rejected => self.replay_bodies(&source, &mut undecodable)?,
             };
         }
@@ -22,13 +22,13 @@ impl Selected<'_> {
         if undecodable > 0 { Err(CommandError::Rejected(undecodable)) } else { Ok(()) }
     }
 
-    fn client<'a>(&'a self, source: &Source, target: Option<&'a str>) -> io::Result<ReplayClient<'a>> {
+    fn client<'a>(&'a self, source: &Source, request: Request) -> io::Result<ReplayClient<'a>> {
         let dir = source.dir(&self.site.spool);
-        ReplayClient::new(&self.site, target, Box::new(move |numbers| dir.mark_replayed(numbers)))
+        ReplayClient::new(&self.site, request, Box::new(move |numbers| dir.mark_replayed(numbers)))
     }
 
-    fn replay_letters(&self, source: &Source, sink: &str) -> Result<u64, CommandError> {
-        let mut client = self.client(source, Some(sink))?;
+    fn replay_letters(&self, source: &Source, request: Request) -> Result<u64, CommandError> {
+        let mut client = self.client(source, request)?;
         let result = self.each(source, |found| {
             if let Entry::Letter(letter) = found.item {
                 client.add(letter.number, [ReplayEvent::from(letter)])?;
@@ -36,14 +36,15 @@ impl Selected<'_> {
             Ok(ControlFlow::Continue(()))
         });
         let result = result.and_then(|damaged| client.flush().map(|()| damaged));
-        let ReplayClient { replayed, total, .. } = client;
-        report(total, format_args!("{sink}: {replayed} of {total} dead letter(s) back in the spool"))?;
+        let (outcomes, ReplayClient { replayed, total, .. }) = (client.outcomes(), client);
+        let name = source.name();
+        report(total, format_args!("{name}: {replayed} of {total} dead letter(s) back in the spool: {outcomes}"))?;
         result
     }
 
     /// Counts in `undecodable` the bodies that still cannot be decoded.
     fn replay_bodies(&self, source: &Source, undecodable: &mut u64) -> Result<u64, CommandError> {
-        let mut client = self.client(source, None)?;
+        let mut client = self.client(source, Request::default())?;
         let result = self.each(source, |found| {
             if let Entry::Body(body) = found.item {
                 match self.decode(&body, &body.body().unwrap_or_default()) {
@@ -86,7 +87,7 @@ impl Selected<'_> {
         read.map_err(|error| CommandError::Usage(format!("--with {name}: cannot be read: {error}")))?;
         let events = self.decode(&request, &body);
         let events = events.map_err(|error| CommandError::Usage(format!("--with {name}: {error}")))?;
-        let mut client = self.client(&Source::Rejected, None)?;
+        let mut client = self.client(&Source::Rejected, Request::default())?;
         client.add(request.number, events.iter().map(ReplayEvent::of))?;
         client.flush()?;
         let ReplayClient { stored, duplicates, .. } = client;

@@ -173,10 +173,16 @@ fn pruned_lines_are_gone_for_good_beside_a_store_that_goes_on() {
     assert_eq!(numbers(&dir).last(), Some(&9));
     assert_eq!(dir.prune(&(0..10).collect()).unwrap(), 7);
     assert_eq!(numbers(&dir), [0; 0]);
+    append(&mut store, &[300; 3]);
+    assert_eq!(dir.prune(&[11, 12].into()).unwrap(), 2);
+    append(&mut open(&dir, 8000), &[300]);
+    append(&mut store, &[300]);
+    assert_eq!(numbers(&dir), [10, 13, 14]);
+    dir.prune(&(0..15).collect()).unwrap();
     // No number is used twice, not by a process that never saw them either.
     append(&mut open(&dir, 8000), &[300]);
     append(&mut store, &[300]);
-    assert_eq!(numbers(&dir).first(), Some(&10));
+    assert_eq!(numbers(&dir).first(), Some(&15));
 }
 
 #[test]
