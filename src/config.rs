@@ -143,7 +143,6 @@ impl Config {
     }
 
     /// Reads one YAML text, without environment.
-    #[cfg(any(test, fuzzing))]
     pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
         Self::extract(&Figment::from(Yaml::string(text)), &Registry::default())
     }

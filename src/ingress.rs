@@ -6,7 +6,7 @@
 pub mod auth;
 mod body;
 pub mod decode;
-pub(crate) mod decompress;
+pub mod decompress;
 mod delivery;
 mod problem;
 pub mod routes;

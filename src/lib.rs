@@ -28,7 +28,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(
-    not(any(test, fuzzing)),
+    not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
@@ -57,7 +57,3 @@ pub mod logging;
 pub mod metrics;
 pub mod reloaded;
 pub mod setting;
-
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub mod fuzz;

@@ -44,6 +44,7 @@ mod examples;
 mod faults;
 mod field;
 mod full_disk;
+mod fuzz;
 mod independence;
 mod ingress;
 mod kafka_faults;

@@ -1,9 +1,28 @@
-//! What the targets have in common: no more memory than this, also not for a moment, so that an input that asks for more is found.
-//! The seeds, and what a fuzzer makes of them, are a few kilobytes long; the largest allocation that is in order is the room for a
-//! compressed body of 1 MiB and what its decoder may take beside that.
+//! Properties that hold for every input: of a stranger, a damaged disk, a mistaken operator. One function each.
+//!
+//! cargo-fuzz runs them as the targets of this package. `tests/fuzz.rs` runs them on stable Rust over every file of `seeds/` and over
+//! mutations of these.
 
-use cap::Cap;
-use std::alloc::System;
+mod auth;
+mod config;
+mod decode;
+mod decompress;
+mod input;
+mod memory_disk;
+mod recovery;
+mod segment;
+mod template;
 
+pub use auth::auth;
+pub use config::config;
+pub use decode::{decode, form};
+pub use decompress::decompress;
+pub use recovery::recovery;
+pub use segment::segment;
+pub use template::template;
+
+/// Bounds the memory of a target, even for a moment, so that an input that allocates without bound is found. Seeds are a few kilobytes;
+/// the largest legitimate allocation is the buffer of a compressed body of 1 MiB and its decoder.
+#[cfg(fuzzing)]
 #[global_allocator]
-static ALLOCATOR: Cap<System> = Cap::new(System, 64 << 20);
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, 64 << 20);

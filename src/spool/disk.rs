@@ -1,6 +1,6 @@
 //! The operations that the spool needs from storage: few enough for a simulated disk.
 
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub mod simulated;
 
 use rustix::fs::{AtFlags, Mode, OFlags};

@@ -1,9 +1,9 @@
 //! Requests to events: JSON in every form it may have, forms, queries.
 
 use super::input::Input;
-use crate::event::json;
-use crate::event::{Arrival, Event, MAX_DEPTH};
-use crate::ingress::decode::{self as decoding, Config, Content, DecodeError};
+use cdrelay::event::json;
+use cdrelay::event::{Arrival, Event, MAX_DEPTH};
+use cdrelay::ingress::decode::{self as decoding, Config, Content, DecodeError};
 use form_urlencoded::Serializer;
 use serde::de::IgnoredAny;
 use serde_json::Value;

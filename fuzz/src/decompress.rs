@@ -1,7 +1,7 @@
 //! Compressed bodies.
 
 use super::input::Input;
-use crate::ingress::decompress::{ContentEncoding, DecompressError};
+use cdrelay::ingress::decompress::{ContentEncoding, DecompressError};
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use std::io::Write;
@@ -9,8 +9,8 @@ use std::io::Write;
 const CODINGS: [&str; 8] = ["gzip", "deflate", "zstd", "br", "gzip, gzip", "deflate, br", "br, zstd", "zstd, deflate"];
 const BOUNDS: [usize; 8] = [0, 1, 100, 1000, 1 << 14, 1 << 16, 1 << 18, 1 << 20];
 
-/// One byte says how it is packed, one what it may come to; the rest is the body, or what is packed into one.
-pub fn unpack(data: &[u8]) {
+/// One byte selects the coding, one the bound; the rest is the compressed body, or a body to compress.
+pub fn decompress(data: &[u8]) {
     let mut input = Input(data);
     let (coding, bound) = (input.byte(), input.byte());
     let body = input.0;

@@ -1,9 +1,9 @@
 //! Templates, and what a value from an event can do to a topic, a subject or a header.
 
 use super::input::Input;
-use crate::event::{Arrival, Event, MAX_DEPTH, json};
-use crate::route::{Config, Dialect, Format, Origin, Route, Routed, Template};
-use crate::spool::Record;
+use cdrelay::event::{Arrival, Event, MAX_DEPTH, json};
+use cdrelay::route::{Config, Dialect, Format, Origin, Route, Routed, Template};
+use cdrelay::spool::Record;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use std::sync::Arc;

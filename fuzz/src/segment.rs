@@ -1,10 +1,11 @@
 //! The bytes of a segment file.
 
 use super::input::Input;
-use crate::event::{Arrival, Event, EventId};
-use crate::spool::Record;
-use crate::spool::disk::simulated::Machine;
-use crate::spool::segment::{self, FRAME, Found, HEADER, Scan};
+use super::memory_disk::MemoryFile;
+use cdrelay::event::{Arrival, Event, EventId};
+use cdrelay::spool::Record;
+use cdrelay::spool::segment::{self, FRAME, Found, HEADER, Scan};
+use std::sync::Arc;
 
 /// One byte says where the segment begins and which of its records come before the limit, the rest is what stands behind its header.
 pub fn segment(data: &[u8]) {
@@ -26,10 +27,7 @@ pub fn segment(data: &[u8]) {
 
 /// The offsets of the intact records.
 fn read(bytes: &[u8], base: u64, limit: u64) -> Vec<u64> {
-    let machine = Machine::new(0);
-    machine.put("segment", bytes);
-    let disk = machine.mount();
-    let mut scan = Scan::new(disk.open("segment").expect("it is there")).expect("it can be read");
+    let mut scan = Scan::new(Arc::new(MemoryFile::new(bytes))).expect("it can be read");
     let (mut expected, mut at, mut offsets) = (base, HEADER as u64, Vec::new());
     loop {
         let position = match scan.next(expected, limit).expect("it can be read") {
@@ -65,9 +63,8 @@ fn comes_back(record: &Record, batch: u64, follows: u32) {
     let mut stored = Vec::new();
     segment::write_record(record, batch, follows, &mut stored);
     assert_eq!(stored.len(), segment::size_of_record(&record.event, record.target.as_deref()));
-    let machine = Machine::new(0);
-    machine.put("segment", &[&segment::header(0)[..], &stored].concat());
-    let mut scan = Scan::new(machine.mount().open("segment").expect("it is there")).expect("it can be read");
+    let file = MemoryFile::new(&[&segment::header(0)[..], &stored].concat());
+    let mut scan = Scan::new(Arc::new(file)).expect("it can be read");
     let Ok(Found::Record(frame, stored)) = scan.next(record.offset, record.offset + 1) else { panic!("{record:?}") };
     assert_eq!((frame.batch, frame.follows), (batch, follows));
     assert_eq!(frame.record(stored).as_ref(), Some(record));

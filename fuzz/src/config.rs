@@ -1,6 +1,6 @@
 //! Configuration files, among them templates, filters, networks, paths and what checks ask for.
 
-use crate::config::Config;
+use cdrelay::config::Config;
 
 /// The same text as TOML and as YAML.
 pub fn config(data: &[u8]) {

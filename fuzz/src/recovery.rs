@@ -1,10 +1,10 @@
 //! A whole spool of files of which any may be damaged, torn or made up.
 
 use super::input::Input;
-use crate::event::{Arrival, Event, EventId};
-use crate::metrics::SpoolMetrics;
-use crate::spool::disk::simulated::Machine;
-use crate::spool::{AppendError, Config, Record, Spool, cursor, segment};
+use super::memory_disk::MemoryDisk;
+use cdrelay::event::{Arrival, Event, EventId};
+use cdrelay::metrics::SpoolMetrics;
+use cdrelay::spool::{AppendError, Config, Record, Spool, cursor, segment};
 use bytesize::ByteSize;
 use std::io;
 use std::ops::Range;
@@ -26,21 +26,21 @@ struct File {
 
 /// The spool opens, gives what is intact and nothing else, takes an event, gives it back, and gives the same after a restart.
 pub fn recovery(data: &[u8]) {
-    let machine = Machine::new(0);
+    let disk = MemoryDisk::default();
     let files = files(&mut Input(data));
     for file in &files {
-        machine.put(&file.name, &file.bytes);
+        disk.put(&file.name, &file.bytes);
     }
-    let Some((first, end)) = life(&machine, &files, 1) else { return };
-    let Some((second, next)) = life(&machine, &files, 2) else { panic!("it opened before") };
+    let Some((first, end, killed)) = life(disk, &files, 1) else { return };
+    let Some((second, next, _)) = life(killed, &files, 2) else { panic!("it opened before") };
     assert_eq!(next, end + 1, "an offset was given twice, or left out");
     let kept = second.get(..first.len()).unwrap_or_default();
     assert_eq!(kept, first, "not all is there after a restart");
 }
 
-/// Opens the spool, appends an event, reads all there is and closes or kills it. What was read, and where it ended; `None` if the spool
-/// is not one for this version to touch.
-fn life(machine: &Machine, files: &[File], number: u8) -> Option<(Vec<Arc<Record>>, u64)> {
+/// Opens the spool, appends an event and reads all records. Returns them, the end before the append, and the disk as `kill -9` leaves
+/// it; `None` if the spool is not one for this version to touch.
+fn life(disk: MemoryDisk, files: &[File], number: u8) -> Option<(Vec<Arc<Record>>, u64, MemoryDisk)> {
     let config = Config {
         max_size: ByteSize::mib(1),
         segment_size: Some(ByteSize::kib(4)),
@@ -50,7 +50,7 @@ fn life(machine: &Machine, files: &[File], number: u8) -> Option<(Vec<Arc<Record
     };
     let event = new(number);
     RUNTIME.block_on(async {
-        let spool = match Spool::on(machine.mount(), &config, &["old", "new"], SpoolMetrics::default()) {
+        let spool = match Spool::on(Box::new(disk.clone()), &config, &["old", "new"], SpoolMetrics::default()) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => return None,
             spool => spool.expect("a spool opens whatever is in it"),
         };
@@ -75,10 +75,7 @@ fn life(machine: &Machine, files: &[File], number: u8) -> Option<(Vec<Arc<Record
                 (1..=number).any(|number| record.event == new(number)) || files.iter().any(|file| file.holds(record));
             assert!(known, "{record:?} was never written");
         }
-        if number == 1 {
-            machine.kill();
-        }
-        Some((records, before.end))
+        Some((records, before.end, disk.snapshot()))
     })
 }
 

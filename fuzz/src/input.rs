@@ -23,7 +23,7 @@ impl<'a> Input<'a> {
 
     /// The next line as text, without its end.
     pub fn line(&mut self) -> String {
-        let end = memchr::memchr(b'\n', self.0).unwrap_or(self.0.len());
+        let end = self.0.iter().position(|byte| *byte == b'\n').unwrap_or(self.0.len());
         let line = self.take(end);
         self.take(1);
         String::from_utf8_lossy(line).into_owned()

@@ -1,8 +1,8 @@
 //! What a sender says of who it is, in all the ways there are.
 
 use super::input::Input;
-use crate::ingress::auth::{Auth, Config, Head};
-use crate::metrics::Metrics;
+use cdrelay::ingress::auth::{Auth, Config, Head};
+use cdrelay::metrics::Metrics;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Request;
