@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 
+use crate::command_line::finished;
+use crate::support::bridge::command;
 use crate::support::oracle::settled;
 use crate::support::raw::Raw;
-use crate::support::{ANY_PORTS, Bridge};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
@@ -137,4 +139,24 @@ async fn templates_use_the_query_beside_the_body_and_nested_fields() {
         let events = events_of("POST /webhook/cdr", JSON, body.as_bytes()).await;
         assert_eq!(events.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), ["unassigned/f17/-/acme"]);
     }
+}
+
+#[tokio::test]
+async fn the_query_beside_a_body_goes_through_dead_letters_and_their_replay() {
+    let config = |topic: &str| format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\ntopic = '{topic}'\n{KEY}");
+    let mut bridge = Bridge::start(&config("{user}")).await;
+    send(&bridge, "POST /webhook/cdr?tenant=acme&lead=42", JSON, br#"{"type":"cdr","cmiuuid":"f13"}"#).await;
+    settled(&bridge, &["stdout"]).await;
+    assert!(bridge.stdout_lines().is_empty(), "an empty topic is refused");
+
+    bridge.terminate();
+    assert!(bridge.wait(PATIENCE).await.success());
+    std::fs::write(bridge.directory().join("cdrelay.toml"), config("cdr")).unwrap();
+    bridge.start_again().await;
+    let arguments = ["dead-letters", "replay", "--sink", "stdout", "--config", "cdrelay.toml"];
+    let replay = finished(command().current_dir(bridge.directory()).args(arguments));
+    assert_eq!(replay.code, Some(0), "{replay:?}");
+    eventually(PATIENCE, "it is published", async || !bridge.stdout_lines().is_empty()).await;
+    let line: Value = serde_json::from_str(&bridge.stdout_lines()[0]).unwrap();
+    assert_eq!(line["key"], "unassigned/f13/acme/-");
 }

@@ -148,7 +148,7 @@ fn without_bom(bytes: &[u8]) -> &[u8] {
 }
 
 /// Whether a body holds no value: nothing, white space or `null`.
-fn says_nothing(body: &[u8]) -> bool {
+pub fn says_nothing(body: &[u8]) -> bool {
     matches!(without_bom(body).trim_ascii(), b"" | b"null")
 }
 
