@@ -8,6 +8,7 @@ mod problem;
 pub mod proxy_protocol;
 mod request;
 mod socket;
+mod target;
 mod tls;
 
 pub use problem::{PROBLEM, problem, response};
@@ -36,6 +37,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use target::TargetEncoder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -303,7 +305,8 @@ impl<S: Service> Server<S> {
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let service = service_fn(|request| self.answer(request, peer, activity));
-        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection =
+            pin!(self.builder.serve_connection(TokioIo::new(TargetEncoder::new(stream, activity.clone())), service));
         let mut draining = false;
         loop {
             tokio::select! {

@@ -160,3 +160,34 @@ async fn the_query_beside_a_body_goes_through_dead_letters_and_their_replay() {
     let line: Value = serde_json::from_str(&bridge.stdout_lines()[0]).unwrap();
     assert_eq!(line["key"], "unassigned/f13/acme/-");
 }
+
+#[tokio::test]
+async fn a_number_sign_in_a_query_cuts_nothing_off() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n{KEY}")).await;
+    let mut connection = Raw::connect(&bridge).await;
+    let query = |number| format!("conversation_uuid=c&team=Sales#{number}&status=missed#");
+    for number in 1..4 {
+        // The second line comes in two pieces, and a body holds what looks like a request.
+        let request = format!("GET /webhook/cdr?{} HTTP/1.1\r\nHost: localhost\r\n\r\n", query(number));
+        let (first, second) = request.split_at(if number == 2 { 40 } else { request.len() });
+        connection.send(first).await;
+        tokio::task::yield_now().await;
+        connection.send(second).await;
+        assert_eq!(connection.answer().await.json(), json!({ "stored": 1, "duplicates": 0 }));
+        let body = format!("{{\"n\":{number},\"x\":\n\"GET /?a#b HTTP/1.1\\r\\n\"}}");
+        connection.send(Raw::head("POST", &format!("content-length: {}\r\n", body.len()))).await;
+        connection.send(body).await;
+        assert_eq!(connection.answer().await.json(), json!({ "stored": 1, "duplicates": 0 }));
+    }
+    settled(&bridge, &["stdout"]).await;
+    let events: Vec<Value> = bridge
+        .stdout_lines()
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone())
+        .collect();
+    for number in 1..4 {
+        let team = format!("Sales#{number}");
+        assert!(events.contains(&json!({ "conversation_uuid": "c", "team": team, "status": "missed#" })), "{events:?}");
+        assert!(events.contains(&json!({ "n": number, "x": "GET /?a#b HTTP/1.1\r\n" })), "{events:?}");
+    }
+}

@@ -63,6 +63,8 @@ struct State {
     header_permit: Option<OwnedSemaphorePermit>,
     /// Requests without a response, and those of them whose body is awaited.
     requests: usize,
+    /// Requests so far.
+    begun: u64,
     awaiting_body: usize,
     /// Whether there was a response to any request.
     answered: bool,
@@ -183,6 +185,7 @@ impl Activity {
             header_bytes: 0,
             header_permit: None,
             requests: 0,
+            begun: 0,
             awaiting_body: 0,
             answered: false,
             unread: false,
@@ -196,6 +199,7 @@ impl Activity {
         let mut state = self.state.lock();
         let others = state.requests;
         state.requests += 1;
+        state.begun += 1;
         state.http2 = http2;
         state.header_since = None;
         state.header_bytes = 0;
@@ -236,6 +240,12 @@ impl Activity {
         state.header_since = Some(state.since);
         state.header_bytes = 0;
         state.header_permit = None;
+    }
+
+    /// The number of the HTTP/1 request whose header comes next; `None` while there is a request, and over HTTP/2.
+    pub fn next_http1_request(&self) -> Option<u64> {
+        let state = self.state.lock();
+        (state.requests == 0 && !state.http2).then_some(state.begun)
     }
 
     /// Whether the client may still be sending bytes that nobody will read.

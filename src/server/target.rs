@@ -1,0 +1,97 @@
+//! Keeps the `#` in the query of a request target.
+//!
+//! A target has no fragment (RFC 9112, section 3.2), but a sender that builds URLs by hand may not encode a `#` within a value, and
+//! `http::Uri` cuts the target off there without an error: `team=Sales#1&status=missed` and `team=Sales#2…` would become one event.
+
+use super::connections::Activity;
+use bytes::{Buf as _, Bytes};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A connection that encodes each `#` in the query of an HTTP/1 request line as `%23`.
+#[derive(Debug)]
+pub struct TargetEncoder<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    /// The number of the last request whose line has been read to its end.
+    passed: Option<u64>,
+    in_query: bool,
+    /// Bytes that had no room in the reader's buffer.
+    rest: Bytes,
+}
+
+impl<S> TargetEncoder<S> {
+    pub fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, passed: None, in_query: false, rest: Bytes::new() }
+    }
+
+    /// The bytes with their part of the request line encoded; `None` if nothing changes.
+    fn encode(&mut self, request: u64, read: &[u8]) -> Option<Vec<u8>> {
+        let end = read.iter().position(|byte| *byte == b'\n');
+        let (line, behind) = read.split_at(end.unwrap_or(read.len()));
+        let mut encoded = Vec::new();
+        for byte in line {
+            self.in_query |= *byte == b'?';
+            match byte {
+                b'#' if self.in_query => encoded.extend(b"%23"),
+                byte => encoded.push(*byte),
+            }
+        }
+        if end.is_some() {
+            self.passed = Some(request);
+            self.in_query = false;
+        }
+        let changed = encoded.len() > line.len();
+        encoded.extend(behind);
+        changed.then_some(encoded)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TargetEncoder<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.rest.has_remaining() {
+            let request = this.activity.next_http1_request().filter(|request| this.passed != Some(*request));
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            let read = buffer.filled().get(before..).unwrap_or_default();
+            let Some(encoded) = request.and_then(|request| this.encode(request, read)) else {
+                return Poll::Ready(Ok(()));
+            };
+            buffer.set_filled(before);
+            this.rest = encoded.into();
+        }
+        let count = this.rest.len().min(buffer.remaining());
+        buffer.put_slice(&this.rest.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for TargetEncoder<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
