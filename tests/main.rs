@@ -13,9 +13,11 @@
 //! | a segment that failed is written to again (`fail`) | `spool::tests::promises::what_a_killed_process_left_unsynced_is_made_durable_before_it_counts`, and in some runs the model |
 //! | an event is known as a duplicate before it is durable (`encode`) | `spool::tests::promises::after_a_failure_the_disk_is_left_in_peace_for_a_while`, and the model |
 //! | the removal of a segment is not synced before the next (`spool/log.rs`, `remove`) | the model |
-//! | a segment is removed before the cursors are durable | `spool::tests::promises::a_segment_goes_when_the_last_sink_has_durably_passed_it`, and in some runs the model |
-//! | a new cursor's name is not synced (`spool/cursor.rs`, `PositionFile::open`) | `spool::tests::promises::the_position_of_a_new_sink_survives_a_power_cut` |
+//! | a segment is removed before the cursors are durable | `spool::tests::keeping::a_segment_goes_when_the_last_sink_has_durably_passed_it`, and in some runs the model |
+//! | a new cursor's name is not synced (`spool/cursor.rs`, `PositionFile::open`) | `spool::tests::keeping::the_position_of_a_new_sink_survives_a_power_cut` |
 //! | the end of the acknowledged records is not noted (`spool/writer.rs`, `publish`) | `spool::tests::damage::a_flipped_bit_in_the_last_group_commit_costs_one_record_of_a_thousand`, `spool::tests::damage::a_missing_segment_is_told_wherever_it_was` |
+//! | the offset below which segments were removed is not kept (`spool/maintenance.rs`, `remove`) | `spool::tests::damage::a_missing_segment_is_told_wherever_it_was` |
+//! | symbolic links are followed (`spool/disk.rs`, `open_at`) | `spool::tests::deadline::symbolic_links_in_the_directory_are_not_followed` |
 //! | a deleted file takes acknowledged records (`spool/writer.rs`, `write`) | `spool::tests::deadline::a_segment_whose_name_is_deleted_takes_no_more_acknowledged_records` |
 //! | a request stays in the queue of a hanging disk when its client goes (`spool/queue.rs`, `abandon`) | `spool::tests::deadline::a_client_that_goes_frees_its_memory_while_the_disk_hangs` |
 //! | a read that the disk refuses is taken for damage (`spool/reader.rs`) | the model |
