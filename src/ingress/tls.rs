@@ -1,8 +1,6 @@
 //! `[ingress.tls]`: which certificate webhooks are taken with, and who may send them.
 //!
-//! The files are read again every second, by their content: how they are replaced, by renaming, by writing over them, or by the
-//! symbolic links of a mounted Kubernetes secret, makes no difference. What two readings in a row agree on is taken to be
-//! complete. If it can be used it is used, from the next handshake on; if not, everything stays as it was.
+//! The files are read again every second, see [`Reloaded`]. New ones are used from the next handshake on.
 
 mod certificate;
 mod files;
@@ -11,7 +9,7 @@ pub use certificate::Certificate;
 pub use files::TlsError;
 
 use crate::metrics::TlsMetrics;
-use files::{Digest, Files};
+use crate::reloaded::{Change, Reloaded};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,62 +62,63 @@ pub enum Version {
     Tls13,
 }
 
-/// The files' content, ready for use.
+/// What the files hold, ready for use.
+#[derive(Debug)]
 struct Loaded {
     server: Arc<ServerConfig>,
     certificate: Certificate,
 }
 
-/// Reads the files, and tells whether they can be used.
+/// Reads the files once. Fails if they cannot be used.
 pub fn check(config: &Config) -> Result<Certificate, TlsError> {
-    Ok(Files::read(config).load(config)?.certificate)
+    Ok(open(config)?.current().certificate.clone())
 }
 
-/// Reads the files. Returns what handshakes are to be done with, and the task that keeps it up to date.
+/// Reads the files. Returns the configuration of the next handshake, and the task that keeps it up to date.
 pub fn start(
     config: &Config,
     metrics: TlsMetrics,
 ) -> Result<(watch::Receiver<Arc<ServerConfig>>, impl Future<Output = ()> + Send + use<>), TlsError> {
-    let files = Files::read(config);
-    let Loaded { server, certificate } = files.load(config)?;
-    tracing::info!(%certificate, "the ingress speaks TLS");
-    if let Some(problem) = certificate.problem() {
+    let files = Arc::new(open(config)?);
+    let loaded = files.current();
+    tracing::info!(certificate = %loaded.certificate, "the ingress speaks TLS");
+    if let Some(problem) = loaded.certificate.problem() {
         tracing::warn!("{problem}");
     }
-    metrics.not_after.set(certificate.not_after());
-    let (sender, receiver) = watch::channel(server);
-    Ok((receiver, keep_up(Watch::new(config.clone(), files.digest()), certificate, sender, metrics)))
+    metrics.not_after.set(loaded.certificate.not_after());
+    let (sender, receiver) = watch::channel(loaded.server.clone());
+    Ok((receiver, keep_up(files, sender, metrics)))
+}
+
+fn open(config: &Config) -> Result<Reloaded<Loaded, TlsError>, TlsError> {
+    let paths = [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()];
+    let config = config.clone();
+    Reloaded::open(paths.into_iter().flatten().cloned().collect(), move |contents| files::load(&config, contents))
 }
 
 async fn keep_up(
-    mut watch: Watch,
-    mut certificate: Certificate,
+    files: Arc<Reloaded<Loaded, TlsError>>,
     handshakes: watch::Sender<Arc<ServerConfig>>,
     metrics: TlsMetrics,
 ) {
-    let mut warned = certificate.problem().is_some();
+    let mut warned = files.current().certificate.problem().is_some();
     loop {
         tokio::time::sleep(POLL).await;
-        // A disk may take its time.
-        let looked = spawn_blocking(move || {
-            let seen = watch.look();
-            (watch, seen)
-        });
-        let Ok((returned, seen)) = looked.await else { return };
-        watch = returned;
-        match seen {
-            Seen::Nothing => {}
-            Seen::New(loaded) => {
-                handshakes.send_replace(loaded.server);
-                certificate = loaded.certificate;
+        let polled = files.clone();
+        let Ok(change) = spawn_blocking(move || polled.poll(Loaded::valid_now)).await else { return };
+        let Loaded { server, certificate } = &*files.current();
+        match change {
+            Change::None => {}
+            Change::Replaced => {
+                handshakes.send_replace(server.clone());
                 metrics.reloaded.inc();
                 metrics.not_after.set(certificate.not_after());
-                tracing::info!(%certificate, "the ingress's new certificate and authorities are in use");
+                tracing::info!(%certificate, "the TLS files of the ingress were reloaded");
                 warned = false;
             }
-            Seen::Unusable(error) => {
+            Change::Unusable(error) => {
                 metrics.reload_failed.inc();
-                tracing::error!(%error, "the files of the ingress's TLS have changed and cannot be used; what they held before is");
+                tracing::error!(%error, "the TLS files of the ingress have changed and cannot be used; the former certificate stays in use");
             }
         }
         if let (false, Some(problem)) = (warned, certificate.problem()) {
@@ -129,63 +128,10 @@ async fn keep_up(
     }
 }
 
-/// Watches the files.
-struct Watch {
-    config: Config,
-    /// What is in use.
-    used: Digest,
-    /// What the last look has seen.
-    seen: Digest,
-    /// What cannot be used, and that has been said.
-    refused: Option<Digest>,
-}
-
-/// What a look at the files has brought.
-enum Seen {
-    Nothing,
-    New(Loaded),
-    Unusable(TlsError),
-}
-
-impl Watch {
-    fn new(config: Config, used: Digest) -> Self {
-        Self { config, seen: used, used, refused: None }
-    }
-
-    fn look(&mut self) -> Seen {
-        let files = Files::read(&self.config);
-        let digest = files.digest();
-        let settled = std::mem::replace(&mut self.seen, digest) == digest;
-        if digest == self.used {
-            self.refused = None;
-            return Seen::Nothing;
-        }
-        if !settled {
-            return Seen::Nothing;
-        }
-        // Also what was refused: a certificate that is not valid yet will be.
-        match files.load(&self.config).and_then(Loaded::valid_now) {
-            Ok(loaded) => {
-                self.used = digest;
-                self.refused = None;
-                Seen::New(loaded)
-            }
-            Err(_) if self.refused == Some(digest) => Seen::Nothing,
-            Err(error) => {
-                self.refused = Some(digest);
-                Seen::Unusable(error)
-            }
-        }
-    }
-}
-
 impl Loaded {
     /// At the start there is nothing better than an expired certificate. Later there is.
-    fn valid_now(self) -> Result<Self, TlsError> {
-        match self.certificate.problem() {
-            None => Ok(self),
-            Some(problem) => Err(TlsError::NotValid(problem)),
-        }
+    fn valid_now(&self) -> Result<(), TlsError> {
+        self.certificate.problem().map_or(Ok(()), |problem| Err(TlsError::NotValid(problem)))
     }
 }
 

@@ -1,7 +1,6 @@
 use super::*;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
-use std::fs::{read_to_string, rename, write};
-use std::os::unix::fs::symlink;
+use std::fs::write;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -40,10 +39,6 @@ impl Place {
     fn put(&self, (certificate, key): &(String, String)) {
         write(&self.config.cert_file, certificate).unwrap();
         write(&self.config.key_file, key).unwrap();
-    }
-
-    fn watch(&self) -> Watch {
-        Watch::new(self.config.clone(), Files::read(&self.config).digest())
     }
 
     fn problem(&self) -> String {
@@ -92,11 +87,11 @@ fn what_is_wrong_with_a_file_is_said_with_setting_file_and_remedy() {
 
     place.put(&sound);
     place.config.key_file = place.directory.path().join("gone");
-    assert!(place.problem().starts_with("`ingress.tls.key_file`: cannot read /"), "{}", place.problem());
+    assert!(place.problem().contains("gone cannot be read: No such file"), "{}", place.problem());
     place.config.key_file = place.directory.path().to_owned();
     assert!(place.problem().contains("directory"), "{}", place.problem());
     place.config.key_file = "/dev/zero".into();
-    assert!(place.problem().contains("more than 4 MiB"), "{}", place.problem());
+    assert!(place.problem().contains("larger than 4 MiB"), "{}", place.problem());
 }
 
 #[test]
@@ -122,69 +117,17 @@ fn one_file_may_hold_both() {
 }
 
 #[test]
-fn a_new_pair_is_taken_when_two_looks_agree() {
+fn a_changed_pair_is_taken_if_it_is_valid_now() {
     let place = Place::new();
-    let mut watch = place.watch();
-    assert!(matches!(watch.look(), Seen::Nothing));
-    place.put(&pair(3000));
-    assert!(matches!(watch.look(), Seen::Nothing), "it may not be complete");
-    let Seen::New(loaded) = watch.look() else { panic!() };
-    assert!(loaded.certificate.to_string().contains("3000-01-01"));
-    assert!(matches!(watch.look(), Seen::Nothing));
-    // Files that keep changing are not complete.
-    for _ in 0..3 {
-        place.put(&pair(3000));
-        assert!(matches!(watch.look(), Seen::Nothing));
-    }
-    assert!(matches!(watch.look(), Seen::New(_)));
-}
-
-#[test]
-fn the_links_of_a_mounted_secret_are_followed() {
-    let directory = TempDir::new().unwrap();
-    let path = |name: &str| directory.path().join(name);
-    let version = |name: &str, pair: &(String, String)| {
-        std::fs::create_dir(path(name)).unwrap();
-        write(path(name).join("tls.crt"), &pair.0).unwrap();
-        write(path(name).join("tls.key"), &pair.1).unwrap();
+    let files = open(&place.config).unwrap();
+    let put = |pair: &(String, String)| {
+        place.put(pair);
+        (files.poll(Loaded::valid_now), files.poll(Loaded::valid_now)).1
     };
-    version("..1", &pair(2999));
-    symlink("..1", path("..data")).unwrap();
-    for name in ["tls.crt", "tls.key"] {
-        symlink(Path::new("..data").join(name), path(name)).unwrap();
-    }
-    let config = config(directory.path());
-    let mut watch = Watch::new(config.clone(), Files::read(&config).digest());
-    version("..2", &pair(3000));
-    assert!(matches!(watch.look(), Seen::Nothing));
-    symlink("..2", path("..data_tmp")).unwrap();
-    rename(path("..data_tmp"), path("..data")).unwrap();
-    std::fs::remove_dir_all(path("..1")).unwrap();
-    assert!(matches!(watch.look(), Seen::Nothing));
-    assert!(matches!(watch.look(), Seen::New(_)));
-}
-
-#[test]
-fn what_cannot_be_used_is_said_once_and_changes_nothing() {
-    let place = Place::new();
-    let old = (read_to_string(&place.config.cert_file).unwrap(), read_to_string(&place.config.key_file).unwrap());
-    let mut watch = place.watch();
-    let mut refused = |change: &dyn Fn(), cause: &str| {
-        change();
-        assert!(matches!(watch.look(), Seen::Nothing));
-        let Seen::Unusable(error) = watch.look() else { panic!("{cause}") };
-        assert!(error.to_string().contains(cause), "{error}");
-        assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Nothing));
-    };
-    let other = pair(2999);
-    refused(&|| place.put(&(other.0.clone(), old.1.clone())), "does not belong");
-    refused(&|| std::fs::remove_file(&place.config.key_file).unwrap(), "cannot read");
-    refused(&|| place.put(&pair(2020)), "has expired at 2020-01-01T00:00:00Z");
-    // Back to what is in use, and wrong in the same way once more: that is news again.
-    place.put(&old);
-    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Nothing));
-    std::fs::remove_file(&place.config.key_file).unwrap();
-    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::Unusable(_)));
-    place.put(&other);
-    assert!(matches!(watch.look(), Seen::Nothing) && matches!(watch.look(), Seen::New(_)));
+    assert_eq!(put(&pair(3000)), Change::Replaced);
+    assert!(files.current().certificate.to_string().contains("3000-01-01"));
+    let Change::Unusable(error) = put(&pair(2020)) else { panic!("an expired certificate was taken") };
+    assert!(error.to_string().contains("has expired at 2020-01-01T00:00:00Z"), "{error}");
+    assert!(files.current().certificate.to_string().contains("3000-01-01"));
+    assert_eq!(put(&pair(2999)), Change::Replaced);
 }
