@@ -119,6 +119,21 @@ async fn the_bound_is_exact_and_can_be_another_than_for_plain_bodies() {
     assert_eq!(post(&bridge, "identity", vec![b' '; (16 << 10) + 1]).await.status, 413);
 }
 
+/// Some senders name the character set there. A coding that is not known may hide a call, so its body is kept.
+#[tokio::test]
+async fn a_character_set_is_no_coding_and_a_body_of_an_unknown_coding_is_kept() {
+    let bridge = bridge("").await;
+    for (n, coding) in ["UTF-8", "utf8", "none", "identity", "", "iso-8859-1"].iter().enumerate() {
+        let answer = post(&bridge, coding, format!("{{\"n\":{n}}}").into()).await;
+        assert_eq!((answer.status, answer.text()), (200, "{\"stored\":1,\"duplicates\":0}\n"), "{coding}");
+    }
+    assert_eq!(post(&bridge, "lzma", b"a call".to_vec()).await.status, 415);
+    until(PATIENCE, "the body is kept", async || {
+        bridge.metric("cdrelay_ingress_rejected_kept_total").await.filter(|kept| *kept == 1.0)
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_body_that_cannot_be_decompressed_is_kept_as_it_came() {
     let bridge = bridge("").await;
