@@ -1,7 +1,7 @@
 //! Wires the stages and owns the order in which they start and stop.
 
 use crate::admin::AdminService;
-use crate::config::{Config, Shutdown, Sink as SinkConfig};
+use crate::config::{Config, Destination, Shutdown, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::rejected::RejectedBodies;
 use crate::dead_letter::{self, DeadLetters};
@@ -13,6 +13,9 @@ use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
 use crate::route::{Route, RouteError};
 use crate::server::{Limits, Preamble, ProxyProtocol, Tls, serve};
+use crate::sink::kafka::KafkaSink;
+use crate::sink::nats::NatsSink;
+use crate::sink::stdout::StdoutSink;
 use crate::sink::{SetupError, Sink};
 use crate::spool::{OpenError, Spool};
 use futures_util::future::{join, join_all};
@@ -102,13 +105,26 @@ pub struct Prepared {
     sink: Arc<dyn Sink>,
 }
 
+/// What is wrong where `max_connections` gives way.
+pub const FEW_FILES: &str =
+    "the limit of open files leaves fewer connections than `ingress.max_connections`; raise it (ulimit -n)";
+
+/// How many files this process may open; `None` if there is no bound.
+pub fn open_file_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 /// Makes the sinks, which checks all their settings. They connect in the background; needs a tokio runtime.
 pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
     let prepare = |(name, config): (&String, &SinkConfig)| {
         let failed = |source| RunError::Sink { name: name.clone(), source };
         let route = Route::compile(&config.route, config.destination.dialect());
         let route = route.map_err(|error: RouteError| failed(SetupError(error.to_string())))?;
-        let sink = config.destination.build(name, &route).map_err(failed)?;
+        let sink: Arc<dyn Sink> = match &config.destination {
+            Destination::Stdout(_) => Arc::new(StdoutSink::new().map_err(failed)?),
+            Destination::Kafka(kafka) => Arc::new(KafkaSink::new(name, kafka, route.constant_topic()).map_err(failed)?),
+            Destination::Nats(nats) => Arc::new(NatsSink::new(name, nats, &route.subject_wildcard()).map_err(failed)?),
+        };
         Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
     };
     config.sinks.iter().map(prepare).collect()
@@ -189,9 +205,14 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
         ingress =
             ingress.waiting_for(Delivery::new(delivery_watches, config.ingress.delivery_timeout, serving.clone()));
     }
-    let limits = config.ingress.limits(metrics.ingress.limits.clone());
+    let open_files = open_file_limit();
+    let mut limits = config.ingress.limits(metrics.ingress.limits.clone());
+    limits.max_connections = config.ingress.connections_within(open_files);
+    if limits.max_connections < config.ingress.max_connections {
+        tracing::warn!(open_files, max_connections = limits.max_connections, "{FEW_FILES}");
+    }
     let admin_limits = Limits {
-        max_connections: ADMIN_CONNECTIONS,
+        max_connections: open_files.map_or(ADMIN_CONNECTIONS, |limit| ADMIN_CONNECTIONS.min(limit as usize / 8).max(1)),
         max_connections_per_peer: None,
         eviction_age: ADMIN_EVICTION_AGE,
         ..config.ingress.limits(LimitMetrics::default())

@@ -42,6 +42,9 @@ use std::time::Duration;
 
 /// A connection may wait this long for its client before it can be closed for another one.
 const EVICTION_AGE: Duration = Duration::from_secs(1);
+/// Open files beside the connections of clients: about 25 of the runtime, the log and the spool, some connections to brokers and to the
+/// admin port.
+const RESERVED_FILES: usize = 48;
 /// Statuses of refused requests with a log line each. A route logs those that it could not authenticate itself.
 const REFUSALS: [StatusCode; 7] = [
     StatusCode::BAD_REQUEST,
@@ -62,7 +65,7 @@ pub struct Config {
     /// The path of the route `default`, which there is only with it if there are others.
     pub path: Option<String>,
     /// The methods of the route `default`.
-    pub methods: Option<Vec<routes::Method>>,
+    pub methods: Option<Vec<routes::Taken>>,
     /// What the route `default` asks of a request.
     pub auth: Vec<auth::Config>,
     /// The labels of the route `default`.
@@ -147,6 +150,13 @@ impl Config {
     /// How large a body may be, compressed or not, when it is read for events.
     pub fn largest_body(&self) -> ByteSize {
         self.max_decompressed_body.unwrap_or(self.max_body)
+    }
+
+    /// How many connections a process with this limit of open files takes. Further files are set aside for brokers, segments, the admin
+    /// port and the runtime.
+    pub fn connections_within(&self, open_files: Option<u64>) -> usize {
+        let left = open_files.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        self.max_connections.min(left.saturating_sub(RESERVED_FILES).max(1))
     }
 
     /// The bounds of connections. Counts in `metrics`.

@@ -6,6 +6,7 @@ use crate::event::{DEFAULT_INGRESS, Event, Events};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
+use hyper::Method;
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
@@ -26,7 +27,7 @@ pub struct Config {
     pub path: String,
     /// The methods that are taken; see [`default_methods`].
     #[serde(default)]
-    pub methods: Option<Vec<Method>>,
+    pub methods: Option<Vec<Taken>>,
     /// The checks of a request, all of which have to pass.
     #[serde(default)]
     pub auth: Vec<auth::Config>,
@@ -41,7 +42,7 @@ pub struct Config {
 /// A method that a route may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Method {
+pub enum Taken {
     /// The event is in the query.
     Get,
     /// A probe: nothing is stored.
@@ -53,15 +54,15 @@ pub enum Method {
 }
 
 /// The methods of a route that configures none. The event of a GET is its query, which a signature over the body does not cover.
-pub fn default_methods(auth: &[auth::Config]) -> Vec<Method> {
+pub fn default_methods(auth: &[auth::Config]) -> Vec<Taken> {
     if auth.iter().any(auth::Config::leaves_query_unsigned) {
-        vec![Method::Post]
+        vec![Taken::Post]
     } else {
-        vec![Method::Get, Method::Head, Method::Post]
+        vec![Taken::Get, Taken::Head, Taken::Post]
     }
 }
 
-impl Method {
+impl Taken {
     /// As it stands in a request.
     pub fn name(self) -> &'static str {
         match self {
@@ -75,7 +76,7 @@ impl Method {
 
 impl Config {
     /// The methods that are taken.
-    pub fn methods(&self) -> Vec<Method> {
+    pub fn methods(&self) -> Vec<Taken> {
         self.methods.clone().unwrap_or_else(|| default_methods(&self.auth))
     }
 
@@ -97,11 +98,11 @@ impl Config {
             _ => {}
         }
         let methods = self.methods();
-        if methods.iter().all(|method| *method == Method::Head) {
+        if methods.iter().all(|method| *method == Taken::Head) {
             problem("methods".into(), "none of them brings webhooks; allowed are GET, HEAD, POST, PUT".into());
         }
         let unsigned = self.auth.iter().find(|auth| auth.leaves_query_unsigned());
-        if let (Some(auth), true) = (unsigned, methods.contains(&Method::Get)) {
+        if let (Some(auth), true) = (unsigned, methods.contains(&Taken::Get)) {
             let text = format!(
                 "found GET, whose event is the query, and the signature of `auth` {:?} covers the body alone; allowed are POST, PUT, HEAD",
                 auth.name()
@@ -286,7 +287,7 @@ pub struct Route {
     /// The name that its events carry; none for the default route.
     mark: Option<Arc<str>>,
     path: Path,
-    methods: Vec<Method>,
+    methods: Vec<Taken>,
     /// The checks of a request.
     pub auth: Auth,
     unauthorized: Counter,
@@ -331,7 +332,7 @@ impl Route {
     }
 
     /// Whether it takes this method.
-    pub fn takes(&self, method: &hyper::Method) -> bool {
+    pub fn takes(&self, method: &Method) -> bool {
         self.methods.iter().any(|taken| taken.name() == method.as_str())
     }
 

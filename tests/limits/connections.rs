@@ -1,7 +1,7 @@
 //! How many connections there may be.
 
 use super::*;
-use crate::support::{eventually, free_port};
+use crate::support::{eventually, free_port, nats};
 use futures_util::future::join_all;
 use std::time::Instant;
 
@@ -232,6 +232,39 @@ async fn requests_that_wait_for_a_dead_sink_hold_up_nobody() {
     .await;
     assert_eq!(bridge.get("").await.status, 200);
     assert!(waiting[0].try_answer(Duration::from_millis(10)).await.is_none(), "the sink is dead");
+}
+
+/// 49 idle clients leave files to brokers, segments and the admin port.
+#[tokio::test]
+async fn few_open_files_leave_enough_for_sinks_segments_and_probes() {
+    const FILES: u32 = 64;
+    let stream = nats::unique_name("files");
+    nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
+    let sink = format!("[sinks.n]\ntype = 'nats'\nservers = '{}'\nsubject = '{stream}.x'\n", nats::shared());
+    let spool = "[spool]\nmax_size = '4MiB'\nsegment_size = '64KiB'\n";
+    let bridge = Bridge::start_with_few_files(&format!("{ANY_PORTS}{spool}{sink}"), FILES).await;
+    let warning = "fewer connections than `ingress.max_connections`";
+    assert!(bridge.stderr().contains(warning), "{}", bridge.stderr());
+    let mut idle = Vec::new();
+    for _ in 0..49 {
+        idle.push(Raw::connect(&bridge).await);
+    }
+    // Over several segments.
+    for number in 0..30 {
+        let event = format!("{{\"n\":{number},\"x\":\"{}\"}}", "x".repeat(10 << 10));
+        assert_eq!(Raw::connect(&bridge).await.exchange(&event).await, Ok(200), "{number}");
+        assert_eq!(bridge.admin("/livez").await.status, 200);
+    }
+    println!("{} of {FILES} files open", bridge.open_files());
+    eventually(PATIENCE, "all are delivered", async || nats::stream_length(&nats::shared(), &stream).await == 30).await;
+    assert!(!bridge.stderr().contains("Too many open files"), "{}", bridge.stderr());
+    nats::delete_stream(&nats::shared(), &stream).await;
+
+    let config = bridge.directory().join("cdrelay.toml");
+    let mut check = std::process::Command::new("sh");
+    check.args(["-c", "ulimit -n 64; exec \"$0\" check --config \"$1\"", env!("CARGO_BIN_EXE_cdrelay")]).arg(config);
+    let output = check.output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains(warning), "{output:?}");
 }
 
 /// 20,000 of them in rounds, or as many as `CDRELAY_RECONNECTS` says.

@@ -107,6 +107,12 @@ impl Bridge {
         Self::launch(config, &[], disk.enter()).await
     }
 
+    /// The same with a limit of open files.
+    pub async fn start_with_few_files(config: &str, files: u32) -> Self {
+        let prefix = ["sh".into(), "-c".into(), format!("ulimit -n {files}; exec \"$@\""), "sh".into()];
+        Self::launch(config, &[], prefix.into()).await
+    }
+
     async fn launch(config: &str, environment: &[(&str, &str)], prefix: Vec<String>) -> Self {
         let directory = TempDir::new().unwrap();
         write(directory.path().join("cdrelay.toml"), config).unwrap();

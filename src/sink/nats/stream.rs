@@ -2,7 +2,7 @@
 
 use super::connection::{Confirm, Connection};
 use super::replies::Answer;
-use crate::setting::period;
+use crate::setting::optional_period;
 use crate::sink::{Failure, SetupError};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-const USER_INFO: &str = "$SYS.REQ.USER.INFO";
 const API_TIMEOUT: Duration = Duration::from_secs(3);
 /// The answer of the server about its streams serves for so long, however many publishes ask.
 const FRESH: Duration = Duration::from_secs(1);
@@ -40,7 +39,7 @@ pub struct StreamConfig {
     #[serde(default)]
     pub max_bytes: Option<ByteSize>,
     /// How long it keeps a message. Default: for ever.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "optional_period")]
     pub max_age: Option<Duration>,
     /// How many messages it keeps. Default: no limit.
     #[serde(default)]
@@ -55,7 +54,7 @@ pub struct StreamConfig {
     /// the server whose acknowledgement got lost is sent again when the connection is back; within this window the server
     /// drops the second copy. One hour covers restarts of either side, and the 45 minutes in which the ingress recognises a
     /// resend; after a longer outage the last messages in flight may be stored twice.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "optional_period")]
     pub duplicate_window: Option<Duration>,
     /// When a limit is reached: `old` (default) drops the oldest messages, as a log does; `new` refuses new ones, which then
     /// wait in the spool.
@@ -136,30 +135,6 @@ struct Names {
     streams: Option<Vec<String>>,
 }
 
-/// The answer to `$SYS.REQ.USER.INFO`, without what is of no interest.
-#[derive(Deserialize)]
-struct UserInfo {
-    data: User,
-}
-
-#[derive(Deserialize)]
-struct User {
-    #[serde(default)]
-    permissions: Permissions,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Permissions {
-    publish: Subjects,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Subjects {
-    deny: Vec<String>,
-}
-
 impl Streams {
     /// Refuses settings that the server would refuse every time. `subject` is the sink's with a wildcard for each templated token.
     pub(super) fn new(
@@ -194,13 +169,8 @@ impl Streams {
 
     /// Whether a stream takes messages, as far as the server lets this user ask.
     pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
-        if let Some(text) = connection.recent_denial()
-            && self.denies_all(connection).await
-        {
-            return Err(Failure::unavailable(format!("nats refused: {text}")));
-        }
         // A user may publish and still be forbidden to ask; then being connected has to do.
-        let Some(found) = self.look(connection).await? else { return Ok(()) };
+        let Some(found) = self.ask(connection, Duration::ZERO).await? else { return Ok(()) };
         self.none_confirms(&found, &self.subject).map_or(Ok(()), Err)
     }
 
@@ -275,15 +245,6 @@ impl Streams {
         format!("no JetStream stream takes subject `{subject}`; {remedy}")
     }
 
-    /// Whether the server denies every subject of this sink to this user, as far as it tells. `$SYS.REQ.USER.INFO` is answered by
-    /// nats-server 2.9 and newer.
-    async fn denies_all(&self, connection: &Connection) -> bool {
-        let request = connection.publish(USER_INFO, HeaderMap::new(), Default::default(), Confirm::Reply, API_TIMEOUT);
-        let Ok(Some(Answer::Reply(reply))) = request.await else { return false };
-        let user = serde_json::from_slice::<UserInfo>(&reply.payload);
-        user.is_ok_and(|user| user.data.permissions.publish.deny.iter().any(|denied| matches(denied, &self.subject)))
-    }
-
     /// Asks the server for its streams, unless it answered so short a time ago.
     async fn ask(&self, connection: &Connection, max_age: Duration) -> Seen {
         connection.client()?;
@@ -292,11 +253,6 @@ impl Streams {
         if let Some((_, seen)) = fresh {
             return seen;
         }
-        self.look(connection).await
-    }
-
-    async fn look(&self, connection: &Connection) -> Seen {
-        connection.client()?;
         let seen = self.find(connection).await.map(|found| found.map(Arc::new));
         *self.seen.lock() = Some((Instant::now(), seen.clone()));
         seen
