@@ -18,10 +18,8 @@ pub struct Config {
     #[serde(deserialize_with = "one_or_many")]
     pub brokers: Vec<String>,
     /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
-    #[serde(default)]
     pub tls: Option<Tls>,
     /// Logs in with a user name and a password.
-    #[serde(default)]
     pub sasl: Option<Sasl>,
     /// Compression of batches. None by default, as in Kafka's own producer: every consumer can read that, while several clients
     /// need an extra codec for lz4, snappy or zstd.
@@ -48,19 +46,14 @@ pub struct Tls {
     #[serde(default = "yes")]
     pub enabled: bool,
     /// PEM file of the authorities that may sign the brokers' certificates; the system's by default.
-    #[serde(default)]
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client's certificate.
-    #[serde(default)]
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client's private key.
-    #[serde(default)]
     pub key_file: Option<PathBuf>,
     /// Password of the encrypted private key.
-    #[serde(default)]
     pub key_password: Option<Secret>,
     /// The file that holds `key_password`.
-    #[serde(default)]
     pub key_password_file: Option<PathBuf>,
     /// Whether a broker's certificate must carry the name it was reached by. The certificate is verified either way.
     #[serde(default = "yes")]
@@ -76,10 +69,8 @@ pub struct Sasl {
     /// The user.
     pub username: String,
     /// The user's password.
-    #[serde(default)]
     pub password: Option<Secret>,
     /// The file that holds `password`. A changed file is used by a new producer within seconds.
-    #[serde(default)]
     pub password_file: Option<PathBuf>,
 }
 
@@ -295,7 +286,9 @@ impl Config {
     fn pass_through(&self, client: &mut ClientConfig) -> Result<(), SetupError> {
         for (name, value) in &self.librdkafka.0 {
             let name = canonical(name);
-            if let Some(reason) = conflict_with_guarantees(name, value.reveal()) {
+            let guard =
+                GUARDED.iter().find(|(guarded, allowed, _)| *guarded == name && !allowed.contains(&value.reveal()));
+            if let Some((_, _, reason)) = guard {
                 return Err(SetupError(format!("`librdkafka`: `{name}` cannot be set here: {reason}")));
             }
             client.set(name, value.reveal());
@@ -317,27 +310,19 @@ fn canonical(name: &str) -> &str {
     }
 }
 
-/// Why `name` must not have `value`, if so.
-fn conflict_with_guarantees(name: &str, value: &str) -> Option<&'static str> {
-    match (name, value) {
-        ("enable.idempotence", "true" | "1" | "t") | ("acks", "all" | "-1") | ("message.timeout.ms", "0") => None,
-        ("enable.gapless.guarantee" | "delivery.report.only.error", "false" | "0" | "f") => None,
-        ("enable.idempotence", _) => Some("without idempotence a retry can duplicate and reorder messages"),
-        ("acks", _) => Some("anything but \"all\" acknowledges messages that a broker's failure can still lose"),
-        ("message.timeout.ms", _) => Some(
-            "a message must not be given up while a broker may still append it; the spool is the buffer, for as long as it takes",
-        ),
-        ("enable.gapless.guarantee", _) => Some("one message that is too large would stop all others"),
-        ("delivery.report.only.error", _) => Some("deliveries would never be confirmed"),
-        ("transactional.id", _) => Some("the sink does not use transactions"),
-        ("partitioner", _) => Some("`partition_by` chooses the partition"),
-        ("queue.buffering.max.messages" | "queue.buffering.max.kbytes", _) => {
-            Some("the sink bounds its queue itself; see `max_in_flight`")
-        }
-        ("bootstrap.servers", _) => Some("use `brokers`"),
-        _ => None,
-    }
-}
+/// Properties that the guarantees depend on, the values they may have, and why no others.
+const GUARDED: [(&str, &[&str], &str); 10] = [
+    ("enable.idempotence", &["true", "1", "t"], "without idempotence a retry can duplicate and reorder messages"),
+    ("acks", &["all", "-1"], "anything but \"all\" acknowledges messages that a broker's failure can still lose"),
+    ("message.timeout.ms", &["0"], "a broker may still append a message that is given up; the spool is the buffer"),
+    ("enable.gapless.guarantee", &["false", "0", "f"], "one message that is too large would stop all others"),
+    ("delivery.report.only.error", &["false", "0", "f"], "deliveries would never be confirmed"),
+    ("transactional.id", &[], "the sink does not use transactions"),
+    ("partitioner", &[], "`partition_by` chooses the partition"),
+    ("queue.buffering.max.messages", &[], "the sink bounds its queue itself; see `max_in_flight`"),
+    ("queue.buffering.max.kbytes", &[], "the sink bounds its queue itself; see `max_in_flight`"),
+    ("bootstrap.servers", &[], "use `brokers`"),
+];
 
 /// librdkafka's complaint about a property, without the value where that may be a secret.
 pub(super) fn refused(error: &KafkaError) -> SetupError {

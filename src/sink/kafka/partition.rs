@@ -13,6 +13,9 @@ use tokio::sync::{Notify, watch};
 /// Bytes that librdkafka may hold at once. It copies each message; the process is meant to fit in 64 MiB.
 const QUEUE_BYTES: usize = 8 << 20;
 
+/// Answers that a partition keeps for messages that are retried later.
+const MAX_ABANDONED: usize = 4096;
+
 /// The bytes of the messages that librdkafka holds: bounded in all, and for each partition.
 ///
 /// A partition may hold as many bytes as are free for everybody ("Dynamic Queue Length Thresholds", Choudhury and Hahne, 1998): one that
@@ -181,7 +184,12 @@ impl Partition {
     /// Keeps the answer for a message that librdkafka holds, while the message is retried later: the idempotent producer cannot
     /// give up one message, and sends those it has when the partition is back.
     pub(super) fn abandon(&self, id: EventId, answer: Answer) {
-        self.state.lock().abandoned.insert(id, answer);
+        let mut state = self.state.lock();
+        // A record may never be retried: a sink that is not required can skip it. To forget an answer costs a duplicate.
+        if state.abandoned.len() >= MAX_ABANDONED {
+            state.abandoned.clear();
+        }
+        state.abandoned.insert(id, answer);
     }
 
     /// The answer for a message that is retried and that librdkafka holds already.
