@@ -237,6 +237,20 @@ async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_stop_says_how_many_records_are_undelivered_for_each_sink() {
+    let mut bridge = bridge("grace_period = '2s'", &(dead_kafka() + STDOUT)).await;
+    for n in 0..20 {
+        assert_eq!(bridge.post(format!("{{\"n\":{n}}}"), JSON).await.status, 200);
+    }
+    eventually(PATIENCE, "stdout has all", async || bridge.stdout_lines().len() == 20).await;
+    bridge.terminate();
+    bridge.wait(PATIENCE).await;
+    let log = bridge.stderr();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("records wait in the spool for this sink")).collect();
+    assert!(told.len() == 1 && told[0].contains("20") && !told[0].contains("\"out\""), "{log}");
+}
+
+#[tokio::test]
 async fn after_a_clean_stop_nothing_is_delivered_again() {
     let mut bridge = bridge("", STDOUT).await;
     let send = async |n: usize| {
