@@ -32,6 +32,17 @@ pub enum Operation {
 #[derive(Clone, Debug)]
 pub struct Machine(Arc<(Mutex<World>, Condvar)>);
 
+/// Ends the hanging of a disk: also when a test fails, whose threads could not end otherwise.
+#[must_use]
+pub struct Hanging(Machine);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.world().hanging = false;
+        self.0.0.1.notify_all();
+    }
+}
+
 #[derive(Debug)]
 struct World {
     random: fastrand::Rng,
@@ -159,10 +170,10 @@ impl Machine {
         world.kept_names.clear();
     }
 
-    /// From now on, or no longer, syncs of files do not return.
-    pub fn hang(&self, hanging: bool) {
-        self.world().hanging = hanging;
-        self.0.1.notify_all();
+    /// Syncs of files do not return until the guard is dropped.
+    pub fn hang(&self) -> Hanging {
+        self.world().hanging = true;
+        Hanging(self.clone())
     }
 
     /// Every operation works from now on, as far as there is room.

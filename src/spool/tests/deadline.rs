@@ -16,7 +16,7 @@ async fn an_append_has_a_deadline_and_its_events_are_duplicates_when_they_are_se
     let machine = Machine::new(0);
     let spool = Spool::on(machine.mount(), &impatient(), &["analytics"], SpoolMetrics::default()).unwrap();
     spool.append(vec![event(0, 10)]).await.unwrap();
-    machine.hang(true);
+    let hanging = machine.hang();
     let begun = Instant::now();
     let answer = spool.append(vec![event(1, 10)]).await;
     assert_eq!(answer, Err(AppendError::TimedOut { after: Duration::from_millis(50) }));
@@ -25,7 +25,7 @@ async fn an_append_has_a_deadline_and_its_events_are_duplicates_when_they_are_se
     assert!(trouble.starts_with("the disk hangs: an append has waited for "), "{trouble}");
     assert!(begun.elapsed() > Duration::from_secs(3), "a slow sync is no trouble yet");
 
-    machine.hang(false);
+    drop(hanging);
     eventually(async || spool.health().ok()).await;
     let again = eventually(async || spool.append(vec![event(1, 10), event(2, 10)]).await.ok()).await;
     assert_eq!(again, Appended { stored: 1, duplicates: 1 });
@@ -37,7 +37,7 @@ async fn a_client_that_goes_frees_its_memory_while_the_disk_hangs() {
     let machine = Machine::new(0);
     let memory = Arc::new(Semaphore::new(1000));
     let spool = Spool::on(machine.mount(), &config(), &["analytics"], SpoolMetrics::default()).unwrap();
-    machine.hang(true);
+    let hanging = machine.hang();
     let place = |number| {
         let permit = memory.clone().try_acquire_owned().unwrap();
         let mut placing = Box::pin(spool.place_holding(vec![event(number, 10)], permit));
@@ -55,7 +55,7 @@ async fn a_client_that_goes_frees_its_memory_while_the_disk_hangs() {
     eventually(async || (Instant::now() > stuck).then_some(())).await;
     drop(waiting);
     assert_eq!((spool.shared.queue.len(), memory.available_permits()), (1, 1000 - 2));
-    machine.hang(false);
+    drop(hanging);
     first.await.unwrap();
     spool.append(vec![event(2, 10)]).await.unwrap();
     assert_eq!(memory.available_permits(), 1000);
