@@ -94,7 +94,7 @@ async fn one_address_has_no_more_connections_than_it_may() {
 }
 
 /// A build for debugging takes this much more when it is idle.
-const DEBUG: u64 = if cfg!(debug_assertions) { 16 << 20 } else { 0 };
+const DEBUG: u64 = if cfg!(debug_assertions) { 20 << 20 } else { 0 };
 
 fn assert_fits(bridge: &Bridge, what: &str) {
     let peak = bridge.peak_rss_bytes();
