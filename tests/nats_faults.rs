@@ -1,10 +1,12 @@
 //! What NATS and the way to it can do while webhooks come in: nothing acknowledged is lost, and order is held.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
+use serde_json::Value;
 
-use crate::support::fault::{catch_up, nats_sink, no_dead_letters, steady, through_a_bad_network, unready};
+use crate::support::fault::{catch_up, nats_sink, no_dead_letters, ready, steady, through_a_bad_network, unready};
 use crate::support::oracle::{Load, settled};
 use crate::support::proxy::Proxy;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, nats};
@@ -181,4 +183,92 @@ async fn a_denied_reply_inbox_is_named_stops_publishing_and_recovers_when_it_is_
     println!("{} events, {copies} copies", sent.count());
     assert!(copies <= 10, "{copies} copies of {} events", sent.count());
     no_dead_letters(&bridge, "nats").await;
+}
+
+/// Teams whose subjects are away, in front of one that can be served.
+const POISON: usize = 3000;
+
+/// Sends three events, one behind the other, to each of so many teams without a place, then one to a team that has one. Checks that
+/// it is delivered at once, and that readiness, metrics and log name the others. Returns how many events were sent.
+async fn poison(bridge: &Bridge, url: &str, stream: &str, cause: &str) -> usize {
+    let before = nats::stream_length(url, stream).await;
+    for round in 0..3 {
+        for teams in (0..POISON).collect::<Vec<_>>().chunks(100) {
+            let event = |team| format!(r#"{{"team":"bad{team}","conversation_uuid":"c{team}","n":{round}}}"#);
+            let events: Vec<_> = teams.iter().map(event).collect();
+            let answer = bridge.post(format!("[{}]", events.join(",")), "application/json").await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+    let begun = Instant::now();
+    assert_eq!(bridge.post(r#"{"team":"good","conversation_uuid":"c"}"#, "application/json").await.status, 200);
+    eventually(PATIENCE, "the good one is delivered", async || nats::stream_length(url, stream).await > before).await;
+    println!("{cause}: delivered after {:.1?} behind {POISON} subjects that are away", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+
+    eventually(PATIENCE, "the places are counted", async || {
+        bridge.metric("cdrelay_sink_places_unavailable{sink=\"nats\"}").await == Some(POISON as f64)
+    })
+    .await;
+    ready(bridge).await;
+    let readiness = bridge.admin("/readyz").await;
+    let named = readiness.json()["sinks"]["nats"]["places"][0].clone();
+    println!("/readyz: {named}");
+    assert!(named["place"].as_str().unwrap().starts_with("subject telecmi.cdr.bad"), "{named}");
+    assert!(named["cause"].as_str().unwrap().contains(cause), "{named}");
+    assert!(bridge.stderr().contains(cause), "the log says why");
+    3 * POISON + 1
+}
+
+/// All events of each conversation are there, once and in order.
+fn in_order(received: &[nats::Received], events: usize) {
+    assert_eq!(received.len(), events);
+    let mut next = HashMap::new();
+    for message in received {
+        let event: Value = serde_json::from_slice(&message.payload).unwrap();
+        if let Some(number) = event["n"].as_u64() {
+            let next = next.entry(message.subject.clone()).or_insert(0);
+            assert_eq!(number, *next, "{}", message.subject);
+            *next += 1;
+        }
+    }
+    assert!(next.len() == POISON && next.values().all(|&next| next == 3));
+}
+
+#[tokio::test]
+async fn three_thousand_teams_without_a_stream_hold_up_nobody_and_get_theirs_when_there_is_one() {
+    let server = nats::Server::start("").await;
+    let url = server.url();
+    nats::create_stream(&url, "CDR", &["telecmi.cdr.good.*"]).await;
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.nats]\ntype = 'nats'\nservers = '{url}'\n")).await;
+    ready(&bridge).await;
+    let sent = poison(&bridge, &url, "CDR", "no JetStream stream takes subject").await;
+    nats::update_stream(&url, "CDR", &["telecmi.cdr.>"]).await;
+    let begun = Instant::now();
+    settled(&bridge, &["nats"]).await;
+    println!("all delivered {:.1?} after the stream took them", begun.elapsed());
+    in_order(&nats::stream_all(&url, "CDR").await, sent);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
+async fn three_thousand_teams_whose_subjects_are_denied_hold_up_nobody_and_become_dead_letters() {
+    let config = "no_auth_user: admin
+        authorization { users: [
+            { user: admin, password: admin }
+            { user: cdrelay, password: secret, permissions: { publish: \"telecmi.cdr.good.*\", subscribe: \"_INBOX.>\" } }
+        ] }";
+    let server = nats::Server::start(config).await;
+    let url = server.url();
+    nats::create_stream(&url, "CDR", &["telecmi.cdr.>"]).await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{url}'\nuser = 'cdrelay'\npassword = 'secret'\n");
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}retry = {{ max_age = '20s' }}\n")).await;
+    ready(&bridge).await;
+    let sent = poison(&bridge, &url, "CDR", "Permissions Violation for Publish").await;
+    let begun = Instant::now();
+    settled(&bridge, &["nats"]).await;
+    println!("the denied ones are dead letters after {:.1?} more", begun.elapsed());
+    let metric = "cdrelay_sink_dead_lettered_total{sink=\"nats\"}";
+    assert_eq!(bridge.metric(metric).await, Some((sent - 1) as f64));
+    assert_eq!(nats::stream_length(&url, "CDR").await, 1);
 }

@@ -164,11 +164,16 @@ impl Places {
         if !std::mem::take(&mut self.changed) && parked < max_parked {
             return None;
         }
-        let mut by_age: Vec<_> = self.by_name.iter().collect();
-        by_age.sort_by_key(|(_, place)| place.since);
-        let named: Vec<_> =
-            by_age.iter().take(NAMED).map(|(name, place)| (name.to_string(), place.cause.clone())).collect();
-        let all_away = self.single_topic.then(|| by_age.iter().find(|(_, place)| place.expires)).flatten();
+        // Thousands of places can go away one by one: only the oldest are sorted.
+        let mut oldest: Vec<_> = self.by_name.iter().collect();
+        if oldest.len() > NAMED {
+            oldest.select_nth_unstable_by_key(NAMED, |(_, place)| place.since);
+            oldest.truncate(NAMED);
+        }
+        oldest.sort_by_key(|(_, place)| place.since);
+        let named: Vec<_> = oldest.iter().map(|(name, place)| (name.to_string(), place.cause.clone())).collect();
+        let expiring = self.by_name.iter().filter(|(_, place)| self.single_topic && place.expires);
+        let all_away = expiring.min_by_key(|(_, place)| place.since);
         let blocked = match (all_away, named.first()) {
             (Some((name, place)), _) => Some(format!("{name}: {}", place.cause)),
             (None, Some((name, cause))) if parked >= max_parked => {
@@ -176,7 +181,7 @@ impl Places {
             }
             _ => None,
         };
-        Some(PlacesAway { count: by_age.len(), named, blocked })
+        Some(PlacesAway { count: self.by_name.len(), named, blocked })
     }
 
     /// The trial of this place said nothing: the next record tries.

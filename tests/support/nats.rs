@@ -67,6 +67,13 @@ pub async fn create_stream_with(url: &str, config: stream::Config) {
     jetstream(url).await.create_stream(config).await.unwrap();
 }
 
+/// Has the stream take these subjects instead.
+pub async fn update_stream(url: &str, name: &str, subjects: &[&str]) {
+    let subjects = subjects.iter().map(|&subject| subject.to_owned()).collect();
+    let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+    jetstream(url).await.update_stream(config).await.unwrap();
+}
+
 pub async fn delete_stream(url: &str, name: &str) {
     jetstream(url).await.delete_stream(name).await.unwrap();
 }

@@ -40,6 +40,8 @@ const INBOX_PAUSE: Duration = Duration::from_secs(1);
 const MAX_INBOX_PAUSE: Duration = Duration::from_secs(8);
 /// How long [`Connection::close`] waits for the library to say good-bye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the refusal of a message is a reason to ask whether all are refused.
+const RECENT: Duration = Duration::from_secs(60);
 /// How many messages may await an answer. The server reports a denied publish outside of the inbox, and the library drops such
 /// reports beyond 128 that it has not passed on; a publish whose report is lost would wait for `ack_timeout`.
 const MAX_UNANSWERED: usize = 100;
@@ -72,6 +74,8 @@ struct Status {
     connected_at: Option<Instant>,
     /// The last complaint that may announce the end of the connection.
     complaint: Option<(Instant, String)>,
+    /// The last refusal of a message.
+    denial: Option<(Instant, String)>,
 }
 
 /// Whether the reply inbox works on this connection.
@@ -166,6 +170,13 @@ impl Connection {
         }
     }
 
+    /// The server's refusal of a message a short time ago.
+    pub(super) fn recent_denial(&self) -> Option<String> {
+        let status = self.status.lock();
+        let recent = status.denial.as_ref().filter(|(at, _)| at.elapsed() < RECENT);
+        recent.map(|(_, text)| text.clone())
+    }
+
     /// Disconnects. A connection that is down is simply not tried again.
     pub(super) async fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
@@ -251,9 +262,10 @@ impl Connection {
         if let Some(subject) = quoted(DENIED_PUBLISH) {
             self.replies.deny(subject, &text);
             // Some users may not look at streams or publish to an inbox, which hinders nothing.
-            if subject.starts_with("$JS.") || self.replies.are_at(subject) {
+            if subject.starts_with("$JS.") || subject.starts_with("$SYS.") || self.replies.are_at(subject) {
                 return;
             }
+            self.status.lock().denial = Some((Instant::now(), text.clone()));
         }
         if let Some(times) = self.complaints.should_log() {
             warn!(sink = self.sink, complaint = without_subjects(&text), times, "the nats server complains");

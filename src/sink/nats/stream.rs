@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
+const USER_INFO: &str = "$SYS.REQ.USER.INFO";
 const API_TIMEOUT: Duration = Duration::from_secs(3);
 /// The answer of the server about its streams serves for so long, however many publishes ask.
 const FRESH: Duration = Duration::from_secs(1);
@@ -135,6 +136,30 @@ struct Names {
     streams: Option<Vec<String>>,
 }
 
+/// The answer to `$SYS.REQ.USER.INFO`, without what is of no interest.
+#[derive(Deserialize)]
+struct UserInfo {
+    data: User,
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[serde(default)]
+    permissions: Permissions,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Permissions {
+    publish: Subjects,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Subjects {
+    deny: Vec<String>,
+}
+
 impl Streams {
     /// Refuses settings that the server would refuse every time. `subject` is the sink's with a wildcard for each templated token.
     pub(super) fn new(
@@ -169,8 +194,13 @@ impl Streams {
 
     /// Whether a stream takes messages, as far as the server lets this user ask.
     pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
+        if let Some(text) = connection.recent_denial()
+            && self.denies_all(connection).await
+        {
+            return Err(Failure::unavailable(format!("nats refused: {text}")));
+        }
         // A user may publish and still be forbidden to ask; then being connected has to do.
-        let Some(found) = self.ask(connection, Duration::ZERO).await? else { return Ok(()) };
+        let Some(found) = self.look(connection).await? else { return Ok(()) };
         self.none_confirms(&found, &self.subject).map_or(Ok(()), Err)
     }
 
@@ -245,6 +275,15 @@ impl Streams {
         format!("no JetStream stream takes subject `{subject}`; {remedy}")
     }
 
+    /// Whether the server denies every subject of this sink to this user, as far as it tells. `$SYS.REQ.USER.INFO` is answered by
+    /// nats-server 2.9 and newer.
+    async fn denies_all(&self, connection: &Connection) -> bool {
+        let request = connection.publish(USER_INFO, HeaderMap::new(), Default::default(), Confirm::Reply, API_TIMEOUT);
+        let Ok(Some(Answer::Reply(reply))) = request.await else { return false };
+        let user = serde_json::from_slice::<UserInfo>(&reply.payload);
+        user.is_ok_and(|user| user.data.permissions.publish.deny.iter().any(|denied| matches(denied, &self.subject)))
+    }
+
     /// Asks the server for its streams, unless it answered so short a time ago.
     async fn ask(&self, connection: &Connection, max_age: Duration) -> Seen {
         connection.client()?;
@@ -253,6 +292,11 @@ impl Streams {
         if let Some((_, seen)) = fresh {
             return seen;
         }
+        self.look(connection).await
+    }
+
+    async fn look(&self, connection: &Connection) -> Seen {
+        connection.client()?;
         let seen = self.find(connection).await.map(|found| found.map(Arc::new));
         *self.seen.lock() = Some((Instant::now(), seen.clone()));
         seen
