@@ -1,7 +1,7 @@
 //! Wires the stages and owns the order in which they start and stop.
 
 use crate::admin::AdminService;
-use crate::config::{Config, Destination, Shutdown, Sink as SinkConfig};
+use crate::config::{Config, Shutdown, Sink as SinkConfig};
 use crate::control;
 use crate::dead_letter::rejected::RejectedBodies;
 use crate::dead_letter::{self, DeadLetters};
@@ -13,9 +13,6 @@ use crate::ingress::{Ack, Delivery, Ingress};
 use crate::metrics::{LimitMetrics, Metrics};
 use crate::route::{Route, RouteError};
 use crate::server::{Limits, Preamble, ProxyProtocol, Tls, serve};
-use crate::sink::kafka::KafkaSink;
-use crate::sink::nats::NatsSink;
-use crate::sink::stdout::StdoutSink;
 use crate::sink::{SetupError, Sink};
 use crate::spool::{OpenError, Spool};
 use futures_util::future::{join, join_all};
@@ -120,11 +117,7 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
         let failed = |source| RunError::Sink { name: name.clone(), source };
         let route = Route::compile(&config.route, config.destination.dialect());
         let route = route.map_err(|error: RouteError| failed(SetupError(error.to_string())))?;
-        let sink: Arc<dyn Sink> = match &config.destination {
-            Destination::Stdout(_) => Arc::new(StdoutSink::new().map_err(failed)?),
-            Destination::Kafka(kafka) => Arc::new(KafkaSink::new(name, kafka, route.constant_topic()).map_err(failed)?),
-            Destination::Nats(nats) => Arc::new(NatsSink::new(name, nats, &route.subject_wildcard()).map_err(failed)?),
-        };
+        let sink = config.destination.build(name, &route).map_err(failed)?;
         Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
     };
     config.sinks.iter().map(prepare).collect()

@@ -4,7 +4,7 @@
 
 mod environment;
 mod error;
-mod keys;
+pub(crate) mod keys;
 mod renamed;
 mod validate;
 
@@ -14,9 +14,9 @@ use crate::dead_letter;
 use crate::dispatch;
 use crate::ingress as webhooks;
 use crate::logging;
-use crate::route::{self, Dialect, Origins, Route};
+use crate::route::{self, Origins, Route};
 use crate::setting::period;
-use crate::sink::{kafka, nats, stdout};
+use crate::sink::{Destination, Registry};
 use crate::spool;
 use error::{problem, unknown};
 use figment::providers::{Format as _, Toml};
@@ -93,28 +93,7 @@ pub struct Sink {
     /// How it is sent.
     pub dispatch: dispatch::Config,
     /// The destination.
-    pub destination: Destination,
-}
-
-/// A destination by its `type`.
-#[derive(Clone, Debug)]
-pub enum Destination {
-    /// `type = "stdout"`
-    Stdout(stdout::Config),
-    /// `type = "kafka"`
-    Kafka(Box<kafka::Config>),
-    /// `type = "nats"`
-    Nats(Box<nats::Config>),
-}
-
-impl Destination {
-    /// Which names and headers are legal there.
-    pub fn dialect(&self) -> Dialect {
-        match self {
-            Self::Stdout(_) | Self::Kafka(_) => Dialect::Kafka,
-            Self::Nats(_) => Dialect::Nats,
-        }
-    }
+    pub destination: Arc<dyn Destination>,
 }
 
 /// The tables at the top level, each of which is read by itself, so that a mistake in one does not hide those in others.
@@ -133,21 +112,18 @@ struct Document {
 /// What every sink has, whatever its type.
 #[derive(Deserialize)]
 struct Typed {
-    r#type: Type,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Type {
-    Stdout,
-    Kafka,
-    Nats,
+    r#type: String,
 }
 
 impl Config {
     /// Reads `files`, the environment and `--set key=value` settings, in this order; without any file the embedded default
     /// is the base.
     pub fn load(files: &[PathBuf], settings: &[String]) -> Result<Self, ConfigError> {
+        Self::load_with(&Registry::default(), files, settings)
+    }
+
+    /// The same with these types of sinks.
+    pub fn load_with(registry: &Registry, files: &[PathBuf], settings: &[String]) -> Result<Self, ConfigError> {
         let mut figment = Figment::new();
         if files.is_empty() {
             figment = figment.merge(Named { name: "the embedded default", data: Toml::string(EMBEDDED) });
@@ -158,20 +134,20 @@ impl Config {
         let variables =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         figment = environment::merge_variables(figment, variables);
-        Self::extract(&environment::merge_settings(figment, settings)?)
+        Self::extract(&environment::merge_settings(figment, settings)?, registry)
     }
 
     /// Reads one TOML text, without environment.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        Self::extract(&Figment::from(Toml::string(text)))
+        Self::extract(&Figment::from(Toml::string(text)), &Registry::default())
     }
 
     /// Reads one YAML text, without environment.
     pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
-        Self::extract(&Figment::from(Yaml::string(text)))
+        Self::extract(&Figment::from(Yaml::string(text)), &Registry::default())
     }
 
-    fn extract(figment: &Figment) -> Result<Self, ConfigError> {
+    fn extract(figment: &Figment, registry: &Registry) -> Result<Self, ConfigError> {
         let document: Document = figment.extract().map_err(|error| ConfigError::reading(figment, error))?;
         let mut problems = Vec::new();
         let mut ingress: webhooks::Config = table(figment, "ingress", &mut problems);
@@ -185,7 +161,7 @@ impl Config {
         let origins = Arc::new(ingress.origins());
         let mut sinks = BTreeMap::new();
         for name in document.sinks.keys() {
-            match sink(figment, name, &origins) {
+            match sink(figment, name, &origins, registry) {
                 Ok(sink) => drop(sinks.insert(name.clone(), sink)),
                 Err(error) => problems.extend(error.problems),
             }
@@ -239,7 +215,7 @@ impl figment::Provider for Read<'_> {
     }
 }
 
-fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, ConfigError> {
+fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>, registry: &Registry) -> Result<Sink, ConfigError> {
     let at = format!("sinks.{name}");
     let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
@@ -248,23 +224,16 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, C
     }
     let table = figment.find_value(&at).ok().and_then(Value::into_dict).unwrap_or_default();
     if !table.contains_key("type") {
-        let text = "is missing; allowed are stdout, kafka, nats";
+        let text = format!("is missing; allowed are {}", registry.names().join(", "));
         return Err(ConfigError::new(problem(figment, &format!("{at}.type"), text)));
     }
-    let destination = match section::<Typed>(figment, &at)?.r#type {
-        Type::Stdout => {
-            refuse_unknown(figment, &at, &table, keys::of::<stdout::Config>())?;
-            Destination::Stdout(section(figment, &at)?)
-        }
-        Type::Kafka => {
-            refuse_unknown(figment, &at, &table, keys::of::<kafka::Config>())?;
-            Destination::Kafka(Box::new(section(figment, &at)?))
-        }
-        Type::Nats => {
-            refuse_unknown(figment, &at, &table, keys::of::<nats::Config>())?;
-            Destination::Nats(Box::new(section(figment, &at)?))
-        }
+    let found = section::<Typed>(figment, &at)?.r#type;
+    let Some(kind) = registry.find(&found) else {
+        let text = format!("found {found:?}; allowed are {}", registry.names().join(", "));
+        return Err(ConfigError::new(problem(figment, &format!("{at}.type"), text)));
     };
+    refuse_unknown(figment, &at, &table, (kind.keys)())?;
+    let destination = (kind.read)(figment, &at).map_err(|error| reading_section(figment, &at, *error))?;
     let route = route::Config { origins: origins.clone(), ..section(figment, &at)? };
     let sink = Sink { route, dispatch: section(figment, &at)?, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
@@ -276,12 +245,14 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>) -> Result<Sink, C
 
 fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
     // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
-    figment.extract_inner_lossy(at).map_err(|mut error| {
-        // figment appends the outer steps of a path to the inner ones.
-        let inner = error.path.len().saturating_sub(at.split('.').count());
-        error.path.rotate_left(inner);
-        ConfigError::reading(figment, error)
-    })
+    figment.extract_inner_lossy(at).map_err(|error| reading_section(figment, at, error))
+}
+
+fn reading_section(figment: &Figment, at: &str, mut error: figment::Error) -> ConfigError {
+    // figment appends the outer steps of a path to the inner ones.
+    let inner = error.path.len().saturating_sub(at.split('.').count());
+    error.path.rotate_left(inner);
+    ConfigError::reading(figment, error)
 }
 
 /// A sink's table is read by several structs, none of which knows all keys.

@@ -1,11 +1,14 @@
-//! The contract between the dispatcher and a destination.
+//! The contract between the dispatcher and a destination. To add a type of sink, implement [`Sink`] and [`SinkConfig`] in one file,
+//! and add one line to [`Registry`]; from outside the crate as in `examples/custom_sink.rs`.
 
 pub mod kafka;
 mod message;
 pub mod nats;
+mod registry;
 pub mod stdout;
 
 pub use message::Message;
+pub use registry::{Destination, Registry, SinkConfig};
 
 use futures_util::future::BoxFuture;
 use std::time::Duration;
@@ -16,7 +19,8 @@ pub trait Sink: Send + Sync {
     /// of different conversations; never for two of the same one. May be dropped at shutdown: the message stays spooled.
     fn publish<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// Whether the destination can be reached now; feeds readiness.
+    /// Whether the destination can be reached now and one of its places takes messages; feeds readiness. Called about every
+    /// ten seconds, and within a second after a failed publish. [`Failure::Place`] where every place that the sink publishes to is away.
     fn probe(&self) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// Flushes and disconnects within the grace period.

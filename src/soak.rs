@@ -121,7 +121,7 @@ pub async fn run(
     let watches = chosen().map(watch).collect::<Result<Vec<_>, _>>()?;
     let followings = watches.iter().zip(chosen());
     let followings =
-        followings.map(|(watch, (_, sink))| follow(watch.clone(), &sink.destination, plan.stdout.as_ref()));
+        followings.map(|(watch, (_, sink))| follow(watch.clone(), &*sink.destination, plan.stdout.as_ref()));
     let mut stop = std::pin::pin!(stop);
     let followings = tokio::select! {
         followings = try_join_all(followings) => followings?,

@@ -140,10 +140,13 @@ async fn thousands_of_events_for_missing_topics_hold_up_no_other() {
     let sink = kafka_sink(&shared(), &format!("{prefix}.{{team}}"));
     let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
     let event = |team: &str, number: usize| {
-        format!(r#"{{"type":"event","appid":1,"team":"{team}","conversation_uuid":"{team}-{number}","status":"started"}}"#)
+        format!(
+            r#"{{"type":"event","appid":1,"team":"{team}","conversation_uuid":"{team}-{number}","status":"started"}}"#
+        )
     };
     for batch in 0..30 {
-        let events: Vec<_> = (0..100).map(|number| event(&format!("missing{}", batch * 100 + number), number)).collect();
+        let events: Vec<_> =
+            (0..100).map(|number| event(&format!("missing{}", batch * 100 + number), number)).collect();
         assert_eq!(bridge.post(format!("[{}]", events.join(",")), "application/json").await.status, 200);
     }
     let begun = Instant::now();

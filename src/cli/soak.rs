@@ -3,7 +3,7 @@
 use super::output::{Output, note};
 use super::run::raise_file_limit;
 use super::{CommandError, Settings};
-use crate::config::{Config, Destination};
+use crate::config::Config;
 use crate::soak::follow::Lines;
 use crate::soak::load::Load;
 use crate::soak::{self, Plan, Standing, tls};
@@ -112,9 +112,8 @@ impl Soak {
         }
         let sinks =
             if self.sink.is_empty() { names.into_iter().map(str::to_owned).collect() } else { self.sink.clone() };
-        let stdout = |name: &&String| {
-            config.sinks.get(*name).is_some_and(|sink| matches!(sink.destination, Destination::Stdout(_)))
-        };
+        let stdout =
+            |name: &&String| config.sinks.get(*name).is_some_and(|sink| sink.destination.type_name() == "stdout");
         let same: Vec<&str> = sinks.iter().filter(stdout).map(String::as_str).collect();
         if same.len() > 1 {
             let problem =

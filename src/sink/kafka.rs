@@ -17,7 +17,8 @@ mod topics;
 
 pub use config::{Compression, Config, Mechanism, Properties, Sasl, Tls};
 
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::route::Route;
+use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
 use futures_util::future::BoxFuture;
 use partition::{Partition, Queue};
 use producer::{Answer, Grace, Producers};
@@ -195,6 +196,14 @@ fn blames_the_batch(code: RDKafkaErrorCode) -> bool {
 fn is_topic(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     (1..=249).contains(&name.len()) && name.bytes().all(legal) && name != "." && name != ".."
+}
+
+impl SinkConfig for Config {
+    const TYPE: &'static str = "kafka";
+
+    fn build(&self, name: &str, route: &Route) -> Result<Arc<dyn Sink>, SetupError> {
+        Ok(Arc::new(KafkaSink::new(name, self, route.constant_topic())?))
+    }
 }
 
 #[cfg(test)]

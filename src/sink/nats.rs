@@ -25,7 +25,8 @@ mod stream;
 pub use config::{Config, Mode, TlsConfig};
 pub use stream::{Discard, Storage, StreamConfig};
 
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::route::{Dialect, Route};
+use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
@@ -233,6 +234,15 @@ fn check_subject(subject: &str) -> Result<(), Failure> {
 fn wire_bytes(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
     12 + lines.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4).sum::<usize>()
+}
+
+impl SinkConfig for Config {
+    const TYPE: &'static str = "nats";
+    const DIALECT: Dialect = Dialect::Nats;
+
+    fn build(&self, name: &str, route: &Route) -> Result<Arc<dyn Sink>, SetupError> {
+        Ok(Arc::new(NatsSink::new(name, self, &route.subject_wildcard())?))
+    }
 }
 
 #[cfg(test)]

@@ -2,15 +2,20 @@
 //!
 //! A pipe has no transactions: `Ok` means that the operating system took the line, not that the reader acted on it. A line
 //! whose write failed half-way is written again, so a reader may see a torn line (alone, never glued to the next one) and
-//! the same event twice. Logs go to stderr and never mix with these lines.
+//! the same event twice. A killed process leaves a torn line too, so the first line of a process follows a line break,
+//! unless the output is known to be at the start of a line: readers skip empty lines. Logs go to stderr and never mix with
+//! these lines.
 
-use crate::sink::{Failure, Message, SetupError, Sink};
+use crate::route::Route;
+use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::io::{self, ErrorKind, IsTerminal as _, Seek as _, Write};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +31,14 @@ const STOPPED: &str = "the stdout writer has stopped";
 /// stdout has no settings of its own.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Config {}
+
+impl SinkConfig for Config {
+    const TYPE: &'static str = "stdout";
+
+    fn build(&self, _name: &str, _route: &Route) -> Result<Arc<dyn Sink>, SetupError> {
+        Ok(Arc::new(StdoutSink::new()?))
+    }
+}
 
 /// A [`Sink`] that writes lines from one thread of its own, so that a pipe nobody reads blocks that thread and nothing else.
 pub struct StdoutSink {
@@ -45,15 +58,25 @@ impl StdoutSink {
     pub fn new() -> Result<Self, SetupError> {
         // Not `io::Stdout`: its line buffer would keep the rest of a failed write and send it after we had reported the failure.
         let stdout = io::stdout().as_fd().try_clone_to_owned();
-        let stdout = stdout.map_err(|error| SetupError(format!("cannot use stdout: {error}")))?;
-        Self::to(File::from(stdout))
+        let stdout = File::from(stdout.map_err(|error| SetupError(format!("cannot use stdout: {error}")))?);
+        if was_closed(&stdout) {
+            return Err(SetupError(
+                "stdout is closed: nobody would get the events; open it, or use another sink".into(),
+            ));
+        }
+        let at_line_start = is_at_line_start(&stdout);
+        Self::start(stdout, !at_line_start)
     }
 
-    /// Writes to `output`, which must not buffer.
+    /// Writes to `output`, which must not buffer and is at the start of a line.
     pub fn to(output: impl Write + Send + 'static) -> Result<Self, SetupError> {
+        Self::start(output, false)
+    }
+
+    fn start(output: impl Write + Send + 'static, torn: bool) -> Result<Self, SetupError> {
         let (lines, waiting) = mpsc::channel(WAITING_LINES);
         let last_error = Arc::default();
-        let writer = Writer { output, torn: false, last_error: Arc::clone(&last_error) };
+        let writer = Writer { output, torn, last_error: Arc::clone(&last_error) };
         let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || writer.run(waiting));
         thread.map_err(|error| SetupError(format!("cannot start the stdout writer: {error}")))?;
         Ok(Self { lines, last_error })
@@ -89,7 +112,7 @@ impl Sink for StdoutSink {
 
 struct Writer<W> {
     output: W,
-    /// The last write stopped inside a line: a line break comes first, so that the torn line stands alone.
+    /// The last write, or an earlier process, stopped inside a line: a line break comes first, so that the torn line stands alone.
     torn: bool,
     last_error: Arc<Mutex<Option<String>>>,
 }
@@ -129,6 +152,44 @@ impl<W: Write> Writer<W> {
         self.torn = error.is_some() && written > 0 && lines.get(written - 1) != Some(&b'\n');
         (written, error)
     }
+}
+
+/// Whether this process was started with stdout closed (`>&-`). Rust's runtime then opens `/dev/null` in its place, for reading
+/// and writing; a shell or service manager opens it for writing only. Where stderr is the same, nobody could read of it.
+/// <https://github.com/rust-lang/rust/blob/1.89.0/library/std/src/sys/pal/unix/mod.rs>, `sanitize_standard_fds`
+fn was_closed(stdout: &File) -> bool {
+    let is_placeholder = |file: BorrowedFd<'_>| {
+        let null = std::fs::metadata("/dev/null").map(|null| null.rdev());
+        let same = rustix::fs::fstat(file).is_ok_and(|stat| null.is_ok_and(|null| null == stat.st_rdev));
+        let flags = rustix::fs::fcntl_getfl(file);
+        same && flags.is_ok_and(|flags| flags.contains(OFlags::RDWR))
+    };
+    is_placeholder(stdout.as_fd()) && !is_placeholder(io::stderr().as_fd())
+}
+
+/// Whether the next byte written to `output` starts a line, as far as that is known: a regular file shows its last byte, and on a
+/// terminal the shell's prompt ends a torn line.
+fn is_at_line_start(output: &File) -> bool {
+    let looked_up = || {
+        if output.is_terminal() {
+            return Ok(true);
+        }
+        if !output.metadata()?.is_file() {
+            return Ok(false);
+        }
+        // It is opened again, since stdout is usually open for writing only.
+        let file = File::open(format!("/proc/self/fd/{}", output.as_raw_fd()))?;
+        let ends_line = |end: u64| {
+            let Some(last) = end.checked_sub(1) else { return Ok(true) };
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, last)?;
+            io::Result::Ok(byte == *b"\n")
+        };
+        // The next write goes to the position, or to the end of a file that is open for appending.
+        let (mut position, end) = (output, file.metadata()?.len());
+        io::Result::Ok(ends_line(end)? && ends_line(position.stream_position()?)?)
+    };
+    looked_up().unwrap_or(false)
 }
 
 /// [`Write::write_all`] that tells how many bytes the output took before it failed.
@@ -311,6 +372,38 @@ mod tests {
                 "room {room}: {text}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_shows_whether_the_next_byte_starts_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        let open = |append: bool| File::options().create(true).write(true).append(append).open(&path).unwrap();
+        for (text, starts) in [("", true), ("{}\n", true), ("{}\n{\"to", false)] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(is_at_line_start(&open(true)), starts, "{text:?}");
+        }
+        std::fs::write(&path, "{}\n{}\n").unwrap();
+        let mut file = open(false);
+        for (position, starts) in [(0, true), (1, false), (3, true), (6, true)] {
+            file.seek(io::SeekFrom::Start(position)).unwrap();
+            assert_eq!(is_at_line_start(&file), starts, "{position}");
+        }
+        let (_reader, writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        assert!(!is_at_line_start(&pipe), "a pipe does not tell");
+    }
+
+    #[tokio::test]
+    async fn the_first_line_is_never_glued_to_a_torn_one() {
+        let disk = Disk::with_room(None);
+        disk.written.lock().extend_from_slice(b"{\"topic\":\"t");
+        let sink = StdoutSink::start(disk.clone(), true).unwrap();
+        let message = message("{}");
+        for _ in 0..2 {
+            sink.publish(&message).await.unwrap();
+        }
+        assert_eq!(disk.text(), format!("{{\"topic\":\"t\n{}", line(&message).repeat(2)));
     }
 
     #[tokio::test]

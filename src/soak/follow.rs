@@ -6,7 +6,8 @@ mod stdout;
 
 use super::SoakError;
 use super::watch::Watch;
-use crate::config::Destination;
+use crate::sink;
+use crate::sink::Destination;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,16 +47,21 @@ impl Ended {
 /// Finds out where the destination stands, and reads on from there in the background.
 pub async fn follow(
     watch: Arc<Watch>,
-    destination: &Destination,
+    destination: &dyn Destination,
     stdout: Option<&Lines>,
 ) -> Result<Following, SoakError> {
-    match destination {
-        Destination::Kafka(config) => kafka::follow(watch, config).await,
-        Destination::Nats(config) => nats::follow(watch, config).await,
-        Destination::Stdout(_) => match stdout {
-            Some(lines) => stdout::follow(watch, lines).await,
-            None => Err(SoakError::StdoutUnknown { sink: watch.name().to_owned() }),
-        },
+    if let Some(config) = destination.settings::<sink::kafka::Config>() {
+        return kafka::follow(watch, config).await;
+    }
+    if let Some(config) = destination.settings::<sink::nats::Config>() {
+        return nats::follow(watch, config).await;
+    }
+    match stdout {
+        Some(lines) if destination.settings::<sink::stdout::Config>().is_some() => stdout::follow(watch, lines).await,
+        None if destination.settings::<sink::stdout::Config>().is_some() => {
+            Err(SoakError::StdoutUnknown { sink: watch.name().to_owned() })
+        }
+        _ => Err(unreadable(&watch, format!("sinks of type `{}` cannot be read", destination.type_name()))),
     }
 }
 

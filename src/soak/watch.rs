@@ -3,7 +3,7 @@
 use super::latency::{Latency, Percentiles};
 use super::oracle::{Delivery, Fault, Finding, Oracle, Position};
 use super::script::{self, Recognised, Script};
-use crate::config::{Destination, Sink};
+use crate::config::Sink;
 use crate::dead_letter::Letters;
 use crate::event::Event;
 use crate::route::{Route, RouteError, Routed};
@@ -92,10 +92,10 @@ impl Watch {
         Ok(Self {
             name: name.to_owned(),
             route: Route::compile(&sink.route, sink.destination.dialect())?,
-            order: match &sink.destination {
-                Destination::Stdout(_) => Order::Always,
-                Destination::Nats(_) => Order::Stream,
-                Destination::Kafka(_) => Order::Partition,
+            order: match sink.destination.type_name() {
+                "kafka" => Order::Partition,
+                "nats" => Order::Stream,
+                _ => Order::Always,
             },
             script,
             began,

@@ -15,8 +15,6 @@ use tokio::task::spawn_blocking;
 
 /// How often to look whether a file has grown.
 const LOOK: Duration = Duration::from_millis(5);
-/// How every line of a bridge begins.
-const BEGINNING: &str = "{\"topic\":";
 
 pub async fn follow(watch: Arc<Watch>, lines: &Lines) -> Result<Following, SoakError> {
     let ended = Ended::default();
@@ -153,11 +151,9 @@ impl<'a> Splitter<'a> {
     }
 }
 
-/// The event in a line. A bridge that was killed may have left a torn one, to which the next bridge has added its first.
+/// The event in a line; `None` in an empty one, and in a torn one that a killed bridge has left.
 fn event(line: &str) -> Option<String> {
-    let parse = |line| Event::parse(line, MAX_DEPTH, Default::default()).ok();
-    let whole = parse(line).or_else(|| parse(line.get(line.rfind(BEGINNING)?..)?))?;
-    whole.text("event")
+    Event::parse(line, MAX_DEPTH, Default::default()).ok()?.text("event")
 }
 
 #[cfg(test)]
@@ -168,12 +164,13 @@ mod tests {
     const LINE: &str = r#"{"topic":"t","key":"k","headers":{},"event":{"n":1}}"#;
 
     #[test]
-    fn the_event_of_a_line_is_found_behind_a_torn_one_too() {
+    fn only_a_line_of_its_own_holds_an_event() {
         assert_eq!(event(LINE).as_deref(), Some(r#"{"n":1}"#));
         for cut in 1..LINE.len() {
-            assert_eq!(event(&format!("{}{LINE}", &LINE[..cut])).as_deref(), Some(r#"{"n":1}"#), "{cut}");
+            assert_eq!(event(&format!("{}{LINE}", &LINE[..cut])), None, "{cut}");
             assert_eq!(event(&LINE[..cut]), None);
         }
+        assert_eq!(event(""), None);
         assert_eq!(event("cdrelay: something"), None);
     }
 
