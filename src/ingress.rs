@@ -65,7 +65,7 @@ pub struct Config {
     /// The path of the route `default`, which there is only with it if there are others.
     pub path: Option<String>,
     /// The methods of the route `default`.
-    pub methods: Option<Vec<routes::Taken>>,
+    pub methods: Option<Vec<routes::Method>>,
     /// What the route `default` asks of a request.
     pub auth: Vec<auth::Config>,
     /// The labels of the route `default`.

@@ -7,7 +7,6 @@ mod list;
 mod network;
 mod secret;
 
-pub use self::period as optional_period;
 pub use list::List;
 pub use network::Network;
 pub use secret::{Secret, SecretError};

@@ -215,7 +215,7 @@ fn rights_and_wrongs(number: usize) -> Vec<(&'static str, Call<'static>, Vec<Cal
                 call(twilio_path, "{}").with("x-twilio-signature", twilio("twilio-secret-2")),
             ],
         ),
-        ("appid", call("/appid", body), vec![call("/appid", "{}"), call("/appid", foreign)]),
+        ("appid", call("/appid", body), vec![call("/appid", "{\"n\":1}"), call("/appid", foreign)]),
         (
             "cidr",
             call("/cidr", body).with("x-forwarded-for", "203.0.113.1, 192.0.2.77"),

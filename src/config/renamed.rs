@@ -36,6 +36,20 @@ pub fn new_name(key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn every_old_key_is_refused_and_every_new_one_exists() {
+        for (old, new) in RENAMED {
+            let [old, new] = [old, new].map(|key| key.replace('*', "out"));
+            let set = |key: &str| Config::from_toml(&format!("{key} = 1\nsinks.out.type = 'stdout'"));
+            let refused = set(&old).unwrap_err().to_string();
+            assert!(refused.contains(&format!("`{old}`: was renamed to `{new}`")), "{refused}");
+            if let Err(error) = set(&new) {
+                assert!(!error.to_string().contains("is unknown"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn an_old_key_has_a_new_name_with_the_sink_in_it() {

@@ -6,7 +6,6 @@ use crate::event::{DEFAULT_INGRESS, Event, Events};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
-use hyper::Method;
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
@@ -27,7 +26,7 @@ pub struct Config {
     pub path: String,
     /// The methods that are taken; see [`default_methods`].
     #[serde(default)]
-    pub methods: Option<Vec<Taken>>,
+    pub methods: Option<Vec<Method>>,
     /// The checks of a request, all of which have to pass.
     #[serde(default)]
     pub auth: Vec<auth::Config>,
@@ -42,7 +41,7 @@ pub struct Config {
 /// A method that a route may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Taken {
+pub enum Method {
     /// The event is in the query.
     Get,
     /// A probe: nothing is stored.
@@ -54,15 +53,15 @@ pub enum Taken {
 }
 
 /// The methods of a route that configures none. The event of a GET is its query, which a signature over the body does not cover.
-pub fn default_methods(auth: &[auth::Config]) -> Vec<Taken> {
+pub fn default_methods(auth: &[auth::Config]) -> Vec<Method> {
     if auth.iter().any(auth::Config::leaves_query_unsigned) {
-        vec![Taken::Post]
+        vec![Method::Post]
     } else {
-        vec![Taken::Get, Taken::Head, Taken::Post]
+        vec![Method::Get, Method::Head, Method::Post]
     }
 }
 
-impl Taken {
+impl Method {
     /// As it stands in a request.
     pub fn name(self) -> &'static str {
         match self {
@@ -76,7 +75,7 @@ impl Taken {
 
 impl Config {
     /// The methods that are taken.
-    pub fn methods(&self) -> Vec<Taken> {
+    pub fn methods(&self) -> Vec<Method> {
         self.methods.clone().unwrap_or_else(|| default_methods(&self.auth))
     }
 
@@ -98,11 +97,11 @@ impl Config {
             _ => {}
         }
         let methods = self.methods();
-        if methods.iter().all(|method| *method == Taken::Head) {
+        if methods.iter().all(|method| *method == Method::Head) {
             problem("methods".into(), "none of them brings webhooks; allowed are GET, HEAD, POST, PUT".into());
         }
         let unsigned = self.auth.iter().find(|auth| auth.leaves_query_unsigned());
-        if let (Some(auth), true) = (unsigned, methods.contains(&Taken::Get)) {
+        if let (Some(auth), true) = (unsigned, methods.contains(&Method::Get)) {
             let text = format!(
                 "found GET, whose event is the query, and the signature of `auth` {:?} covers the body alone; allowed are POST, PUT, HEAD",
                 auth.name()
@@ -287,7 +286,7 @@ pub struct Route {
     /// The name that its events carry; none for the default route.
     mark: Option<Arc<str>>,
     path: Path,
-    methods: Vec<Taken>,
+    methods: Vec<Method>,
     /// The checks of a request.
     pub auth: Auth,
     unauthorized: Counter,
@@ -332,7 +331,7 @@ impl Route {
     }
 
     /// Whether it takes this method.
-    pub fn takes(&self, method: &Method) -> bool {
+    pub fn takes(&self, method: &hyper::Method) -> bool {
         self.methods.iter().any(|taken| taken.name() == method.as_str())
     }
 

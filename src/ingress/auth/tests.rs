@@ -369,7 +369,7 @@ fn a_signature_over_the_body_alone_allows_no_event_in_the_query() {
     ] {
         let config: Config = serde_json::from_value(check.clone()).unwrap();
         let names =
-            |methods: Vec<crate::ingress::routes::Taken>| methods.iter().map(|one| one.name()).collect::<Vec<_>>();
+            |methods: Vec<crate::ingress::routes::Method>| methods.iter().map(|one| one.name()).collect::<Vec<_>>();
         let default = names(crate::ingress::routes::default_methods(&[config]));
         assert_eq!(default, if covers_query { vec!["GET", "HEAD", "POST"] } else { vec!["POST"] }, "{check}");
         let refused = problem(&check, Some(&["GET", "POST"]));

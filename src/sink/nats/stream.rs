@@ -2,7 +2,7 @@
 
 use super::connection::{Confirm, Connection};
 use super::replies::Answer;
-use crate::setting::optional_period;
+use crate::setting::period;
 use crate::sink::{Failure, SetupError};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
@@ -40,7 +40,7 @@ pub struct StreamConfig {
     #[serde(default)]
     pub max_bytes: Option<ByteSize>,
     /// How long it keeps a message. Default: for ever.
-    #[serde(default, with = "optional_period")]
+    #[serde(default, with = "period")]
     pub max_age: Option<Duration>,
     /// How many messages it keeps. Default: no limit.
     #[serde(default)]
@@ -55,7 +55,7 @@ pub struct StreamConfig {
     /// the server whose acknowledgement got lost is sent again when the connection is back; within this window the server
     /// drops the second copy. One hour covers restarts of either side, and the 45 minutes in which the ingress recognises a
     /// resend; after a longer outage the last messages in flight may be stored twice.
-    #[serde(default, with = "optional_period")]
+    #[serde(default, with = "period")]
     pub duplicate_window: Option<Duration>,
     /// When a limit is reached: `old` (default) drops the oldest messages, as a log does; `new` refuses new ones, which then
     /// wait in the spool.
