@@ -7,6 +7,17 @@ use crate::config::Config;
 use crate::ingress::routes::Routes;
 use crate::ingress::tls;
 use crate::metrics::Metrics;
+use crate::sink::{kafka, nats};
+use bytesize::ByteSize;
+
+/// The largest batch that a Kafka topic takes by default, `max.message.bytes`
+/// (<https://kafka.apache.org/documentation/#topicconfigs_max.message.bytes>).
+const KAFKA_BYTES: u64 = 1_048_588;
+/// The largest message that nats-server takes by default, `max_payload`
+/// (<https://docs.nats.io/running-a-nats-service/configuration>).
+const NATS_BYTES: u64 = 1 << 20;
+/// Key, headers and framing of a message, generously.
+const OVERHEAD_BYTES: u64 = 16 << 10;
 
 /// Makes every sink, every route of the ingress and its TLS, which reads the files they name and checks what they hold, and drops them
 /// again.
@@ -26,6 +37,9 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
     if connections < config.ingress.max_connections {
         note(format_args!("warning: `ingress.max_connections`: {}; {connections} are left", bridge::FEW_FILES));
     }
+    for warning in oversized_events(config) {
+        note(format_args!("warning: {warning}"));
+    }
     if let Some(config) = &config.ingress.tls {
         let certificate = tls::check(config).map_err(RunError::from)?;
         if let Some(problem) = certificate.problem() {
@@ -35,4 +49,55 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
     let mut out = Output::new();
     out.line(format_args!("configuration is sound: {} sink(s)", sinks?))?;
     Ok(out.flush()?)
+}
+
+/// A line for each sink that may not take the largest events that the ingress takes.
+fn oversized_events(config: &Config) -> Vec<String> {
+    let ingress = &config.ingress;
+    let largest = ingress.max_decompressed_body.map_or(ingress.max_body, |unpacked| unpacked.max(ingress.max_body));
+    let warning = |(name, sink): (&String, &crate::config::Sink)| {
+        let destination = &sink.destination;
+        let (limit, whose, setting) = if let Some(kafka) = destination.settings::<kafka::Config>() {
+            let property = kafka.librdkafka.0.get("message.max.bytes");
+            let limit = property.and_then(|value| value.reveal().parse().ok());
+            (limit.unwrap_or(KAFKA_BYTES), "`max.message.bytes` of a topic", "librdkafka.\"message.max.bytes\"")
+        } else if let Some(nats) = destination.settings::<nats::Config>() {
+            let limit = nats.max_payload.map(|size| size.as_u64());
+            (limit.unwrap_or(NATS_BYTES), "`max_payload` of the server", "max_payload")
+        } else {
+            return None;
+        };
+        let fits = limit.saturating_sub(OVERHEAD_BYTES);
+        (largest.as_u64() > fits).then(|| {
+            format!(
+                "`sinks.{name}`: an event as large as `ingress.max_body` or `max_decompressed_body`, {largest}, exceeds {whose}, \
+                 {limit} bytes by default or as configured, and becomes a dead letter; set these to {} at the most, or \
+                 `sinks.{name}.{setting}` to the destination's limit",
+                ByteSize(fits)
+            )
+        })
+    };
+    config.sinks.iter().filter_map(warning).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_larger_than_a_sink_takes_are_warned_of() {
+        let sinks =
+            "[sinks.k]\ntype = 'kafka'\nbrokers = 'a:1'\n[sinks.n]\ntype = 'nats'\n[sinks.out]\ntype = 'stdout'\n";
+        let warnings = |ingress: &str, more: &str| {
+            oversized_events(&Config::from_toml(&format!("[ingress]\n{ingress}\n{sinks}{more}")).unwrap())
+        };
+        let of = |warnings: Vec<String>, text: &str| warnings.iter().filter(|warning| warning.contains(text)).count();
+        assert_eq!(warnings("max_body = '1MiB'", "").len(), 2);
+        assert_eq!(of(warnings("max_body = '1MiB'", ""), "`max.message.bytes` of a topic, 1048588 bytes"), 1);
+        assert_eq!(warnings("max_body = '900KiB'", ""), [""; 0]);
+        assert_eq!(of(warnings("max_body = '900KiB'\nmax_decompressed_body = '2MiB'", ""), "2.0 MiB"), 2);
+        let raised = "[sinks.k2]\ntype = 'kafka'\nbrokers = 'a:1'\nlibrdkafka = { 'message.max.bytes' = 5000000 }\n\
+                      [sinks.n2]\ntype = 'nats'\nmax_payload = '8MiB'\n";
+        assert_eq!(of(warnings("max_body = '1MiB'", raised), "2`"), 0);
+    }
 }
