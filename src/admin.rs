@@ -121,7 +121,8 @@ impl AdminService {
             let behind = status.end.saturating_sub(position);
             sink.lag_records.set(behind as i64);
             sink.lag_seconds.set(if behind == 0 { 0.0 } else { health.lag().as_secs_f64() });
-            sink.retrying.set(health.count_retrying() as i64);
+            // Parked records wait to be tried again too.
+            sink.retrying.set(health.count_retrying() as i64 + sink.parked_records.get());
             sink.up.set(health.check().is_ok() as i64);
         }
     }
