@@ -1,60 +1,59 @@
-//! Puts a running bridge to the test: sends synthetic conversations, reads what comes out at every destination, and judges it.
+//! The conservation test: sends synthetic conversations to a running bridge, consumes every destination, and compares.
 //!
 //! ```text
-//! load ─ HTTP ─▶ bridge ─▶ Kafka | NATS | stdout ─▶ follow ─▶ watch ─▶ oracle ─▶ report
-//!   └── what is sent, and what of it is acknowledged ───────────▶┘
+//! load ─ HTTP ─▶ bridge ─▶ Kafka | NATS | stdout ─▶ consume ─▶ observer ─▶ oracle ─▶ report
+//!   └── sent and acknowledged events ─────────────────────────────▶┘
 //! ```
 //!
-//! The bridge, its destinations and the way to them may fail meanwhile: that is what it is for. Memory does not grow with events, only
-//! with conversations.
+//! Bridge, destinations and network may fail during the run; that is the purpose. Memory grows with conversations, not with events.
 
-pub mod follow;
+pub mod consume;
+pub mod generator;
 pub mod latency;
 pub mod load;
+pub mod observer;
 pub mod oracle;
 pub mod report;
-pub mod script;
 pub mod tls;
-pub mod watch;
 
 use crate::config::Config;
 use crate::event::Arrival;
 use crate::route::RouteError;
-use follow::{Lines, follow};
+use consume::{Lines, consume};
 use futures_util::future::try_join_all;
+use generator::Generator;
 use load::{Load, Phase, Sent, Unusable, send};
+use observer::Observer;
 use report::Report;
-use script::Script;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch as channel;
 use tokio::time::{Instant, interval};
-use watch::Watch;
 
-/// How often the one who watches is told.
+/// How often progress is reported.
 const TELL: Duration = Duration::from_millis(100);
-/// Duplicates may come after everything has come.
+/// Duplicates may arrive after all events have arrived.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What to do.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// How much to send where.
     pub load: Load,
-    /// The sinks to watch.
+    /// The sinks to observer.
     pub sinks: Vec<String>,
-    /// What the events are made from.
+    /// The seed of the events.
     pub seed: u64,
-    /// After the last event was sent, how long to wait for what has not come.
+    /// How long to wait for missing events after the last one was sent.
     pub settle: Duration,
     /// Where the bridge's stdout can be read, if a sink writes there.
     pub stdout: Option<Lines>,
 }
 
-/// How far it is.
+/// The progress of a run.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct Progress {
     /// Since the beginning.
     pub elapsed: Duration,
     /// Whether events are still being sent.
@@ -64,15 +63,15 @@ pub struct Standing {
     /// Attempts that were not acknowledged.
     pub refused: u64,
     /// Why nothing is acknowledged now.
-    pub trouble: Option<String>,
-    /// Each sink with what has come, and what was acknowledged and has not.
+    pub last_error: Option<String>,
+    /// Each sink with its arrived events, and its acknowledged events that are missing.
     pub sinks: Vec<(String, u64, u64)>,
 }
 
-/// Why there is no verdict.
+/// The error of a run without a verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum SoakError {
-    /// Nobody says where the bridge's stdout is.
+    /// The location of the bridge's stdout is not given.
     #[error(
         "sink `{sink}` writes to the stdout of the bridge, which only you can get at: redirect it to a file and give that as --stdout-from FILE, or pipe it into this command and say --stdout-from -, or choose other sinks with --sink"
     )]
@@ -85,10 +84,10 @@ pub enum SoakError {
     Setup {
         /// The sink.
         sink: String,
-        /// What is wrong.
+        /// The cause.
         cause: String,
     },
-    /// A destination did not say where it stands, so nothing was sent.
+    /// A destination cannot be read, so nothing was sent.
     #[error("sink `{sink}`: its destination cannot be read, so nothing was sent: {cause}")]
     Unreadable {
         /// The sink.
@@ -96,41 +95,41 @@ pub enum SoakError {
         /// Why.
         cause: String,
     },
-    /// Told to stop while the destinations were being asked where they stand.
+    /// Stopped before the destinations answered.
     #[error("stopped before anything was sent")]
     Stopped,
-    /// What listens at the URL is no bridge, or refuses these events.
+    /// The server at the URL is no bridge, or refuses these events.
     #[error("{0}; is that the bridge's `ingress.listen` and `ingress.path`?")]
     Unusable(#[from] Unusable),
 }
 
-/// Runs the plan against the bridge that runs with `config`. Once `stop` resolves, nothing more is sent, and what was is waited for.
+/// Runs the plan against the bridge that runs with `config`. Once `stop` resolves, no more events are sent, and missing ones are awaited.
 pub async fn run(
     config: &Config,
     plan: Plan,
     stop: impl Future<Output = ()>,
-    mut tell: impl FnMut(&Standing),
+    mut report_progress: impl FnMut(&Progress),
 ) -> Result<Report, SoakError> {
     let began = Instant::now();
-    let script = Arc::new(Script::new(plan.seed, fastrand::u64(..), Arrival::now().0, plan.load.events));
+    let generator = Arc::new(Generator::new(plan.seed, fastrand::u64(..), Arrival::now().0, plan.load.events));
     let chosen = || config.sinks.iter().filter(|(name, _)| plan.sinks.contains(name));
-    let watch = |(name, sink)| {
+    let observer = |(name, sink)| {
         let setup = |error: RouteError| SoakError::Setup { sink: String::clone(name), cause: error.to_string() };
-        Watch::new(name, sink, script.clone(), began).map(Arc::new).map_err(setup)
+        Observer::new(name, sink, generator.clone(), began).map(Arc::new).map_err(setup)
     };
-    let watches = chosen().map(watch).collect::<Result<Vec<_>, _>>()?;
-    let followings = watches.iter().zip(chosen());
-    let followings =
-        followings.map(|(watch, (_, sink))| follow(watch.clone(), &*sink.destination, plan.stdout.as_ref()));
+    let observers = chosen().map(observer).collect::<Result<Vec<_>, _>>()?;
+    let consumers = observers.iter().zip(chosen());
+    let consumers =
+        consumers.map(|(observer, (_, sink))| consume(observer.clone(), &*sink.destination, plan.stdout.as_ref()));
     let mut stop = std::pin::pin!(stop);
-    let followings = tokio::select! {
-        followings = try_join_all(followings) => followings?,
+    let consumers = tokio::select! {
+        consumers = try_join_all(consumers) => consumers?,
         () = &mut stop => return Err(SoakError::Stopped),
     };
 
     let (sent, (phase, phases)) = (Arc::new(Sent::default()), channel::channel(Phase::Sending));
     let first = Instant::now();
-    let load = send(plan.load.clone(), script.clone(), watches.clone(), began, sent.clone(), phases);
+    let load = send(plan.load.clone(), generator.clone(), observers.clone(), began, sent.clone(), phases);
     let mut load = std::pin::pin!(load);
     let mut ticks = interval(TELL);
     let (mut told_to_stop, mut all_sent) = (false, false);
@@ -151,8 +150,8 @@ pub async fn run(
                 if stopped.is_none() && first.elapsed() >= plan.load.duration {
                     stopped = Some(Instant::now());
                 }
-                tell(&standing(&sent, &watches, first, stopped.is_none()));
-                let complete = all_sent && watches.iter().all(|watch| watch.missing() == 0);
+                report_progress(&progress(&sent, &observers, first, stopped.is_none()));
+                let complete = all_sent && observers.iter().all(|observer| observer.missing() == 0);
                 all_there = complete.then(|| all_there.unwrap_or_else(Instant::now));
                 if all_there.is_some_and(|since: Instant| since.elapsed() >= LINGER) {
                     break;
@@ -167,20 +166,23 @@ pub async fn run(
         }
     }
     let duration = stopped.unwrap_or(first).duration_since(first);
-    let sinks = watches.iter().map(|watch| watch.report(&config.spool.path)).collect();
-    let report = Report::new(&plan, script.run(), duration, &sent, sinks);
+    let sinks = observers.iter().map(|observer| observer.report(&config.spool.path)).collect();
+    let report = Report::new(&plan, generator.run(), duration, &sent, sinks);
     // Some of these wait for threads to end.
-    let _ = tokio::task::spawn_blocking(move || drop(followings)).await;
+    let _ = tokio::task::spawn_blocking(move || drop(consumers)).await;
     Ok(report)
 }
 
-fn standing(sent: &Sent, watches: &[Arc<Watch>], first: Instant, sending: bool) -> Standing {
-    Standing {
+fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant, sending: bool) -> Progress {
+    Progress {
         elapsed: first.elapsed(),
         sending,
         accepted: sent.accepted.load(Ordering::Relaxed),
         refused: sent.refused.load(Ordering::Relaxed),
-        trouble: sent.trouble(),
-        sinks: watches.iter().map(|watch| (watch.name().to_owned(), watch.delivered(), watch.missing())).collect(),
+        last_error: sent.last_error(),
+        sinks: observers
+            .iter()
+            .map(|observer| (observer.name().to_owned(), observer.delivered(), observer.missing()))
+            .collect(),
     }
 }

@@ -247,7 +247,7 @@ async fn a_bridge_that_never_answers_proves_nothing() {
     let outcome = Soak::start(directory.path(), &arguments).outcome().await;
     assert_eq!((outcome.code, &outcome.report["clean"]), (Some(1), &Value::Bool(false)));
     assert_eq!((outcome.count("accepted"), outcome.count("unacknowledged")), (0, 10), "{outcome:?}");
-    assert!(outcome.report["trouble"].as_str().unwrap().contains("refused"), "{outcome:?}");
+    assert!(outcome.report["last_error"].as_str().unwrap().contains("refused"), "{outcome:?}");
     assert_eq!(outcome.of("stdout", "lost"), 0);
 }
 

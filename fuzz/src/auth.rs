@@ -1,10 +1,10 @@
 //! What a sender says of who it is, in all the ways there are.
 
 use super::input::Input;
-use cdrelay::ingress::auth::{Auth, Config, Head};
-use cdrelay::metrics::Metrics;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cdrelay::ingress::auth::{Auth, Config, Head};
+use cdrelay::metrics::Metrics;
 use hyper::Request;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;

@@ -2,10 +2,10 @@
 
 use super::input::Input;
 use super::memory_disk::MemoryDisk;
+use bytesize::ByteSize;
 use cdrelay::event::{Arrival, Event, EventId};
 use cdrelay::metrics::SpoolMetrics;
 use cdrelay::spool::{AppendError, Config, Record, Spool, cursor, segment};
-use bytesize::ByteSize;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};

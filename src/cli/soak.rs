@@ -4,9 +4,9 @@ use super::output::{Output, note};
 use super::run::raise_file_limit;
 use super::{CommandError, Settings};
 use crate::config::Config;
-use crate::soak::follow::Lines;
+use crate::soak::consume::Lines;
 use crate::soak::load::Load;
-use crate::soak::{self, Plan, Standing, tls};
+use crate::soak::{self, Plan, Progress, tls};
 use clap::{Args, value_parser};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How often a line tells how far it is, where there is no terminal for a progress bar.
 const LINE: Duration = Duration::from_secs(10);
 
-/// Send synthetic conversations to a running bridge, read what comes out at its sinks, and tell what was lost, duplicated or
-/// reordered, and how long it took. Exits with 1 if anything acknowledged is lost or out of order.
+/// Send synthetic conversations to a running bridge, consume its sinks, and report lost, duplicated and reordered events and
+/// latencies. Exits with 1 if anything acknowledged is lost or out of order.
 ///
 /// The configuration is the bridge's own: it says where webhooks are taken and where events go. Everything is read from where it ends
 /// when this starts, and only events of this run count. Bridge and brokers may be down for a while meanwhile. Ctrl-C ends sending, and
@@ -56,10 +56,10 @@ pub struct Soak {
     /// How many events a conversation has; then another one takes its place.
     #[arg(long, value_name = "NUMBER", default_value = "20", value_parser = value_parser!(u32).range(1..=1_000_000))]
     events: u32,
-    /// What the content of the events is made from; random otherwise, and printed.
+    /// The seed of the events' content; random by default, and printed.
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// How long to wait for what has not come when the last event was sent.
+    /// How long to wait for missing events after the last one was sent.
     #[arg(long, value_name = "PERIOD", default_value = "60s", value_parser = period)]
     settle: Duration,
     /// The file or named pipe that the bridge's stdout goes to, or `-` for this command's stdin. Needed for a stdout sink.
@@ -88,7 +88,7 @@ impl Soak {
                     std::process::exit(1);
                 });
             };
-            Ok::<_, CommandError>(soak::run(&config, plan, stop, |standing| display.show(standing)).await?)
+            Ok::<_, CommandError>(soak::run(&config, plan, stop, |progress| display.show(progress)).await?)
         });
         // Reading a pipe may still be waiting for whoever writes.
         runtime.shutdown_background();
@@ -219,8 +219,8 @@ impl Display {
         Self { duration, bar, told: Duration::ZERO }
     }
 
-    fn show(&mut self, standing: &Standing) {
-        let Standing { elapsed, accepted, refused, sinks, .. } = standing;
+    fn show(&mut self, progress: &Progress) {
+        let Progress { elapsed, accepted, refused, sinks, .. } = progress;
         let mut text = format!("{accepted} accepted");
         if *refused > 0 {
             text += &format!(", {refused} refused");
@@ -231,12 +231,12 @@ impl Display {
                 text += &format!(", {missing} to come");
             }
         }
-        if let Some(trouble) = &standing.trouble {
-            text += &format!(" | {trouble}");
+        if let Some(last_error) = &progress.last_error {
+            text += &format!(" | {last_error}");
         }
         match &self.bar {
             Some(bar) => {
-                let sending = if standing.sending { *elapsed } else { self.duration };
+                let sending = if progress.sending { *elapsed } else { self.duration };
                 bar.set_position(u64::try_from(sending.as_millis()).unwrap_or(u64::MAX));
                 bar.set_message(text);
             }

@@ -3,10 +3,10 @@
 //! An event that was not acknowledged is sent again until it is, so that a bridge may be away for a while. When all conversations
 //! wait for an acknowledgement, the moments at which something should have been sent pass unused; they are counted, not made up for.
 
+use super::generator::{self, Generator};
 use super::latency::Latency;
-use super::script::{self, Script};
+use super::observer::Observer;
 use super::tls;
-use super::watch::Watch;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::CONTENT_TYPE;
@@ -30,7 +30,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Between two attempts to send an event, doubled each time.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A bridge has only so many connections to give; those that one stall has opened are closed again.
+/// The number of idle connections that are kept. A bridge limits its connections, so connections opened during a stall are closed again.
 const IDLE_CONNECTIONS: usize = 64;
 /// More of an answer than is ever needed.
 const ANSWER_BYTES: usize = 64 << 10;
@@ -52,7 +52,7 @@ pub struct Load {
     pub events: usize,
 }
 
-/// What was sent so far.
+/// Counters of sent events.
 #[derive(Default)]
 pub struct Sent {
     /// Events that were acknowledged.
@@ -70,7 +70,7 @@ pub struct Sent {
     /// Events that were given up without an acknowledgement.
     pub unacknowledged: AtomicU64,
     /// Why the last attempt failed.
-    trouble: Mutex<Option<String>>,
+    last_error: Mutex<Option<String>>,
     /// From the first attempt to the acknowledgement.
     pub latency: Mutex<Latency>,
 }
@@ -89,7 +89,7 @@ pub struct Unusable {
 pub enum Phase {
     /// New events are sent.
     Sending,
-    /// What is on its way may still be acknowledged.
+    /// No new events; requests in flight may still be acknowledged.
     Finishing,
     /// Nothing more is tried.
     Over,
@@ -110,8 +110,8 @@ struct Stored {
 struct Sender {
     load: Load,
     client: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    script: Arc<Script>,
-    watches: Vec<Arc<Watch>>,
+    generator: Arc<Generator>,
+    observers: Vec<Arc<Observer>>,
     began: Instant,
     sent: Arc<Sent>,
     phase: watch::Receiver<Phase>,
@@ -120,8 +120,8 @@ struct Sender {
 /// Sends for the duration, or until `phase` says otherwise, and returns when nothing is on its way any more.
 pub async fn send(
     load: Load,
-    script: Arc<Script>,
-    watches: Vec<Arc<Watch>>,
+    generator: Arc<Generator>,
+    observers: Vec<Arc<Observer>>,
     began: Instant,
     sent: Arc<Sent>,
     phase: watch::Receiver<Phase>,
@@ -139,7 +139,7 @@ pub async fn send(
         .pool_timer(TokioTimer::new())
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .build(connector);
-    Arc::new(Sender { load, client, script, watches, began, sent, phase }).run().await
+    Arc::new(Sender { load, client, generator, observers, began, sent, phase }).run().await
 }
 
 impl Sender {
@@ -187,9 +187,9 @@ impl Sender {
         let Conversation { index, number } = conversation;
         let first = Instant::now();
         let at = u64::try_from(first.duration_since(self.began).as_micros()).unwrap_or(u64::MAX);
-        let text = self.script.event(index, number, at);
-        if let Some(event) = script::parse(&text) {
-            self.watches.iter().for_each(|watch| watch.sent(index, &event));
+        let text = self.generator.event(index, number, at);
+        if let Some(event) = generator::parse(&text) {
+            self.observers.iter().for_each(|observer| observer.sent(index, &event));
         }
         self.sent.conversations.fetch_add(u64::from(number == 0), Ordering::Relaxed);
         let body = Bytes::from(text);
@@ -206,7 +206,7 @@ impl Sender {
             };
             match answer? {
                 Ok(duplicates) => {
-                    self.watches.iter().for_each(|watch| watch.acknowledged(index));
+                    self.observers.iter().for_each(|observer| observer.acknowledged(index));
                     self.sent.accepted.fetch_add(1, Ordering::Relaxed);
                     self.sent.known.fetch_add(duplicates, Ordering::Relaxed);
                     let micros = u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -214,9 +214,9 @@ impl Sender {
                     self.sent.note(None);
                     return Ok(Some(Conversation { index, number: number + 1 }));
                 }
-                Err(trouble) => {
+                Err(last_error) => {
                     self.sent.refused.fetch_add(1, Ordering::Relaxed);
-                    self.sent.note(Some(trouble));
+                    self.sent.note(Some(last_error));
                 }
             }
             sleep(pause).await;
@@ -238,7 +238,7 @@ impl Sender {
         };
         let (status, body) = match timeout(ANSWER, exchange).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(trouble)) => return Ok(Err(trouble)),
+            Ok(Err(last_error)) => return Ok(Err(last_error)),
             Err(_) => return Ok(Err(format!("no answer within {ANSWER:?}"))),
         };
         let detail = || String::from_utf8_lossy(&body).trim().chars().take(200).collect::<String>();
@@ -255,12 +255,12 @@ impl Sender {
 
 impl Sent {
     /// Why the last attempt was not acknowledged, if so.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    fn note(&self, last_error: Option<String>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = last_error;
     }
 }
 

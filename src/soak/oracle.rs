@@ -1,4 +1,4 @@
-//! The verdict on one destination: what of that which was acknowledged is missing there, came twice, or came out of order.
+//! Judges one destination: acknowledged events that are missing, duplicated or out of order there.
 //!
 //! Every conversation numbers its events from 0 and sends one only after the one before was acknowledged. A destination may get
 //! events again, from any one on that it had, which is what at least once means; but never one before its predecessor.
@@ -31,9 +31,9 @@ pub struct Delivery {
     pub conversation: usize,
     /// Its number in the conversation.
     pub number: usize,
-    /// Events of a conversation are in order, and in one place, if they have the same lane: a template can send some to one topic
+    /// Events of a conversation are in order, and in one place, if they have the same sequence: a template can send some to one topic
     /// and some to another, and no consumer could tell which came first.
-    pub lane: u64,
+    pub sequence: u64,
     /// Where it lies.
     pub at: Position,
 }
@@ -47,7 +47,7 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// What the destination did with the events.
+/// The verdict on one destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Events that arrived, each counted once.
@@ -99,7 +99,7 @@ pub enum Fault {
         /// Where that one is.
         before: Position,
     },
-    /// It is not what was sent.
+    /// Its content differs from the sent event.
     Altered,
     /// It was never sent, or not meant for this destination.
     Unexpected,
@@ -113,12 +113,12 @@ struct Conversation {
     gone: u32,
     unwanted: Numbers,
     /// One, unless a template spreads the conversation.
-    lanes: Vec<Lane>,
+    sequences: Vec<Sequence>,
 }
 
 #[derive(Debug)]
-struct Lane {
-    lane: u64,
+struct Sequence {
+    sequence: u64,
     seen: Numbers,
     /// The one after which the next is to come.
     last: u32,
@@ -165,7 +165,7 @@ impl Oracle {
 
     /// An event is there.
     pub fn arrived(&mut self, delivery: Delivery) {
-        let Delivery { conversation, number, lane, at } = delivery;
+        let Delivery { conversation, number, sequence, at } = delivery;
         let finding = |fault| Finding { fault, conversation, number, at: Some(at) };
         let number = narrow(number);
         let known = self.conversations.get_mut(conversation);
@@ -175,7 +175,7 @@ impl Oracle {
             return;
         };
         let again = known.has(number);
-        let fault = known.lane(lane).and_then(|lane| lane.fault(number, again, known.gone, at));
+        let fault = known.sequence(sequence).and_then(|sequence| sequence.fault(number, again, known.gone, at));
         if let Some(fault) = fault {
             self.verdict.reordered += 1;
             self.verdict.find(finding(fault));
@@ -186,10 +186,10 @@ impl Oracle {
             self.verdict.delivered += 1;
             self.missing -= u64::from(number < known.acknowledged);
         }
-        known.note(lane, number, at, matches!(fault, Some(Fault::Overtaken { .. })));
+        known.note(sequence, number, at, matches!(fault, Some(Fault::Overtaken { .. })));
     }
 
-    /// An event is there, and it is not what was sent. That it is there has to be told too.
+    /// An event arrived with other content than was sent. Report its arrival as well.
     pub fn altered(&mut self, conversation: usize, number: usize, at: Position) {
         self.verdict.altered += 1;
         self.verdict.find(Finding { fault: Fault::Altered, conversation, number, at: Some(at) });
@@ -205,15 +205,16 @@ impl Oracle {
         self.verdict.delivered
     }
 
-    /// What is there is all that will come.
+    /// The final verdict: nothing more arrives.
     pub fn verdict(&self) -> Verdict {
         let mut verdict = self.verdict.clone();
         for (index, conversation) in self.conversations.iter().enumerate() {
-            let first = conversation.lanes.iter().filter_map(|lane| lane.seen.first()).min().unwrap_or(u32::MAX);
+            let first =
+                conversation.sequences.iter().filter_map(|sequence| sequence.seen.first()).min().unwrap_or(u32::MAX);
             let lost = conversation.gone.min(first)..conversation.acknowledged;
             let lost = lost.filter(|number| !conversation.unwanted.contains(*number) && !conversation.has(*number));
             for number in lost.map(|number| number as usize) {
-                let at = conversation.lanes.last().map(|lane| lane.at);
+                let at = conversation.sequences.last().map(|sequence| sequence.at);
                 verdict.find(Finding { fault: Fault::Lost, conversation: index, number, at });
                 verdict.lost.push((index, number));
             }
@@ -232,15 +233,15 @@ impl Oracle {
 
 impl Conversation {
     fn has(&self, number: u32) -> bool {
-        self.lanes.iter().any(|lane| lane.seen.contains(number))
+        self.sequences.iter().any(|sequence| sequence.seen.contains(number))
     }
 
-    fn lane(&self, lane: u64) -> Option<&Lane> {
-        self.lanes.iter().find(|known| known.lane == lane)
+    fn sequence(&self, sequence: u64) -> Option<&Sequence> {
+        self.sequences.iter().find(|known| known.sequence == sequence)
     }
 
-    fn note(&mut self, lane: u64, number: u32, at: Position, overtaken: bool) {
-        match self.lanes.iter_mut().find(|known| known.lane == lane) {
+    fn note(&mut self, sequence: u64, number: u32, at: Position, overtaken: bool) {
+        match self.sequences.iter_mut().find(|known| known.sequence == sequence) {
             Some(known) => {
                 known.seen.insert(number);
                 known.at = at;
@@ -252,14 +253,14 @@ impl Conversation {
             None => {
                 let mut seen = Numbers::default();
                 seen.insert(number);
-                self.lanes.push(Lane { lane, seen, last: number, at });
+                self.sequences.push(Sequence { sequence, seen, last: number, at });
             }
         }
     }
 }
 
-impl Lane {
-    /// What is wrong with `number` coming next, and `again` if it was there before.
+impl Sequence {
+    /// The fault, if any, of `number` arriving next; `again` if it has arrived before.
     fn fault(&self, number: u32, again: bool, gone: u32, at: Position) -> Option<Fault> {
         // It may have been there before the destination was emptied.
         let may_be_again = number < gone && self.seen.first().is_some_and(|first| number < first);

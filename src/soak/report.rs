@@ -1,9 +1,9 @@
-//! What the run came to, for people and for machines.
+//! The report of a run, as a table and as JSON.
 
 use super::Plan;
 use super::latency::Percentiles;
 use super::load::Sent;
-use super::watch::SinkReport;
+use super::observer::SinkReport;
 use serde::Serialize;
 use std::fmt;
 use std::sync::PoisonError;
@@ -18,7 +18,7 @@ const RATE_TOLERANCE: f64 = 0.02;
 pub struct Report {
     /// Whether everything that was acknowledged is at every sink, in order and unchanged, and there was something to judge by.
     pub clean: bool,
-    /// What the events were made from.
+    /// The seed of the events.
     pub seed: u64,
     /// How the ids of this run's conversations begin.
     pub run: String,
@@ -33,7 +33,7 @@ pub struct Report {
     /// Attempts that were not acknowledged. The event was sent again.
     pub refused: u64,
     /// Why the last one was not, if nothing was acknowledged after it.
-    pub trouble: Option<String>,
+    pub last_error: Option<String>,
     /// Events that were given up without an acknowledgement: they may have come or not.
     pub unacknowledged: u64,
     /// Events a second that should have been sent.
@@ -65,7 +65,7 @@ impl Report {
             accepted,
             known: count(&sent.known),
             refused: count(&sent.refused),
-            trouble: sent.trouble(),
+            last_error: sent.last_error(),
             unacknowledged: count(&sent.unacknowledged),
             rate_wanted: plan.load.rate,
             rate: (due - missed) as f64 / duration.as_secs_f64().max(0.001),
@@ -95,7 +95,7 @@ impl Report {
         rows
     }
 
-    /// What the table does not say.
+    /// Notes below the table.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let mut note = |wanted: bool, text: &dyn Fn() -> String| {
@@ -110,7 +110,7 @@ impl Report {
             )
         });
         note(self.unacknowledged > 0, &|| {
-            let why = self.trouble.as_deref().unwrap_or("no answer");
+            let why = self.last_error.as_deref().unwrap_or("no answer");
             format!("{} events were never acknowledged, and may be there or not: {why}", self.unacknowledged)
         });
         note(self.rate_missed > RATE_TOLERANCE, &|| {
@@ -130,8 +130,10 @@ impl Report {
             });
             note(sink.altered > 0, &|| format!("{name}: {} events are not what was sent", sink.altered));
             note(sink.unexpected > 0, &|| format!("{name}: {} events should not be there", sink.unexpected));
-            note(sink.lost > 0, &|| match &sink.trouble {
-                Some(trouble) => format!("{name}: cannot be read, so what counts as lost may be there: {trouble}"),
+            note(sink.lost > 0, &|| match &sink.last_error {
+                Some(last_error) => {
+                    format!("{name}: cannot be read, so what counts as lost may be there: {last_error}")
+                }
                 None => {
                     format!("{name}: what is lost had not come {} s after the last event was sent", self.settle_seconds)
                 }
@@ -157,8 +159,8 @@ impl Report {
             faults.iter().filter(|(count, _)| *count > 0).map(|(n, what)| format!("{n} {what}")).collect();
         match (faults.is_empty(), self.accepted) {
             (false, _) => format!("FAILED: {}", faults.join(", ")),
-            (true, 0) => match &self.trouble {
-                Some(trouble) => format!("FAILED: nothing was accepted: {trouble}"),
+            (true, 0) => match &self.last_error {
+                Some(last_error) => format!("FAILED: nothing was accepted: {last_error}"),
                 None => "FAILED: nothing was accepted".to_owned(),
             },
             (true, _) => "FAILED: no sink was to get any event, so nothing was put to the test; see `when`".to_owned(),
@@ -219,7 +221,7 @@ mod tests {
             filtered: 0,
             latency: Percentiles { p50: 1.234, p90: 56.7, p99: 890.1, p99_9: 2345.6, max: 61_000.0 },
             findings: (0..lost).map(|number| format!("lost: number {number}")).collect(),
-            trouble: None,
+            last_error: None,
         }
     }
 
@@ -233,7 +235,7 @@ mod tests {
             accepted: 100,
             known: 0,
             refused: 0,
-            trouble: None,
+            last_error: None,
             unacknowledged: 0,
             rate_wanted: 10.0,
             rate: 10.0,

@@ -234,7 +234,7 @@ impl Sent {
             let Mark { conversation_uuid, number } = serde_json::from_slice(payload).unwrap();
             let conversation = numbers[&conversation_uuid];
             assert_eq!(payload, self.load.event(conversation, number).as_bytes(), "seed {seed}");
-            oracle.arrived(Delivery { conversation, number, lane: 0, at });
+            oracle.arrived(Delivery { conversation, number, sequence: 0, at });
         }
         let verdict = oracle.verdict();
         println!(

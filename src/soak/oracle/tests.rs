@@ -18,7 +18,7 @@ fn judge_emptied(acknowledged: usize, gone: usize, arrivals: &[usize]) -> Verdic
 
 fn arrive(oracle: &mut Oracle, numbers: &[usize]) {
     for &number in numbers {
-        oracle.arrived(Delivery { conversation: 0, number, lane: 0, at: Position { place: 0, offset: 0 } });
+        oracle.arrived(Delivery { conversation: 0, number, sequence: 0, at: Position { place: 0, offset: 0 } });
     }
 }
 
@@ -102,7 +102,7 @@ fn what_was_never_sent_or_is_not_wanted_is_unexpected() {
     arrive(&mut oracle, &[0, 2]);
     assert_eq!((oracle.missing(), oracle.verdict().is_clean()), (0, true));
     arrive(&mut oracle, &[1, 3]);
-    oracle.arrived(Delivery { conversation: 1, number: 0, lane: 0, at: Position { place: 0, offset: 0 } });
+    oracle.arrived(Delivery { conversation: 1, number: 0, sequence: 0, at: Position { place: 0, offset: 0 } });
     assert_eq!(oracle.verdict().unexpected, 3);
     assert!(!oracle.verdict().is_clean());
 }
@@ -123,10 +123,10 @@ fn an_emptied_destination_may_lack_a_beginning_but_nothing_after_it() {
 #[test]
 fn a_conversation_stays_in_one_place_for_each_lane() {
     let mut oracle = Oracle::default();
-    let mut arrived = |number, lane, place| {
+    let mut arrived = |number, sequence, place| {
         oracle.sent(0, true);
         oracle.acknowledged(0);
-        oracle.arrived(Delivery { conversation: 0, number, lane, at: Position { place, offset: 7 } });
+        oracle.arrived(Delivery { conversation: 0, number, sequence, at: Position { place, offset: 7 } });
         oracle.verdict().reordered
     };
     assert_eq!(arrived(0, 1, 3), 0);
@@ -135,14 +135,14 @@ fn a_conversation_stays_in_one_place_for_each_lane() {
     assert_eq!(arrived(3, 1, 4), 1);
     let before = Position { place: 3, offset: 7 };
     assert_eq!(oracle.verdict().findings[0].fault, Fault::Elsewhere { before });
-    // Which lane of the two came first cannot be known.
+    // Which sequence of the two came first cannot be known.
     let mut oracle = Oracle::default();
     for _ in 0..4 {
         oracle.sent(0, true);
         oracle.acknowledged(0);
     }
-    for (number, lane) in [(2, 1), (3, 1), (0, 2), (1, 2)] {
-        oracle.arrived(Delivery { conversation: 0, number, lane, at: Position { place: 0, offset: 0 } });
+    for (number, sequence) in [(2, 1), (3, 1), (0, 2), (1, 2)] {
+        oracle.arrived(Delivery { conversation: 0, number, sequence, at: Position { place: 0, offset: 0 } });
     }
     assert!(oracle.verdict().is_clean());
 }
@@ -156,7 +156,7 @@ fn conversations_do_not_mix_and_faults_beyond_the_first_are_only_counted() {
             oracle.acknowledged(conversation);
             if number != 65 {
                 let at = Position { place: conversation as u32, offset: number as u64 };
-                oracle.arrived(Delivery { conversation, number, lane: 0, at });
+                oracle.arrived(Delivery { conversation, number, sequence: 0, at });
             }
         }
     }

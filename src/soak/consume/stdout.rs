@@ -1,10 +1,10 @@
 //! Reads the lines that a bridge writes to its stdout: from a file that grows, from a pipe, or from this process's stdin.
 
-use super::{Ended, Following, Lines, unreadable};
+use super::{Consumer, Ended, Lines, unreadable};
 use crate::event::{Event, MAX_DEPTH};
 use crate::soak::SoakError;
+use crate::soak::observer::Observer;
 use crate::soak::oracle::Position;
-use crate::soak::watch::Watch;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -16,45 +16,45 @@ use tokio::task::spawn_blocking;
 /// How often to look whether a file has grown.
 const LOOK: Duration = Duration::from_millis(5);
 
-pub async fn follow(watch: Arc<Watch>, lines: &Lines) -> Result<Following, SoakError> {
+pub async fn consume(observer: Arc<Observer>, lines: &Lines) -> Result<Consumer, SoakError> {
     let ended = Ended::default();
     let until = ended.clone();
     let tasks = match lines {
         // Nobody waits for the end of these two: reading a pipe takes as long as whoever writes wants.
         Lines::Stdin => {
-            spawn_blocking(move || pipe(io::stdin().lock(), &watch, &until));
+            spawn_blocking(move || pipe(io::stdin().lock(), &observer, &until));
             Vec::new()
         }
         Lines::File(path) if is_pipe(path) => {
             let path = path.clone();
             spawn_blocking(move || match File::open(&path) {
-                Ok(file) => pipe(file, &watch, &until),
-                Err(error) => watch.trouble(format!("{}: {error}", path.display())),
+                Ok(file) => pipe(file, &observer, &until),
+                Err(error) => observer.failed(format!("{}: {error}", path.display())),
             });
             Vec::new()
         }
         Lines::File(path) => {
             let tail = Tail::at_end(path)
-                .map_err(|error| unreadable(&watch, format!("`--stdout-from {}`: {error}", path.display())))?;
-            vec![spawn_blocking(move || tail.follow(&watch, &until))]
+                .map_err(|error| unreadable(&observer, format!("`--stdout-from {}`: {error}", path.display())))?;
+            vec![spawn_blocking(move || tail.consume(&observer, &until))]
         }
     };
-    Ok(Following { ended, tasks })
+    Ok(Consumer { ended, tasks })
 }
 
 fn is_pipe(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
 }
 
-fn pipe(mut input: impl Read, watch: &Watch, ended: &Ended) {
-    let mut reader = Splitter::new(watch);
+fn pipe(mut input: impl Read, observer: &Observer, ended: &Ended) {
+    let mut reader = Splitter::new(observer);
     let mut buffer = vec![0; 64 << 10];
     while !ended.is_so() {
         match input.read(&mut buffer) {
-            Ok(0) => return watch.trouble("the bridge's output has ended"),
+            Ok(0) => return observer.failed("the bridge's output has ended"),
             Ok(count) => reader.take(buffer.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return watch.trouble(format!("the bridge's output cannot be read: {error}")),
+            Err(error) => return observer.failed(format!("the bridge's output cannot be read: {error}")),
         }
     }
 }
@@ -81,22 +81,22 @@ impl Tail {
         Ok(tail)
     }
 
-    fn follow(mut self, watch: &Watch, ended: &Ended) {
-        let mut reader = Splitter::new(watch);
+    fn consume(mut self, observer: &Observer, ended: &Ended) {
+        let mut reader = Splitter::new(observer);
         let mut buffer = vec![0; 64 << 10];
         while !ended.is_so() {
             match self.read(&mut buffer) {
                 Ok(0) => std::thread::sleep(LOOK),
                 Ok(count) => reader.take(buffer.get(..count).unwrap_or_default()),
                 Err(error) => {
-                    watch.trouble(format!("{}: {error}", self.path.display()));
+                    observer.failed(format!("{}: {error}", self.path.display()));
                     std::thread::sleep(LOOK * 20);
                 }
             }
         }
     }
 
-    /// Reads what has come, from the beginning of another file once this one was read to its end and is no longer the one of that name.
+    /// Reads new bytes. Once the file was read to its end and its name belongs to another file, continues at the start of that one.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(file) = &mut self.file {
             let count = file.read(buffer)?;
@@ -123,17 +123,17 @@ impl Tail {
     }
 }
 
-/// Cuts what was read into lines.
+/// Splits bytes into lines.
 struct Splitter<'a> {
-    watch: &'a Watch,
+    observer: &'a Observer,
     place: u32,
     count: u64,
     unfinished: Vec<u8>,
 }
 
 impl<'a> Splitter<'a> {
-    fn new(watch: &'a Watch) -> Self {
-        Self { watch, place: watch.place("line"), count: 0, unfinished: Vec::new() }
+    fn new(observer: &'a Observer) -> Self {
+        Self { observer, place: observer.place("line"), count: 0, unfinished: Vec::new() }
     }
 
     fn take(&mut self, mut bytes: &[u8]) {
@@ -144,7 +144,7 @@ impl<'a> Splitter<'a> {
             let line = std::mem::take(&mut self.unfinished);
             self.count += 1;
             if let Some(event) = std::str::from_utf8(&line).ok().and_then(event) {
-                self.watch.arrived(event.as_bytes(), Position { place: self.place, offset: self.count });
+                self.observer.arrived(event.as_bytes(), Position { place: self.place, offset: self.count });
             }
         }
         self.unfinished.extend_from_slice(bytes);

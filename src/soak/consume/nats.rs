@@ -2,13 +2,13 @@
 //!
 //! Streams that appear later, or are made anew, are read from their beginning: they hold nothing that was there before.
 
-use super::{Ended, Following, START, unreadable};
+use super::{Consumer, Ended, START, unreadable};
 use crate::sink::SetupError;
 use crate::sink::nats::connection::{connect_options, parse_servers};
 use crate::sink::nats::{Config, Mode};
 use crate::soak::SoakError;
+use crate::soak::observer::Observer;
 use crate::soak::oracle::Position;
-use crate::soak::watch::Watch;
 use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -84,71 +84,71 @@ impl Connection {
     }
 }
 
-pub async fn follow(watch: Arc<Watch>, config: &Config) -> Result<Following, SoakError> {
+pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consumer, SoakError> {
     let connection = Connection::open(config)
         .await
-        .map_err(|error| SoakError::Setup { sink: watch.name().to_owned(), cause: error.to_string() })?;
+        .map_err(|error| SoakError::Setup { sink: observer.name().to_owned(), cause: error.to_string() })?;
     let connection = Arc::new(connection);
     let task = match config.mode {
         Mode::Core => {
-            let subscription = until_possible(&watch, async || subscribe(&connection, &watch).await).await?;
-            tokio::spawn(hear(connection, watch, subscription))
+            let subscription = until_possible(&observer, async || subscribe(&connection, &observer).await).await?;
+            tokio::spawn(hear(connection, observer, subscription))
         }
         Mode::Jetstream => {
-            let streams = until_possible(&watch, async || streams(&connection, &watch).await).await?;
-            tokio::spawn(keep_reading(connection, watch, streams))
+            let streams = until_possible(&observer, async || streams(&connection, &observer).await).await?;
+            tokio::spawn(keep_reading(connection, observer, streams))
         }
     };
-    Ok(Following { ended: Ended::default(), tasks: vec![task] })
+    Ok(Consumer { ended: Ended::default(), tasks: vec![task] })
 }
 
-async fn until_possible<T>(watch: &Watch, attempt: impl AsyncFn() -> Result<T, String>) -> Result<T, SoakError> {
+async fn until_possible<T>(observer: &Observer, attempt: impl AsyncFn() -> Result<T, String>) -> Result<T, SoakError> {
     let deadline = Instant::now() + START;
     loop {
         match attempt().await {
             Ok(done) => return Ok(done),
-            Err(cause) if Instant::now() > deadline => return Err(unreadable(watch, cause)),
+            Err(cause) if Instant::now() > deadline => return Err(unreadable(observer, cause)),
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn subscribe(connection: &Connection, watch: &Watch) -> Result<async_nats::Subscriber, String> {
+async fn subscribe(connection: &Connection, observer: &Observer) -> Result<async_nats::Subscriber, String> {
     connection.check()?;
     let subscription =
-        connection.client.subscribe(watch.route().subject_wildcard()).await.map_err(|error| error.to_string())?;
+        connection.client.subscribe(observer.route().subject_wildcard()).await.map_err(|error| error.to_string())?;
     // Once this is through, the server knows of the subscription.
     connection.client.flush().await.map_err(|error| error.to_string())?;
     Ok(subscription)
 }
 
 /// The library subscribes again by itself after each reconnect.
-async fn hear(connection: Arc<Connection>, watch: Arc<Watch>, mut subscription: async_nats::Subscriber) {
-    let place = watch.place("message");
+async fn hear(connection: Arc<Connection>, observer: Arc<Observer>, mut subscription: async_nats::Subscriber) {
+    let place = observer.place("message");
     let mut count = 0;
     loop {
         match timeout(LOOK, subscription.next()).await {
             Ok(Some(message)) => {
                 count += 1;
-                watch.arrived(&message.payload, Position { place, offset: count });
+                observer.arrived(&message.payload, Position { place, offset: count });
             }
-            Ok(None) => return watch.trouble("the connection to nats is closed"),
-            Err(_) => note(&watch, connection.check()),
+            Ok(None) => return observer.failed("the connection to nats is closed"),
+            Err(_) => note(&observer, connection.check()),
         }
     }
 }
 
-fn note(watch: &Watch, outcome: Result<(), String>) {
+fn note(observer: &Observer, outcome: Result<(), String>) {
     match outcome {
-        Ok(()) => watch.fine(),
-        Err(cause) => watch.trouble(cause),
+        Ok(()) => observer.recovered(),
+        Err(cause) => observer.failed(cause),
     }
 }
 
 /// The streams that take the sink's subjects, each at its end.
-async fn streams(connection: &Connection, watch: &Watch) -> Result<Vec<Stream>, String> {
+async fn streams(connection: &Connection, observer: &Observer) -> Result<Vec<Stream>, String> {
     let mut streams = Vec::new();
-    for name in connection.stream_names(&watch.route().subject_wildcard()).await? {
+    for name in connection.stream_names(&observer.route().subject_wildcard()).await? {
         let stream = connection.jetstream.get_stream(&name).await;
         let stream = stream.map_err(|error| format!("stream `{name}`: {error}"))?;
         let info = stream.cached_info();
@@ -158,40 +158,40 @@ async fn streams(connection: &Connection, watch: &Watch) -> Result<Vec<Stream>, 
 }
 
 /// Reads these streams, and those to come.
-async fn keep_reading(connection: Arc<Connection>, watch: Arc<Watch>, streams: Vec<Stream>) {
+async fn keep_reading(connection: Arc<Connection>, observer: Arc<Observer>, streams: Vec<Stream>) {
     let mut known: HashSet<String> = HashSet::new();
     let mut readers = tokio::task::JoinSet::new();
     for stream in streams {
         known.insert(stream.name.clone());
-        readers.spawn(read(connection.clone(), watch.clone(), stream));
+        readers.spawn(read(connection.clone(), observer.clone(), stream));
     }
     loop {
         sleep(LOOK).await;
-        match connection.stream_names(&watch.route().subject_wildcard()).await {
+        match connection.stream_names(&observer.route().subject_wildcard()).await {
             Ok(names) => {
                 for name in names.into_iter().filter(|name| known.insert(name.clone())) {
-                    readers.spawn(read(connection.clone(), watch.clone(), Stream { name, next: 1, created: None }));
+                    readers.spawn(read(connection.clone(), observer.clone(), Stream { name, next: 1, created: None }));
                 }
                 if known.is_empty() {
-                    watch.trouble("no JetStream stream takes its subject yet");
+                    observer.failed("no JetStream stream takes its subject yet");
                 }
             }
-            Err(cause) => watch.trouble(cause),
+            Err(cause) => observer.failed(cause),
         }
     }
 }
 
-async fn read(connection: Arc<Connection>, watch: Arc<Watch>, mut stream: Stream) {
+async fn read(connection: Arc<Connection>, observer: Arc<Observer>, mut stream: Stream) {
     loop {
-        if let Err(cause) = read_on(&connection, &watch, &mut stream).await {
-            watch.trouble(cause);
+        if let Err(cause) = read_on(&connection, &observer, &mut stream).await {
+            observer.failed(cause);
             sleep(LOOK).await;
         }
     }
 }
 
 /// Reads until there is nothing for a while, or no more is to be had from this consumer.
-async fn read_on(connection: &Connection, watch: &Watch, stream: &mut Stream) -> Result<(), String> {
+async fn read_on(connection: &Connection, observer: &Observer, stream: &mut Stream) -> Result<(), String> {
     let name = &stream.name;
     let refused = |error: &dyn std::fmt::Display| format!("stream `{name}` cannot be read: {error}");
     connection.check()?;
@@ -203,17 +203,17 @@ async fn read_on(connection: &Connection, watch: &Watch, stream: &mut Stream) ->
     stream.created = created;
     let config = OrderedConfig {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: stream.next },
-        filter_subject: watch.route().subject_wildcard(),
+        filter_subject: observer.route().subject_wildcard(),
         ..Default::default()
     };
     let consumer = found.create_consumer(config).await.map_err(|error| refused(&error))?;
     let mut messages = consumer.messages().await.map_err(|error| refused(&error))?;
-    let place = watch.place(&format!("in stream {name} at sequence"));
-    watch.fine();
+    let place = observer.place(&format!("in stream {name} at sequence"));
+    observer.recovered();
     while let Ok(next) = timeout(IDLE, messages.next()).await {
         let message = next.ok_or("the consumer ended")?.map_err(|error| refused(&error))?;
         let sequence = message.info().map_err(|error| refused(&error))?.stream_sequence;
-        watch.arrived(&message.payload, Position { place, offset: sequence });
+        observer.arrived(&message.payload, Position { place, offset: sequence });
         stream.next = sequence + 1;
     }
     Ok(())

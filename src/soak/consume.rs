@@ -5,7 +5,7 @@ mod nats;
 mod stdout;
 
 use super::SoakError;
-use super::watch::Watch;
+use super::observer::Observer;
 use crate::sink;
 use crate::sink::Destination;
 use std::path::PathBuf;
@@ -28,8 +28,8 @@ pub enum Lines {
     Stdin,
 }
 
-/// What is being read. Ends when dropped.
-pub struct Following {
+/// A consumer of one destination. Stops when dropped.
+pub struct Consumer {
     ended: Ended,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -45,32 +45,34 @@ impl Ended {
 }
 
 /// Finds out where the destination stands, and reads on from there in the background.
-pub async fn follow(
-    watch: Arc<Watch>,
+pub async fn consume(
+    observer: Arc<Observer>,
     destination: &dyn Destination,
     stdout: Option<&Lines>,
-) -> Result<Following, SoakError> {
+) -> Result<Consumer, SoakError> {
     if let Some(config) = destination.settings::<sink::kafka::Config>() {
-        return kafka::follow(watch, config).await;
+        return kafka::consume(observer, config).await;
     }
     if let Some(config) = destination.settings::<sink::nats::Config>() {
-        return nats::follow(watch, config).await;
+        return nats::consume(observer, config).await;
     }
     match stdout {
-        Some(lines) if destination.settings::<sink::stdout::Config>().is_some() => stdout::follow(watch, lines).await,
-        None if destination.settings::<sink::stdout::Config>().is_some() => {
-            Err(SoakError::StdoutUnknown { sink: watch.name().to_owned() })
+        Some(lines) if destination.settings::<sink::stdout::Config>().is_some() => {
+            stdout::consume(observer, lines).await
         }
-        _ => Err(unreadable(&watch, format!("sinks of type `{}` cannot be read", destination.type_name()))),
+        None if destination.settings::<sink::stdout::Config>().is_some() => {
+            Err(SoakError::StdoutUnknown { sink: observer.name().to_owned() })
+        }
+        _ => Err(unreadable(&observer, format!("sinks of type `{}` cannot be read", destination.type_name()))),
     }
 }
 
 /// Why the sink's destination cannot be read.
-fn unreadable(watch: &Watch, cause: impl std::fmt::Display) -> SoakError {
-    SoakError::Unreadable { sink: watch.name().to_owned(), cause: cause.to_string() }
+fn unreadable(observer: &Observer, cause: impl std::fmt::Display) -> SoakError {
+    SoakError::Unreadable { sink: observer.name().to_owned(), cause: cause.to_string() }
 }
 
-impl Drop for Following {
+impl Drop for Consumer {
     fn drop(&mut self) {
         self.ended.0.store(true, Ordering::Relaxed);
         self.tasks.iter().for_each(JoinHandle::abort);

@@ -2,14 +2,14 @@
 //!
 //! Topics and partitions that appear later are read from their beginning: they hold nothing that was there before.
 
-use super::{END, Ended, Following, START, unreadable};
+use super::{Consumer, END, Ended, START, unreadable};
 use crate::sink::kafka::Config;
 use crate::soak::SoakError;
+use crate::soak::observer::Observer;
 use crate::soak::oracle::Position;
-use crate::soak::watch::Watch;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use std::collections::{HashMap, HashSet};
@@ -29,14 +29,14 @@ type Partition = (String, i32);
 
 /// Hears what librdkafka complains about.
 struct Context {
-    watch: Arc<Watch>,
+    observer: Arc<Observer>,
 }
 
 impl ClientContext for Context {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, _: KafkaError, reason: &str) {
-        self.watch.trouble(reason);
+        self.observer.failed(reason);
     }
 }
 
@@ -44,31 +44,31 @@ impl ConsumerContext for Context {}
 
 type Reader = BaseConsumer<Context>;
 
-pub async fn follow(watch: Arc<Watch>, config: &Config) -> Result<Following, SoakError> {
+pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consumer, SoakError> {
     let setup =
-        |error: &dyn std::fmt::Display| SoakError::Setup { sink: watch.name().to_owned(), cause: error.to_string() };
+        |error: &dyn std::fmt::Display| SoakError::Setup { sink: observer.name().to_owned(), cause: error.to_string() };
     let client = config.consumer().map_err(|error| setup(&error))?;
-    let context = Context { watch: watch.clone() };
+    let context = Context { observer: observer.clone() };
     let reader: Arc<Reader> = Arc::new(client.create_with_context(context).map_err(|error| setup(&error))?);
-    let (starter, watched) = (reader.clone(), watch.clone());
+    let (starter, watched) = (reader.clone(), observer.clone());
     let started = spawn_blocking(move || start(&starter, &watched)).await;
-    let known = started.map_err(|error| unreadable(&watch, error))?.map_err(|cause| unreadable(&watch, cause))?;
+    let known = started.map_err(|error| unreadable(&observer, error))?.map_err(|cause| unreadable(&observer, cause))?;
     let ended = Ended::default();
     let (for_looking, for_reading) = (ended.clone(), ended.clone());
-    let (looker, looking) = (reader.clone(), watch.clone());
+    let (looker, looking) = (reader.clone(), observer.clone());
     let tasks = vec![
         spawn_blocking(move || look(&looker, &looking, known, &for_looking)),
-        spawn_blocking(move || read(&reader, &watch, &for_reading)),
+        spawn_blocking(move || read(&reader, &observer, &for_reading)),
     ];
-    Ok(Following { ended, tasks })
+    Ok(Consumer { ended, tasks })
 }
 
 /// Begins at the end of all partitions that there are.
-fn start(reader: &Reader, watch: &Watch) -> Result<HashSet<Partition>, String> {
+fn start(reader: &Reader, observer: &Observer) -> Result<HashSet<Partition>, String> {
     let deadline = Instant::now() + START;
     let mut offsets = HashMap::new();
     loop {
-        match position(reader, watch, &mut offsets) {
+        match position(reader, observer, &mut offsets) {
             Ok(partitions) => {
                 let ends: Vec<_> = partitions
                     .iter()
@@ -78,7 +78,7 @@ fn start(reader: &Reader, watch: &Watch) -> Result<HashSet<Partition>, String> {
                 return Ok(partitions);
             }
             Err(cause) if Instant::now() > deadline => {
-                return Err(watch.trouble_now().map_or(cause.clone(), |trouble| format!("{cause}: {trouble}")));
+                return Err(observer.last_error().map_or(cause.clone(), |last_error| format!("{cause}: {last_error}")));
             }
             Err(_) => std::thread::sleep(AGAIN),
         }
@@ -87,10 +87,10 @@ fn start(reader: &Reader, watch: &Watch) -> Result<HashSet<Partition>, String> {
 
 fn position(
     reader: &Reader,
-    watch: &Watch,
+    observer: &Observer,
     offsets: &mut HashMap<Partition, i64>,
 ) -> Result<HashSet<Partition>, String> {
-    let partitions = partitions(reader, watch)?;
+    let partitions = partitions(reader, observer)?;
     for partition in &partitions {
         if !offsets.contains_key(partition) {
             let (topic, number) = partition;
@@ -104,12 +104,12 @@ fn position(
 }
 
 /// The partitions of all topics that the sink may publish to.
-fn partitions(reader: &Reader, watch: &Watch) -> Result<HashSet<Partition>, String> {
-    let topic = watch.route().constant_topic();
+fn partitions(reader: &Reader, observer: &Observer) -> Result<HashSet<Partition>, String> {
+    let topic = observer.route().constant_topic();
     let metadata = reader.fetch_metadata(topic, ANSWER).map_err(|error| format!("no answer: {}", code(&error)))?;
     let mut all = HashSet::new();
     for found in metadata.topics() {
-        if found.name().starts_with("__") || !watch.route().may_name(found.name()) {
+        if found.name().starts_with("__") || !observer.route().may_name(found.name()) {
             continue;
         }
         match found.error().map(RDKafkaErrorCode::from) {
@@ -137,7 +137,7 @@ fn assign(reader: &Reader, partitions: &[(&Partition, Offset)]) -> Result<(), Ka
 }
 
 /// Takes up topics and partitions that were not there before.
-fn look(reader: &Reader, watch: &Watch, mut known: HashSet<Partition>, ended: &Ended) {
+fn look(reader: &Reader, observer: &Observer, mut known: HashSet<Partition>, ended: &Ended) {
     let mut looked = Instant::now();
     while !ended.is_so() {
         if looked.elapsed() < LOOK {
@@ -145,7 +145,7 @@ fn look(reader: &Reader, watch: &Watch, mut known: HashSet<Partition>, ended: &E
             continue;
         }
         looked = Instant::now();
-        match partitions(reader, watch) {
+        match partitions(reader, observer) {
             Ok(now) => {
                 let new: Vec<_> = now.difference(&known).map(|partition| (partition, Offset::Beginning)).collect();
                 match assign(reader, &new) {
@@ -153,34 +153,34 @@ fn look(reader: &Reader, watch: &Watch, mut known: HashSet<Partition>, ended: &E
                         let new: Vec<_> = new.into_iter().map(|(partition, _)| partition.clone()).collect();
                         known.extend(new);
                     }
-                    Err(error) => watch.trouble(error.to_string()),
+                    Err(error) => observer.failed(error.to_string()),
                 }
                 if known.is_empty() {
-                    watch.trouble("there is no topic for it yet");
+                    observer.failed("there is no topic for it yet");
                 }
             }
-            Err(cause) => watch.trouble(cause),
+            Err(cause) => observer.failed(cause),
         }
     }
 }
 
-fn read(reader: &Reader, watch: &Watch, ended: &Ended) {
+fn read(reader: &Reader, observer: &Observer, ended: &Ended) {
     let mut places: HashMap<Partition, u32> = HashMap::new();
     while !ended.is_so() {
         match reader.poll(POLL) {
             Some(Ok(message)) => {
                 let partition = (message.topic().to_owned(), message.partition());
                 let place = *places.entry(partition).or_insert_with(|| {
-                    watch.place(&format!("in {} partition {} at offset", message.topic(), message.partition()))
+                    observer.place(&format!("in {} partition {} at offset", message.topic(), message.partition()))
                 });
                 let at = Position { place, offset: message.offset().unsigned_abs() };
-                watch.arrived(message.payload().unwrap_or_default(), at);
+                observer.arrived(message.payload().unwrap_or_default(), at);
             }
             Some(Err(error)) => match code(&error) {
                 RDKafkaErrorCode::TopicAuthorizationFailed => {
-                    watch.trouble("no permission to read the topic; allow READ");
+                    observer.failed("no permission to read the topic; allow READ");
                 }
-                code => watch.trouble(code.to_string()),
+                code => observer.failed(code.to_string()),
             },
             None => {}
         }

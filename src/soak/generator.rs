@@ -1,7 +1,7 @@
-//! The synthetic events: what they look like, and how they are recognised when they come out at the other end.
+//! Generates the synthetic events, and recognises them at the destinations.
 //!
 //! They look like the webhooks of inbound calls: live events and call detail records mixed, the first one without a team. A member
-//! `soak` marks them, for this module and for everyone who wants to tell them from real ones: `has(event.soak)`.
+//! `soak` marks them. A filter can tell them from real events: `has(event.soak)`.
 
 use crate::event::{Event, MAX_DEPTH};
 use fastrand::Rng;
@@ -11,9 +11,9 @@ const TEAMS: [&str; 3] = ["Sales_2222223", "Support_2222223", "Billing_2222223"]
 /// What happens on the agent's leg, in turns.
 const AGENT: [&str; 3] = ["started", "answered", "hangup"];
 
-/// Everything about the events of one run. The same script writes the same event for the same conversation, number and time.
+/// Everything about the events of one run. The same generator writes the same event for the same conversation, number and time.
 #[derive(Clone, Debug)]
-pub struct Script {
+pub struct Generator {
     seed: u64,
     /// How the ids of all conversations of this run begin, and no others.
     run: String,
@@ -23,7 +23,7 @@ pub struct Script {
     events: usize,
 }
 
-/// What a message at a destination is to this run.
+/// Whether a message at a destination belongs to this run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Recognised {
     /// An event of this run.
@@ -34,7 +34,7 @@ pub enum Recognised {
         number: usize,
         /// Microseconds after the beginning of the run at which it was sent.
         at: u64,
-        /// Whether it is byte for byte what was sent.
+        /// Whether its bytes are exactly the sent ones.
         intact: bool,
     },
     /// It bears the mark of this run, and no more can be told.
@@ -49,7 +49,7 @@ struct Mark {
     at: u64,
 }
 
-impl Script {
+impl Generator {
     /// `run` has to be another number for each run.
     pub fn new(seed: u64, run: u64, began: u64, events: usize) -> Self {
         let run = format!("{:08x}-{:04x}-4{:03x}-8000-", run >> 32, (run >> 16) & 0xffff, run & 0xfff);
@@ -115,7 +115,7 @@ impl Script {
     }
 }
 
-/// Reads an event of a script.
+/// Reads an event of a generator.
 pub fn parse(text: &str) -> Option<Event> {
     Event::parse(text, MAX_DEPTH, Default::default()).ok()
 }
@@ -128,42 +128,42 @@ fn uuid(random: &mut Rng) -> String {
 mod tests {
     use super::*;
 
-    fn script() -> Script {
-        Script::new(7, 0x0123_4567_89ab_cdef, 1_634_721_099_442, 10)
+    fn generator() -> Generator {
+        Generator::new(7, 0x0123_4567_89ab_cdef, 1_634_721_099_442, 10)
     }
 
     #[test]
     fn every_event_is_recognised_and_every_change_of_one_is_noticed() {
-        let script = script();
+        let generator = generator();
         for (conversation, number, at) in [(0, 0, 0), (5, 1, 17), (5, 9, 3_600_000_000), (70_000, 123_456, 1)] {
-            let event = script.event(conversation, number, at);
+            let event = generator.event(conversation, number, at);
             let ours = |intact| Recognised::Ours { conversation, number, at, intact };
-            assert_eq!(script.recognise(event.as_bytes()), ours(true), "{event}");
-            let envelope = format!(r#"{{"specversion":"1.0","subject":"{}","data":{event}}}"#, script.run());
-            assert_eq!(script.recognise(envelope.as_bytes()), ours(true));
-            assert_eq!(script.recognise(event.replace("4400", "4500").as_bytes()), ours(false));
-            assert_eq!(script.recognise(&event.as_bytes()[1..]), Recognised::Damaged);
+            assert_eq!(generator.recognise(event.as_bytes()), ours(true), "{event}");
+            let envelope = format!(r#"{{"specversion":"1.0","subject":"{}","data":{event}}}"#, generator.run());
+            assert_eq!(generator.recognise(envelope.as_bytes()), ours(true));
+            assert_eq!(generator.recognise(event.replace("4400", "4500").as_bytes()), ours(false));
+            assert_eq!(generator.recognise(&event.as_bytes()[1..]), Recognised::Damaged);
         }
     }
 
     #[test]
     fn events_of_other_runs_are_foreign() {
-        let other = Script::new(7, 0x0123_4567_89ab_cdee, 1_634_721_099_442, 10);
+        let other = Generator::new(7, 0x0123_4567_89ab_cdee, 1_634_721_099_442, 10);
         for foreign in
             [other.event(0, 0, 0).as_str(), "", "{}", "not JSON", include_str!("../../tests/support/payloads.ndjson")]
         {
-            assert_eq!(script().recognise(foreign.as_bytes()), Recognised::Foreign);
+            assert_eq!(generator().recognise(foreign.as_bytes()), Recognised::Foreign);
         }
-        assert_eq!(script().recognise(b"\xff"), Recognised::Foreign);
+        assert_eq!(generator().recognise(b"\xff"), Recognised::Foreign);
     }
 
     #[test]
     fn a_conversation_looks_like_a_call() {
-        let script = script();
-        let events: Vec<Event> = (0..10).map(|number| parse(&script.event(3, number, 5)).unwrap()).collect();
+        let generator = generator();
+        let events: Vec<Event> = (0..10).map(|number| parse(&generator.event(3, number, 5)).unwrap()).collect();
         assert_eq!(events[0].text("team"), None);
         assert!(events[1..].iter().all(|event| event.text("team").as_deref() == Some("Sales_2222223")));
-        assert!(events.iter().all(|event| event.conversation() == script.conversation(3)));
+        assert!(events.iter().all(|event| event.conversation() == generator.conversation(3)));
         let types: Vec<_> = events.iter().map(|event| event.text("type").unwrap()).collect();
         assert_eq!(types.iter().filter(|kind| *kind == "cdr").count(), 3, "{types:?}");
         assert_eq!((types[0].as_str(), types[9].as_str()), ("event", "cdr"));

@@ -1,8 +1,8 @@
-//! What is known of one sink while the run goes on: which events it has to get, which it has, and how long they took.
+//! Observes one sink during the run: expected events, arrived events, latencies.
 
+use super::generator::{self, Generator, Recognised};
 use super::latency::{Latency, Percentiles};
 use super::oracle::{Delivery, Fault, Finding, Oracle, Position};
-use super::script::{self, Recognised, Script};
 use crate::config::Sink;
 use crate::dead_letter::Letters;
 use crate::event::Event;
@@ -15,17 +15,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
-/// One sink under observation. The load tells what it sends, a follower what it finds.
-pub struct Watch {
+/// Observes one sink. The load reports sent events, a consumer reports arrivals.
+pub struct Observer {
     name: String,
     route: Route,
     order: Order,
-    script: Arc<Script>,
+    generator: Arc<Generator>,
     began: Instant,
     state: Mutex<State>,
 }
 
-/// What keeps the events of a conversation in order.
+/// The scope within which the events of a conversation are ordered.
 #[derive(Clone, Copy, Debug)]
 enum Order {
     /// Stdout: everything.
@@ -45,10 +45,10 @@ struct State {
     /// Names of the places that the oracle knows by number.
     places: Vec<String>,
     /// Why nothing can be read at the moment.
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
-/// What came of one sink.
+/// The result for one sink.
 #[derive(Clone, Debug, Serialize)]
 pub struct SinkReport {
     /// The sink's name.
@@ -76,7 +76,7 @@ pub struct SinkReport {
     /// The first faults, in words.
     pub findings: Vec<String>,
     /// Why the destination could not be read, at the end.
-    pub trouble: Option<String>,
+    pub last_error: Option<String>,
 }
 
 impl SinkReport {
@@ -86,9 +86,9 @@ impl SinkReport {
     }
 }
 
-impl Watch {
+impl Observer {
     /// Compiles the sink's route.
-    pub fn new(name: &str, sink: &Sink, script: Arc<Script>, began: Instant) -> Result<Self, RouteError> {
+    pub fn new(name: &str, sink: &Sink, generator: Arc<Generator>, began: Instant) -> Result<Self, RouteError> {
         Ok(Self {
             name: name.to_owned(),
             route: Route::compile(&sink.route, sink.destination.dialect())?,
@@ -97,7 +97,7 @@ impl Watch {
                 "nats" => Order::Stream,
                 _ => Order::Always,
             },
-            script,
+            generator,
             began,
             state: Mutex::new(State {
                 oracle: Oracle::default(),
@@ -106,7 +106,7 @@ impl Watch {
                 refused: 0,
                 refusal: None,
                 places: Vec::new(),
-                trouble: None,
+                last_error: None,
             }),
         })
     }
@@ -155,7 +155,7 @@ impl Watch {
     /// A message lies at the destination. Those of others do not count.
     pub fn arrived(&self, payload: &[u8], at: Position) {
         let now = self.now();
-        let recognised = self.script.recognise(payload);
+        let recognised = self.generator.recognise(payload);
         let Recognised::Ours { conversation, number, at: sent, intact } = recognised else {
             if recognised == Recognised::Damaged {
                 let mut state = self.state();
@@ -163,11 +163,11 @@ impl Watch {
             }
             return;
         };
-        let lane = self.lane(conversation, number, sent, at);
+        let sequence = self.sequence(conversation, number, sent, at);
         let mut state = self.state();
-        state.trouble = None;
+        state.last_error = None;
         let before = state.oracle.delivered();
-        state.oracle.arrived(Delivery { conversation, number, lane, at });
+        state.oracle.arrived(Delivery { conversation, number, sequence, at });
         if state.oracle.delivered() > before {
             state.latency.record(now.saturating_sub(sent));
         }
@@ -177,18 +177,18 @@ impl Watch {
     }
 
     /// The destination cannot be read for this reason, which the next arrival disproves.
-    pub fn trouble(&self, reason: impl Into<String>) {
-        self.state().trouble = Some(reason.into());
+    pub fn failed(&self, reason: impl Into<String>) {
+        self.state().last_error = Some(reason.into());
     }
 
     /// The destination can be read.
-    pub fn fine(&self) {
-        self.state().trouble = None;
+    pub fn recovered(&self) {
+        self.state().last_error = None;
     }
 
     /// Why the destination cannot be read, if so.
-    pub fn trouble_now(&self) -> Option<String> {
-        self.state().trouble.clone()
+    pub fn last_error(&self) -> Option<String> {
+        self.state().last_error.clone()
     }
 
     /// How many acknowledged events are not there yet.
@@ -206,7 +206,7 @@ impl Watch {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// What is there is all that will come. Whether lost events are dead letters can be told where the bridge's spool is at hand.
+    /// The final result: nothing more arrives. Lost events are looked up among the dead letters, if the bridge's spool is on this machine.
     pub fn report(&self, spool: &Path) -> SinkReport {
         let state = self.state();
         let verdict = state.oracle.verdict();
@@ -215,7 +215,8 @@ impl Watch {
             let mut letters = Letters::of(spool, &self.name).ok();
             while let Some(found) = letters.as_mut().and_then(|letters| letters.read_next().ok().flatten()) {
                 let letter = found.item;
-                if let Recognised::Ours { conversation, number, .. } = self.script.recognise(letter.payload.as_bytes())
+                if let Recognised::Ours { conversation, number, .. } =
+                    self.generator.recognise(letter.payload.as_bytes())
                 {
                     dead.insert((conversation, number));
                     reason.get_or_insert(letter.reason);
@@ -240,7 +241,7 @@ impl Watch {
             filtered: state.filtered,
             latency: state.latency.percentiles(),
             findings: told.map(|finding| self.describe(finding, &state.places)).collect(),
-            trouble: state.trouble.clone(),
+            last_error: state.last_error.clone(),
         }
     }
 
@@ -252,7 +253,7 @@ impl Watch {
             return format!("a message with the mark of this run is no event of it: {here}");
         }
         let event =
-            format!("conversation {} number {}", self.script.conversation(finding.conversation), finding.number);
+            format!("conversation {} number {}", self.generator.conversation(finding.conversation), finding.number);
         match finding.fault {
             Fault::Lost if finding.at.is_some() => {
                 format!("lost: {event}; the last that came of the conversation is {here}")
@@ -268,12 +269,12 @@ impl Watch {
         }
     }
 
-    fn lane(&self, conversation: usize, number: usize, sent: u64, at: Position) -> u64 {
+    fn sequence(&self, conversation: usize, number: usize, sent: u64, at: Position) -> u64 {
         match self.order {
             Order::Always => 0,
             Order::Stream => u64::from(at.place),
             Order::Partition => {
-                let event = script::parse(&self.script.event(conversation, number, sent));
+                let event = generator::parse(&self.generator.event(conversation, number, sent));
                 let Some(Routed::Message(message)) = event.map(|event| self.routed(&event)) else { return 0 };
                 let mut hasher = DefaultHasher::new();
                 (message.topic(), message.partition_by()).hash(&mut hasher);
