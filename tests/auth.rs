@@ -474,7 +474,7 @@ async fn nothing_secret_is_left_behind() {
         count += 1;
     }
     let malformed = [
-        call("/path/path-secret-1/cdr?n=1", "{ a: 1 }"),
+        call("/path/path-secret-1/cdr?token=query-secret-1", "{ a: 1 }"),
         call("/query?token=query-secret-1", "{ b: 1 }"),
         call("/header", "{ c: 1 }").with("x-token", "header-secret-1"),
         call("/bearer", "{ d: 1 }").with("authorization", "Bearer bearer-secret-1"),

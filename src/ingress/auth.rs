@@ -13,6 +13,7 @@ mod twilio;
 
 pub use config::{Config, Problem};
 pub use secrets::{Secrets, watch};
+pub use token::strip;
 
 use crate::event::Event;
 use crate::metrics::SecretMetrics;
@@ -153,9 +154,14 @@ impl Auth {
         verdicts.fold(Ok(()), Result::and)
     }
 
+    /// The query parameters that hold secrets.
+    pub fn secret_parameters(&self) -> &[String] {
+        &self.secret_parameters
+    }
+
     /// The query without the parameters that hold secrets.
     fn strip<'a>(&self, query: &'a str) -> Cow<'a, str> {
-        if self.secret_parameters.is_empty() { query.into() } else { token::strip(query, &self.secret_parameters) }
+        token::strip(query, &self.secret_parameters)
     }
 
     /// The query as far as it may be used: without secrets, and not at all if a check leaves it unsigned.

@@ -9,6 +9,7 @@ use crate::route::{Origin, Origins};
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -277,7 +278,11 @@ impl Path {
 
 /// All routes, ready to serve.
 #[derive(Debug)]
-pub struct Routes(Vec<Route>);
+pub struct Routes {
+    routes: Vec<Route>,
+    /// The query parameters that hold secrets of any route.
+    secret_parameters: Vec<String>,
+}
 
 /// One route.
 #[derive(Debug)]
@@ -310,17 +315,23 @@ impl Routes {
         };
         let mut routes = config.all_routes().into_iter().map(route).collect::<Result<Vec<_>, String>>()?;
         routes.sort_by_key(|route| route.path.has_secret());
-        Ok(Self(routes))
+        let secret_parameters = routes.iter().flat_map(|route| route.auth.secret_parameters()).cloned().collect();
+        Ok(Self { routes, secret_parameters })
     }
 
     /// The route with this path, and the secret in the path, if it has one.
     pub fn find<'a>(&self, path: &'a str) -> Option<(&Route, Option<&'a str>)> {
-        self.0.iter().find_map(|route| Some((route, route.path.matches(path)?)))
+        self.routes.iter().find_map(|route| Some((route, route.path.matches(path)?)))
     }
 
     /// The secrets that are in files.
     pub fn watched(&self) -> Vec<Arc<auth::Secrets>> {
-        self.0.iter().flat_map(|route| route.auth.watched()).collect()
+        self.routes.iter().flat_map(|route| route.auth.watched()).collect()
+    }
+
+    /// The query without the secrets of all routes: a sender may show one to the wrong route.
+    pub fn strip_secrets<'a>(&self, query: &'a str) -> Cow<'a, str> {
+        auth::strip(query, &self.secret_parameters)
     }
 }
 
