@@ -152,11 +152,6 @@ impl Event {
         &self.conversation
     }
 
-    /// The same as bytes.
-    pub fn conversation_bytes(&self) -> &[u8] {
-        self.conversation.as_bytes()
-    }
-
     /// When the webhook arrived.
     pub fn arrival(&self) -> Arrival {
         self.arrival

@@ -64,7 +64,6 @@ use log::Log;
 use maintenance::{Maintenance, Signal};
 use parking_lot::Mutex;
 use queue::{Append, Queue};
-use reader::DiskReader;
 use recovery::{Proven, Recovered};
 use std::io;
 use std::ops::Range;
@@ -221,17 +220,6 @@ impl Spool {
     pub fn reader(&self, sink: &str) -> Option<Reader> {
         let cursor = self.cursor(sink)?;
         Some(Reader::new(self.shared.clone(), cursor.position()))
-    }
-
-    /// Reads the record at `offset` again, from memory or from disk. `None` if it has been removed, or is damaged; an error if the disk
-    /// refuses to read, which may pass.
-    pub async fn read_at(&self, offset: u64) -> io::Result<Option<Arc<Record>>> {
-        if let Some(record) = self.shared.log.cached(offset, 0).pop() {
-            return Ok(Some(record));
-        }
-        let mut disk = DiskReader::new(self.shared.clone(), offset);
-        let records = tokio::task::spawn_blocking(move || disk.read(1)).await.map_err(io::Error::other)??;
-        Ok(records.into_iter().next().filter(|record| record.offset == offset))
     }
 
     /// The cursor of `sink`; `None` if the spool was opened without it.

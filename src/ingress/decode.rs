@@ -113,21 +113,6 @@ impl Content<'_> {
         }
         Ok(events)
     }
-
-    /// An upper bound, near enough, of the memory that decoding and the events take.
-    pub fn memory(&self, config: &Config) -> usize {
-        const EVENT: usize = 300;
-        let query = self.query.map_or(0, str::len);
-        // JSON is copied. A character of a form can become an escape sequence of six.
-        let body = match without_bom(self.body).trim_ascii_start() {
-            json @ [b'{' | b'[', ..] => {
-                let objects = json.iter().filter(|byte| **byte == b'{').count();
-                3 * json.len() + (EVENT + query) * objects.min(config.max_events)
-            }
-            form => 20 * form.len() + EVENT,
-        };
-        body + 20 * query
-    }
 }
 
 /// The events in a request's body, in their order.

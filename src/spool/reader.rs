@@ -121,11 +121,6 @@ impl Reader {
 }
 
 impl DiskReader {
-    /// A reader of the record at `next`.
-    pub(super) fn new(shared: Arc<Shared>, next: u64) -> Self {
-        Self { shared, next, scan: None }
-    }
-
     /// The next records, until there are `bytes` of them or no more.
     pub(super) fn read(&mut self, bytes: usize) -> io::Result<Vec<Arc<Record>>> {
         let mut records = Vec::new();

@@ -93,26 +93,6 @@ async fn records_come_in_order_from_disk_and_are_skipped_when_their_reader_goes_
     assert!(reader.read(1).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn a_record_is_read_again_by_its_offset_until_it_is_removed() {
-    let directory = tempfile::tempdir().unwrap();
-    let in_memory = Config { path: directory.path().into(), read_cache: ByteSize::kib(8), ..config() };
-    let spool = Spool::open(&in_memory, &["analytics"], SpoolMetrics::default()).unwrap();
-    let sent = events(0..40, 900);
-    for event in &sent {
-        spool.append(vec![event.clone()]).await.unwrap();
-    }
-    for offset in [39, 0, 17, 18, 3, 38] {
-        let record = spool.read_at(offset).await.unwrap().unwrap();
-        assert_eq!((record.offset, &record.event), (offset, &sent[offset as usize]));
-    }
-    assert_eq!(spool.read_at(40).await.unwrap(), None, "it is still to come");
-    spool.settle(&spool.cursor("analytics").unwrap(), 20);
-    eventually(async || (spool.status().start > 3).then_some(())).await;
-    assert_eq!(spool.read_at(3).await.unwrap(), None, "it has been removed");
-    assert!(spool.read_at(20).await.unwrap().is_some());
-}
-
 #[test]
 fn a_second_process_is_refused_and_told_who_has_the_spool() {
     let directory = tempfile::tempdir().unwrap();
