@@ -8,7 +8,6 @@ use crate::dispatch::Health;
 use crate::dispatch::replay::{self, ReplayCounts};
 use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
 use crate::spool::Spool;
-use futures_util::{SinkExt, StreamExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
@@ -18,15 +17,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_util::codec::{Framed, LinesCodec};
 
 /// Events that are appended together, and their bytes: a replay must not take much of the bridge's memory.
 const BATCH: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 /// The largest event has 64 MiB; JSON can double that, and more.
-const MAX_LINE_BYTES: usize = 256 << 20;
+const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// An event to be published again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,14 +160,10 @@ pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Vec<Arc<Hea
     }
 }
 
-type Exchange = Framed<UnixStream, LinesCodec>;
-
-fn exchange(stream: UnixStream) -> Exchange {
-    Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES))
-}
+type Exchange = BufStream<UnixStream>;
 
 async fn answer(stream: UnixStream, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) {
-    let mut exchange = exchange(stream);
+    let mut exchange = Exchange::new(stream);
     // A client that has gone asks again, which is safe.
     if let Err(error) = converse(&mut exchange, &spool, &sinks).await {
         tracing::debug!(%error, "a control connection failed");
@@ -191,11 +185,11 @@ async fn converse(exchange: &mut Exchange, spool: &Spool, sinks: &[Arc<Health>])
         outcome.error = Some(error.to_string());
     }
     send_line(exchange, &outcome).await?;
-    flush(exchange).await?;
+    exchange.flush().await?;
     if let Some(counted) = counted {
         send_line(exchange, &counted.counts(outcome.stored, Duration::from_millis(request.wait_ms)).await).await?;
     }
-    flush(exchange).await
+    exchange.flush().await
 }
 
 async fn append(exchange: &mut Exchange, request: &Request, spool: &Spool, outcome: &mut Outcome) -> io::Result<()> {
@@ -217,18 +211,15 @@ async fn append(exchange: &mut Exchange, request: &Request, spool: &Spool, outco
 }
 
 async fn next_line<T: DeserializeOwned>(exchange: &mut Exchange) -> io::Result<Option<T>> {
-    match exchange.next().await {
-        Some(line) => Ok(Some(serde_json::from_str(&line.map_err(io::Error::other)?)?)),
-        None => Ok(None),
-    }
+    let mut line = Vec::new();
+    exchange.take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await?;
+    if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
 }
 
 async fn send_line(exchange: &mut Exchange, line: &impl Serialize) -> io::Result<()> {
-    exchange.feed(serde_json::to_string(line)?).await.map_err(io::Error::other)
-}
-
-async fn flush(exchange: &mut Exchange) -> io::Result<()> {
-    SinkExt::<String>::flush(exchange).await.map_err(io::Error::other)
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    exchange.write_all(&line).await
 }
 
 /// Stores events for the target alone, or for all sinks, which do not get again an event stored within the dedup window;
@@ -268,7 +259,7 @@ pub async fn send(spool: &Path, request: &Request, events: &[ReplayEvent]) -> io
         }
         other => other?,
     };
-    let mut exchange = exchange(stream);
+    let mut exchange = Exchange::new(stream);
     // A bridge that cannot store an event answers at once and reads no further: its answer counts, not that it hung up.
     let sent = send_all(&mut exchange, request, events).await;
     match next_line(&mut exchange).await {
@@ -285,8 +276,7 @@ async fn send_all(exchange: &mut Exchange, request: &Request, events: &[ReplayEv
     for event in events {
         send_line(exchange, event).await?;
     }
-    flush(exchange).await?;
-    exchange.get_mut().shutdown().await
+    exchange.shutdown().await
 }
 
 #[cfg(test)]

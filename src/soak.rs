@@ -56,8 +56,6 @@ pub struct Plan {
 pub struct Progress {
     /// Since the beginning.
     pub elapsed: Duration,
-    /// Whether events are still being sent.
-    pub sending: bool,
     /// Acknowledged events.
     pub accepted: u64,
     /// Attempts that were not acknowledged.
@@ -150,7 +148,7 @@ pub async fn run(
                 if stopped.is_none() && first.elapsed() >= plan.load.duration {
                     stopped = Some(Instant::now());
                 }
-                report_progress(&progress(&sent, &observers, first, stopped.is_none()));
+                report_progress(&progress(&sent, &observers, first));
                 let complete = all_sent && observers.iter().all(|observer| observer.missing() == 0);
                 all_there = complete.then(|| all_there.unwrap_or_else(Instant::now));
                 if all_there.is_some_and(|since: Instant| since.elapsed() >= LINGER) {
@@ -173,10 +171,9 @@ pub async fn run(
     Ok(report)
 }
 
-fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant, sending: bool) -> Progress {
+fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant) -> Progress {
     Progress {
         elapsed: first.elapsed(),
-        sending,
         accepted: sent.accepted.load(Ordering::Relaxed),
         refused: sent.refused.load(Ordering::Relaxed),
         last_error: sent.last_error(),

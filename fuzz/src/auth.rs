@@ -8,9 +8,8 @@ use cdrelay::metrics::Metrics;
 use hyper::Request;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use ring::hmac;
+use ring::{digest, hmac};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -104,7 +103,7 @@ fn who_has_the_secret_is_let_in(parts: &Parts, body: &[u8]) {
     let base64 = |tag: hmac::Tag| STANDARD.encode(tag);
     let id = parts.headers.get("webhook-id").map_or("msg_1", |id| id.to_str().unwrap_or("msg_1"));
     let id = if id.is_empty() { "msg_1" } else { id };
-    let digest = hex(&Sha256::digest(body));
+    let digest = hex(digest::digest(&digest::SHA256, body).as_ref());
     let target = format!("/webhook?bodySHA256={digest}");
     let url = format!("https://cdr.example.com{target}");
     for (kind, auth) in &CHECKS.secret {

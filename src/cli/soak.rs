@@ -9,14 +9,12 @@ use crate::soak::load::Load;
 use crate::soak::{self, Plan, Progress, tls};
 use clap::{Args, value_parser};
 use hyper::Uri;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, stderr};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How often a line tells how far it is, where there is no terminal for a progress bar.
+/// How often a line tells how far it is.
 const LINE: Duration = Duration::from_secs(10);
 
 /// Send synthetic conversations to a running bridge, consume its sinks, and report lost, duplicated and reordered events and
@@ -76,7 +74,7 @@ impl Soak {
         let plan = self.plan(&config)?;
         raise_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let mut display = Display::new(&plan);
+        let mut told = Duration::ZERO;
         let report = runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -88,11 +86,10 @@ impl Soak {
                     std::process::exit(1);
                 });
             };
-            Ok::<_, CommandError>(soak::run(&config, plan, stop, |progress| display.show(progress)).await?)
+            Ok::<_, CommandError>(soak::run(&config, plan, stop, |progress| show(progress, &mut told)).await?)
         });
         // Reading a pipe may still be waiting for whoever writes.
         runtime.shutdown_background();
-        display.end();
         let report = report?;
         let mut out = Output::new();
         if self.json {
@@ -198,59 +195,25 @@ fn period(text: &str) -> Result<Duration, String> {
     period.ok_or_else(|| "expected a period such as 60s, 10m or \"1h 30m\"".to_owned())
 }
 
-/// How far it is, on stderr: a bar on a terminal, else a line now and then.
-struct Display {
-    duration: Duration,
-    bar: Option<ProgressBar>,
-    told: Duration,
-}
-
-impl Display {
-    fn new(plan: &Plan) -> Self {
-        let duration = plan.load.duration;
-        let bar = stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
-            // The template is a constant; without it the bar has the library's own looks.
-            match ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {wide_msg}") {
-                Ok(style) => bar.with_style(style.progress_chars("=> ")),
-                Err(_) => bar,
-            }
-        });
-        Self { duration, bar, told: Duration::ZERO }
+/// How far it is, in a line on stderr now and then. `told` is when that was said last.
+fn show(progress: &Progress, told: &mut Duration) {
+    let Progress { elapsed, accepted, refused, last_error, sinks } = progress;
+    if *elapsed < *told + LINE {
+        return;
     }
-
-    fn show(&mut self, progress: &Progress) {
-        let Progress { elapsed, accepted, refused, sinks, .. } = progress;
-        let mut text = format!("{accepted} accepted");
-        if *refused > 0 {
-            text += &format!(", {refused} refused");
-        }
-        for (name, delivered, missing) in sinks {
-            text += &format!(" | {name} {delivered}");
-            if *missing > 0 {
-                text += &format!(", {missing} to come");
-            }
-        }
-        if let Some(last_error) = &progress.last_error {
-            text += &format!(" | {last_error}");
-        }
-        match &self.bar {
-            Some(bar) => {
-                let sending = if progress.sending { *elapsed } else { self.duration };
-                bar.set_position(u64::try_from(sending.as_millis()).unwrap_or(u64::MAX));
-                bar.set_message(text);
-            }
-            None if *elapsed >= self.told + LINE => {
-                self.told = *elapsed;
-                note(format_args!("{:.0} s: {text}", elapsed.as_secs_f64()));
-            }
-            None => {}
+    *told = *elapsed;
+    let mut text = format!("{:.0} s: {accepted} accepted", elapsed.as_secs_f64());
+    if *refused > 0 {
+        text += &format!(", {refused} refused");
+    }
+    for (name, delivered, missing) in sinks {
+        text += &format!(" | {name} {delivered}");
+        if *missing > 0 {
+            text += &format!(", {missing} to come");
         }
     }
-
-    fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+    if let Some(last_error) = last_error {
+        text += &format!(" | {last_error}");
     }
+    note(text);
 }

@@ -16,8 +16,8 @@
 use super::EventId;
 use super::fields::{Fields, is_blank_documented};
 use super::json::{self, Member, Value};
+use ring::digest::{Context, SHA256};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 /// The fields that name one notification of one leg; the content is added to them.
 const NATURAL_IDENTITY: [&str; 5] = ["appid", "type", "cmiuuid", "leg", "status"];
@@ -30,7 +30,8 @@ const MAX_ENTRIES: usize = 1000;
 
 /// Hashes the natural identity and the canonical content.
 pub fn of(fields: &Fields<'_>) -> EventId {
-    let mut out = Sha256::new_with_prefix(b"cdrelay event 1");
+    let mut out = Context::new(&SHA256);
+    out.update(b"cdrelay event 1");
     for name in NATURAL_IDENTITY {
         write_scalar(fields.identifier(name).unwrap_or_default(), &mut out);
     }
@@ -48,8 +49,7 @@ pub fn of(fields: &Fields<'_>) -> EventId {
             }
         }
     }
-    let digest: [u8; 32] = out.finalize().into();
-    EventId(digest.first_chunk().copied().unwrap_or_default())
+    EventId(out.finish().as_ref().first_chunk().copied().unwrap_or_default())
 }
 
 /// By name; members of the same name in their order.
@@ -59,21 +59,21 @@ fn sorted<'a, 'b>(members: &'b [Member<'a>]) -> Vec<&'b Member<'a>> {
     sorted
 }
 
-fn write_scalar(text: &[u8], out: &mut Sha256) {
+fn write_scalar(text: &[u8], out: &mut Context) {
     write_tagged(b's', text, out);
 }
 
-fn write_tagged(tag: u8, text: &[u8], out: &mut Sha256) {
-    out.update([tag]);
-    out.update((text.len() as u32).to_le_bytes());
+fn write_tagged(tag: u8, text: &[u8], out: &mut Context) {
+    out.update(&[tag]);
+    out.update(&(text.len() as u32).to_le_bytes());
     out.update(text);
 }
 
-fn write_exact(raw: &RawValue, out: &mut Sha256) {
+fn write_exact(raw: &RawValue, out: &mut Context) {
     write_tagged(b'x', raw.get().as_bytes(), out);
 }
 
-fn write_value(value: &Value<'_>, levels: usize, out: &mut Sha256) {
+fn write_value(value: &Value<'_>, levels: usize, out: &mut Context) {
     match value {
         Value::Json(raw) if json::is_container(raw) => write_container(raw, levels, out),
         scalar => write_scalar(scalar.bytes(), out),
@@ -81,21 +81,21 @@ fn write_value(value: &Value<'_>, levels: usize, out: &mut Sha256) {
 }
 
 /// An object enters as the digest of its sorted members, an array as its elements.
-fn write_container(raw: &RawValue, levels: usize, out: &mut Sha256) {
+fn write_container(raw: &RawValue, levels: usize, out: &mut Context) {
     let Some(levels) = levels.checked_sub(1) else { return write_exact(raw, out) };
     if raw.get().starts_with('{') {
         let members = json::members(raw, MAX_ENTRIES);
         if members.truncated {
             return write_exact(raw, out);
         }
-        let mut hash = Sha256::new();
+        let mut hash = Context::new(&SHA256);
         for member in sorted(&members.list) {
-            hash.update((member.name.len() as u32).to_le_bytes());
+            hash.update(&(member.name.len() as u32).to_le_bytes());
             hash.update(&member.name);
             write_value(&member.value, levels, &mut hash);
         }
         out.update(b"o");
-        out.update(hash.finalize());
+        out.update(hash.finish().as_ref());
     } else {
         let elements = json::elements(raw, MAX_ENTRIES);
         if elements.truncated {

@@ -1,10 +1,15 @@
-//! From when until when a certificate is valid, which rustls does not tell of one's own.
+//! From when until when a certificate is valid, which rustls tells only of one that is not.
 
-use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
-use der::{Decode, Reader, SliceReader, Tag, TagNumber};
 use jiff::Timestamp;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{CertificateError, Error, RootCertStore};
 
 /// What is known of the server's own certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +21,8 @@ pub struct Certificate {
 
 impl Certificate {
     /// Reads one in DER that comes from `file`; `None` if it is none.
-    pub(super) fn parse(der: &[u8], file: PathBuf) -> Option<Self> {
-        let (not_before, not_after) = SliceReader::new(der).and_then(validity).ok()?;
+    pub(super) fn parse(der: &CertificateDer<'_>, file: PathBuf) -> Option<Self> {
+        let (not_before, not_after) = validity(der)?;
         Some(Self { file, not_before, not_after })
     }
 
@@ -55,28 +60,27 @@ impl fmt::Display for Certificate {
     }
 }
 
-/// `Certificate ::= SEQUENCE { TBSCertificate, … }` with `TBSCertificate ::= SEQUENCE { [0] version, serialNumber, signature,
-/// issuer, validity, … }` of RFC 5280, 4.1.
-fn validity(mut reader: SliceReader<'_>) -> der::Result<(Timestamp, Timestamp)> {
-    let mut certificate = SliceReader::new(AnyRef::decode(&mut reader)?.value())?;
-    let mut signed = SliceReader::new(AnyRef::decode(&mut certificate)?.value())?;
-    let version = Tag::ContextSpecific { constructed: true, number: TagNumber::N0 };
-    if signed.peek_header()?.tag == version {
-        AnyRef::decode(&mut signed)?;
-    }
-    let [_serial, _signature, _issuer] =
-        [AnyRef::decode(&mut signed)?, AnyRef::decode(&mut signed)?, AnyRef::decode(&mut signed)?];
-    let mut validity = SliceReader::new(AnyRef::decode(&mut signed)?.value())?;
-    Ok((time(&mut validity)?, time(&mut validity)?))
-}
-
-fn time(reader: &mut SliceReader<'_>) -> der::Result<Timestamp> {
-    let since = match reader.peek_header()?.tag {
-        Tag::UtcTime => UtcTime::decode(reader)?.to_unix_duration(),
-        _ => GeneralizedTime::decode(reader)?.to_unix_duration(),
+/// From when until when it is valid. The verifier of rustls, which looks at the time first, tells it: of a certificate that it finds
+/// not valid yet from when, of an expired one since when.
+fn validity(der: &CertificateDer<'_>) -> Option<(Timestamp, Timestamp)> {
+    let mut itself = RootCertStore::empty();
+    itself.add(der.clone().into_owned()).ok()?;
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(itself), provider).build().ok()?;
+    let name = ServerName::try_from("localhost").ok()?;
+    let at = |seconds| {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        verifier.verify_server_cert(der, &[], &name, &[], time)
     };
-    let seconds = i64::try_from(since.as_secs()).ok();
-    seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).ok_or_else(|| der::ErrorKind::DateTime.into())
+    let not_before = match at(0) {
+        Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => not_before.as_secs(),
+        _ => 0,
+    };
+    let Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) = at(u64::MAX) else {
+        return None;
+    };
+    let timestamp = |seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok();
+    Some((timestamp(not_before)?, timestamp(not_after.as_secs())?))
 }
 
 #[cfg(test)]
@@ -84,10 +88,10 @@ mod tests {
     use super::*;
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
-    fn certificate(from: i32, to: i32) -> Vec<u8> {
+    fn certificate(from: i32, to: i32) -> CertificateDer<'static> {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         (params.not_before, params.not_after) = (date_time_ymd(from, 2, 3), date_time_ymd(to, 4, 5));
-        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().into()
     }
 
     #[test]
@@ -115,18 +119,18 @@ mod tests {
     fn what_is_no_certificate_is_refused() {
         let whole = certificate(2020, 2031);
         for length in 0..whole.len() {
-            let cut = whole.get(..length).unwrap();
-            assert_eq!(Certificate::parse(cut, "x.pem".into()), None, "{length} bytes");
+            let cut = whole.get(..length).unwrap().into();
+            assert_eq!(Certificate::parse(&cut, "x.pem".into()), None, "{length} bytes");
         }
         let seed = fastrand::u64(..);
         println!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);
         for _ in 0..10_000 {
-            let mut bytes = whole.clone();
+            let mut bytes = whole.to_vec();
             let at = random.usize(..bytes.len().min(120));
             bytes[at] = random.u8(..);
             // Whatever it says, it says something.
-            let _ = Certificate::parse(&bytes, "x.pem".into());
+            let _ = Certificate::parse(&bytes.into(), "x.pem".into());
         }
     }
 }
