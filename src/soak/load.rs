@@ -14,11 +14,12 @@ use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -210,7 +211,7 @@ impl Sender {
                     self.sent.accepted.fetch_add(1, Ordering::Relaxed);
                     self.sent.known.fetch_add(duplicates, Ordering::Relaxed);
                     let micros = u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    self.sent.latency.lock().unwrap_or_else(PoisonError::into_inner).record(micros);
+                    self.sent.latency.lock().record(micros);
                     self.sent.note(None);
                     return Ok(Some(Conversation { index, number: number + 1 }));
                 }
@@ -256,11 +257,11 @@ impl Sender {
 impl Sent {
     /// Why the last attempt was not acknowledged, if so.
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 
     fn note(&self, last_error: Option<String>) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = last_error;
+        *self.last_error.lock() = last_error;
     }
 }
 

@@ -8,11 +8,12 @@ use crate::dead_letter::Letters;
 use crate::event::Event;
 use crate::route::{Route, RouteError, Routed};
 use crate::spool::Record;
+use parking_lot::Mutex;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Observes one sink. The load reports sent events, a consumer reports arrivals.
@@ -124,7 +125,7 @@ impl Observer {
     /// The next event of `conversation` is about to be sent.
     pub fn sent(&self, conversation: usize, event: &Event) {
         let routed = self.routed(event);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.oracle.sent(conversation, matches!(routed, Routed::Message(_)));
         match routed {
             Routed::Message(_) => {}
@@ -138,12 +139,12 @@ impl Observer {
 
     /// That event has been acknowledged.
     pub fn acknowledged(&self, conversation: usize) {
-        self.state().oracle.acknowledged(conversation);
+        self.state.lock().oracle.acknowledged(conversation);
     }
 
     /// The number under which a partition or stream goes.
     pub fn place(&self, name: &str) -> u32 {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let known = state.places.iter().position(|known| known == name);
         let index = known.unwrap_or_else(|| {
             state.places.push(name.to_owned());
@@ -158,13 +159,13 @@ impl Observer {
         let recognised = self.generator.recognise(payload);
         let Recognised::Ours { conversation, number, at: sent, intact } = recognised else {
             if recognised == Recognised::Damaged {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 state.oracle.altered(usize::MAX, usize::MAX, at);
             }
             return;
         };
         let sequence = self.sequence(conversation, number, sent, at);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.last_error = None;
         let before = state.oracle.delivered();
         state.oracle.arrived(Delivery { conversation, number, sequence, at });
@@ -178,27 +179,27 @@ impl Observer {
 
     /// The destination cannot be read for this reason, which the next arrival disproves.
     pub fn failed(&self, reason: impl Into<String>) {
-        self.state().last_error = Some(reason.into());
+        self.state.lock().last_error = Some(reason.into());
     }
 
     /// The destination can be read.
     pub fn recovered(&self) {
-        self.state().last_error = None;
+        self.state.lock().last_error = None;
     }
 
     /// Why the destination cannot be read, if so.
     pub fn last_error(&self) -> Option<String> {
-        self.state().last_error.clone()
+        self.state.lock().last_error.clone()
     }
 
     /// How many acknowledged events are not there yet.
     pub fn missing(&self) -> u64 {
-        self.state().oracle.missing()
+        self.state.lock().oracle.missing()
     }
 
     /// How many events are there.
     pub fn delivered(&self) -> u64 {
-        self.state().oracle.delivered()
+        self.state.lock().oracle.delivered()
     }
 
     /// Microseconds since the run began.
@@ -208,7 +209,7 @@ impl Observer {
 
     /// The final result: nothing more arrives. Lost events are looked up among the dead letters, if the bridge's spool is on this machine.
     pub fn report(&self, spool: &Path) -> SinkReport {
-        let state = self.state();
+        let state = self.state.lock();
         let verdict = state.oracle.verdict();
         let (mut dead, mut reason) = (HashSet::new(), state.refusal.clone());
         if !verdict.lost.is_empty() {
@@ -285,9 +286,5 @@ impl Observer {
 
     fn routed(&self, event: &Event) -> Routed {
         self.route.render(&Record { offset: 0, target: None, event: event.clone() }, drop)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

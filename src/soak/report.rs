@@ -6,7 +6,6 @@ use super::load::Sent;
 use super::observer::SinkReport;
 use serde::Serialize;
 use std::fmt;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -71,7 +70,7 @@ impl Report {
             rate: (due - missed) as f64 / duration.as_secs_f64().max(0.001),
             rate_missed: missed as f64 / due.max(1) as f64,
             settle_seconds: plan.settle.as_secs_f64(),
-            acknowledgement: sent.latency.lock().unwrap_or_else(PoisonError::into_inner).percentiles(),
+            acknowledgement: sent.latency.lock().percentiles(),
             sinks,
         }
     }
