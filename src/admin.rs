@@ -4,7 +4,7 @@ use crate::dispatch::Health;
 use crate::metrics::Metrics;
 use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
-use bytes::Bytes;
+use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};

@@ -18,11 +18,10 @@ pub use tls::Tls;
 
 use crate::log_throttle::LogThrottle;
 use crate::metrics::LimitMetrics;
-use bytes::Bytes;
 use connections::{Activity, Connections, Slot};
 use futures_util::future::{Either, ready};
 use http_body_util::Full;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;

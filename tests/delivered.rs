@@ -1,8 +1,8 @@
 //! With `ack = "delivered"` a 200 says that every required sink has the event, and a 202 that it is stored and still on its way.
 
+use hyper::body::Bytes;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;

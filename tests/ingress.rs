@@ -3,10 +3,10 @@
 use crate::support::bridge::{Answer, client};
 use crate::support::raw::Raw;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, until};
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
+use hyper::body::Bytes;
 use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use serde_json::Value;
 use std::time::Duration;

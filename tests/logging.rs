@@ -2,9 +2,9 @@
 
 use crate::support::bridge::{Client, client, command};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, free_port, until};
-use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
+use hyper::body::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::process::{Child, Stdio};

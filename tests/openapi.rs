@@ -6,9 +6,9 @@ use crate::command_line::cdrelay;
 use crate::support::bridge::Answer;
 use crate::support::raw::Raw;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually};
-use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
+use hyper::body::Bytes;
 use serde_json::{Value, json};
 
 /// It takes nothing, and fills the spool.

@@ -3,9 +3,9 @@
 use crate::command_line::finished;
 use crate::support::bridge::command;
 use crate::support::{Bridge, PATIENCE, eventually, free_port};
-use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
+use hyper::body::Bytes;
 use serde_json::Value;
 use std::fs;
 

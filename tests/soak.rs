@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -319,7 +319,7 @@ impl FalseBridge {
         url
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
         let body = request.into_body().collect().await?.to_bytes();
         let event = String::from_utf8(body.to_vec()).unwrap();
         let parsed: Value = serde_json::from_str(&event).unwrap();

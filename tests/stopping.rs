@@ -2,10 +2,10 @@
 
 use crate::support::raw::Raw;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually, free_port, until};
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
+use hyper::body::Bytes;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, remove_file};

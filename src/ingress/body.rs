@@ -5,8 +5,8 @@ use super::decompress::{ContentEncoding, DecompressError};
 use super::problem::Problem;
 use crate::metrics::LimitMetrics;
 use crate::server::RequestBody;
-use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -61,7 +61,7 @@ impl BodyReader {
             return Err(self.too_large());
         }
         let mut permit = None;
-        let mut bytes = BytesMut::new();
+        let mut bytes = Vec::new();
         let mut deadline = Instant::now() + self.timeout;
         while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| self.too_slow())? {
             let piece = piece.map_err(|_| {
@@ -78,7 +78,7 @@ impl BodyReader {
             }
             bytes.extend_from_slice(&piece);
         }
-        Ok(Body { bytes: bytes.freeze(), permit })
+        Ok(Body { bytes: bytes.into(), permit })
     }
 
     /// The decompressed content of a body that is encoded like this.

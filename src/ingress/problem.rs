@@ -6,7 +6,7 @@ use super::decompress::SUPPORTED;
 use super::routes::Route;
 use crate::server::problem;
 use crate::spool::AppendError;
-use bytes::Bytes;
+use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::net::IpAddr;

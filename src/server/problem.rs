@@ -1,6 +1,6 @@
 //! Responses, and problem details (RFC 9457) for those that refuse a request.
 
-use bytes::Bytes;
+use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde_json::json;

@@ -8,7 +8,7 @@ use super::socket::Socket;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::ProxyProtocolMetrics;
 use crate::setting::{List, Network};
-use bytes::{Bytes, BytesMut};
+use hyper::body::Bytes;
 use proxy_header::{ParseConfig, Protocol, ProxyHeader};
 use serde::Deserialize;
 use std::io;
@@ -105,7 +105,7 @@ impl ProxyProtocol {
 
 /// Reads the header, and leaves what follows it to be read.
 async fn read(socket: &mut Socket) -> Result<Option<SocketAddr>, HeaderError> {
-    let mut bytes = BytesMut::with_capacity(256);
+    let mut bytes = Vec::with_capacity(256);
     loop {
         let room = MAX_HEADER - bytes.len();
         let count = (&mut *socket).take(room as u64).read_buf(&mut bytes).await.map_err(HeaderError::Io)?;

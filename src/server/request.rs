@@ -1,9 +1,8 @@
 //! The body of a request as it arrives.
 
 use super::connections::Activity;
-use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;

@@ -1,7 +1,7 @@
 //! A client's socket: told apart from a client that is gone, and closed so that the client can read the last response.
 
 use super::connections::Activity;
-use bytes::{Buf as _, Bytes};
+use hyper::body::{Buf as _, Bytes};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! `http::Uri` cuts the target off there without an error: `team=Sales#1&status=missed` and `team=Sales#2…` would become one event.
 
 use super::connections::Activity;
-use bytes::{Buf as _, Bytes};
+use hyper::body::{Buf as _, Bytes};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;

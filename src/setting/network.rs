@@ -1,35 +1,52 @@
 //! Networks, and whether an address is in them.
 
-use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Unexpected};
 use std::net::IpAddr;
 
 /// A network, or a single address, which is a network of one: `"192.0.2.0/24"`, `"2001:db8::/32"`, `"127.0.0.1"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network(IpNet);
+pub struct Network {
+    /// The first address, an IPv4 address mapped into IPv6.
+    address: u128,
+    /// The leading bits of an address that count, out of 128.
+    prefix: u32,
+}
+
+/// The prefix of all IPv4 addresses that are mapped into IPv6.
+const MAPPED: u32 = 96;
 
 impl Network {
     /// Whether one of the networks holds the address, which is an IPv4 address also where a socket maps it into IPv6.
     pub fn any_holds(networks: &[Self], address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        networks.iter().any(|Self(network)| network.contains(&address))
+        let is_ipv4 = address.to_canonical().is_ipv4();
+        let address = bits(address);
+        networks.iter().any(|network| {
+            let differing = (address ^ network.address).checked_shr(u128::BITS - network.prefix);
+            differing.unwrap_or(0) == 0 && (network.prefix >= MAPPED || !is_ipv4)
+        })
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().ok()?;
+        let fixed = if address.is_ipv4() { MAPPED } else { 0 };
+        let prefix = match prefix {
+            Some(digits) if !digits.starts_with('+') => digits.parse::<u8>().ok()?.into(),
+            Some(_) => return None,
+            None => u128::BITS - fixed,
+        };
+        let network = Self { address: bits(address), prefix: fixed + prefix };
         // Bits beyond the prefix are a mistake: one address was meant, or another prefix.
-        (network.addr() == network.network()).then(|| Self(canonical(network)))
+        let beyond = network.address.checked_shl(network.prefix).unwrap_or(0);
+        (network.prefix <= u128::BITS && beyond == 0).then_some(network)
     }
 }
 
-/// A network of IPv4-mapped addresses (`::ffff:127.0.0.0/104`) as the IPv4 network that it is.
-fn canonical(network: IpNet) -> IpNet {
-    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
-        (IpAddr::V4(address), Some(prefix)) if matches!(network, IpNet::V6(_)) => {
-            Ipv4Net::new(address, prefix).map_or(network, IpNet::V4)
-        }
-        _ => network,
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
     }
 }
 

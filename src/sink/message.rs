@@ -93,10 +93,4 @@ impl Message {
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&'static str, &str)> {
         self.headers.iter().map(|(name, value)| (*name, value.as_str()))
     }
-
-    /// Bytes of payload, key, topic and headers.
-    pub fn size(&self) -> usize {
-        let headers = self.headers().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-        self.payload.len() + self.topic.len() + self.key.len() + self.partition_by.len() + headers
-    }
 }

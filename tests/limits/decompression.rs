@@ -3,12 +3,12 @@
 use super::*;
 use crate::support::bridge::Answer;
 use crate::support::until;
-use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::Request;
+use hyper::body::Bytes;
 use std::io::{Read, Write, copy, repeat};
 
 const GIB: u64 = 1 << 30;

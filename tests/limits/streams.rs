@@ -3,9 +3,9 @@
 use super::*;
 use crate::support::bridge::client;
 use crate::support::{eventually, free_port};
-use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
+use hyper::body::Bytes;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;

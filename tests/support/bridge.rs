@@ -8,13 +8,13 @@
 //! assert_eq!(bridge.metric("cdrelay_spool_records").await, Some(1.0));
 //! ```
 
+use hyper::body::Bytes;
 use std::env;
 use std::fs::{read, read_dir, read_to_string, write};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Request};

@@ -1,9 +1,8 @@
 //! A server that does nothing but HTTP, and where it is asked to, commits.
 
 use super::commit::GroupCommit;
-use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};

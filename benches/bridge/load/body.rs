@@ -2,7 +2,7 @@
 
 use super::client::Over;
 use super::event;
-use bytes::Bytes;
+use hyper::body::Bytes;
 use std::cell::Cell;
 
 /// What requests are like, who sends them, and over which connections.

@@ -2,9 +2,9 @@
 
 use super::{Config, DecodeError};
 use crate::event::json;
-use bytes::Bytes;
 use encoding_rs::{Encoding, UTF_8};
 use futures_util::{FutureExt, stream};
+use hyper::body::Bytes;
 use percent_encoding::percent_decode;
 use serde_json::value::RawValue;
 use std::borrow::Cow;

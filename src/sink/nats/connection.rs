@@ -17,8 +17,8 @@ use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::{
     AuthError, Client, ClientError, ConnectOptions, Event, HeaderMap, Server, ServerAddr, ServerError, Subject,
 };
-use bytes::Bytes;
 use futures_util::StreamExt;
+use hyper::body::Bytes;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
