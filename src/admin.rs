@@ -4,7 +4,6 @@ use crate::dispatch::Health;
 use crate::metrics::Metrics;
 use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
-use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
@@ -28,7 +27,7 @@ pub struct AdminService {
 }
 
 impl Service for Arc<AdminService> {
-    async fn handle(&self, head: Parts, _body: &mut RequestBody, _peer: SocketAddr) -> Response<Bytes> {
+    async fn handle(&self, head: Parts, _body: &mut RequestBody, _peer: SocketAddr) -> Response<String> {
         self.answer(&head.method, head.uri.path())
     }
 }
@@ -44,7 +43,7 @@ impl AdminService {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Bytes> {
+    fn answer(&self, method: &Method, path: &str) -> Response<String> {
         let is_head = *method == Method::HEAD;
         if !is_head && *method != Method::GET {
             let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD", None);
@@ -71,7 +70,7 @@ impl AdminService {
             }
         };
         if is_head {
-            *response.body_mut() = Bytes::new();
+            *response.body_mut() = String::new();
         }
         response
     }
@@ -132,7 +131,7 @@ fn verdict(check: Result<(), String>) -> Value {
     json!({ "ready": check.is_ok(), "reason": check.err() })
 }
 
-fn report(ready: bool, state: &Value) -> Response<Bytes> {
+fn report(ready: bool, state: &Value) -> Response<String> {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     response(status, "application/json", format!("{state:#}\n"))
 }

@@ -290,7 +290,7 @@ impl Ingress {
     }
 
     /// A stored request is acknowledged, at once or when it is delivered.
-    async fn acknowledge(&self, placed: Placed) -> Response<Bytes> {
+    async fn acknowledge(&self, placed: Placed) -> Response<String> {
         let appended = placed.count();
         let Some(delivery) = &self.delivery else { return success(StatusCode::OK, appended, "") };
         let Delivered { complete, dead_letters } = delivery.wait(placed).await;
@@ -309,7 +309,7 @@ impl Ingress {
 }
 
 impl Service for Ingress {
-    async fn handle(&self, head: Parts, body: &mut RequestBody, peer: SocketAddr) -> Response<Bytes> {
+    async fn handle(&self, head: Parts, body: &mut RequestBody, peer: SocketAddr) -> Response<String> {
         let _in_flight = InFlight::begin(&self.metrics.in_flight);
         let is_head = head.method == Method::HEAD;
         let accepted = self.accept(&head, body, peer).await;
@@ -325,7 +325,7 @@ impl Service for Ingress {
         let status = StatusLabel { status: response.status().as_u16() };
         self.metrics.requests.get_or_create(&status).inc();
         if is_head {
-            *response.body_mut() = Bytes::new();
+            *response.body_mut() = String::new();
         }
         response
     }
@@ -400,7 +400,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Response<Bytes> {
+fn success(status: StatusCode, Appended { stored, duplicates }: Appended, more: &str) -> Response<String> {
     let body = format!("{{\"stored\":{stored},\"duplicates\":{duplicates}{more}}}\n");
     response(status, "application/json", body)
 }

@@ -20,8 +20,7 @@ use crate::log_throttle::LogThrottle;
 use crate::metrics::LimitMetrics;
 use connections::{Activity, Connections, Slot};
 use futures_util::future::{Either, ready};
-use http_body_util::Full;
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
@@ -88,7 +87,7 @@ pub trait Service: Send + Sync + 'static {
         head: Parts,
         body: &mut RequestBody,
         peer: SocketAddr,
-    ) -> impl Future<Output = Response<Bytes>> + Send;
+    ) -> impl Future<Output = Response<String>> + Send;
 }
 
 /// Bounds of a server's connections.
@@ -198,7 +197,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// The response to a request that is refused before anything is known of it.
-fn refuse(status: StatusCode) -> Response<Bytes> {
+fn refuse(status: StatusCode) -> Response<String> {
     if status != StatusCode::SERVICE_UNAVAILABLE {
         return problem(status, &format!("a request may have {MAX_HEADER_FIELDS} header fields"), None);
     }
@@ -329,7 +328,7 @@ impl<S: Service> Server<S> {
         request: Request<Incoming>,
         peer: SocketAddr,
         activity: &Arc<Activity>,
-    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + use<S> {
+    ) -> impl Future<Output = Result<Response<String>, Infallible>> + Send + use<S> {
         let version = request.version();
         let open = activity.begin_request(version == Version::HTTP_2);
         // Refused here rather than in the future: the header of a refused request is gone before the next one is decoded.
@@ -337,7 +336,7 @@ impl<S: Service> Server<S> {
             Ok(permit) => permit,
             Err(status) => {
                 open.end(request.body().is_end_stream());
-                return Either::Left(ready(Ok(refuse(status).map(Full::new))));
+                return Either::Left(ready(Ok(refuse(status))));
             }
         };
         let server = self.clone();
@@ -353,7 +352,7 @@ impl<S: Service> Server<S> {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             open.end(complete);
-            Ok(response.map(Full::new))
+            Ok(response)
         }))
     }
 

@@ -6,7 +6,6 @@ use super::decompress::SUPPORTED;
 use super::routes::Route;
 use crate::server::problem;
 use crate::spool::AppendError;
-use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::net::IpAddr;
@@ -56,7 +55,7 @@ impl Problem {
     }
 
     /// The response to the client.
-    pub fn response(self) -> Response<Bytes> {
+    pub fn response(self) -> Response<String> {
         let mut response = problem(self.status, &self.detail, self.position);
         let name = match self.status {
             StatusCode::UNAUTHORIZED => header::WWW_AUTHENTICATE,

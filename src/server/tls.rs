@@ -68,6 +68,6 @@ async fn refuse_plain_http(socket: &mut Socket) -> io::Result<()> {
         "HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         refusal.len()
     );
-    socket.write_all(&[head.as_bytes(), &refusal].concat()).await?;
+    socket.write_all(&[head.as_bytes(), refusal.as_bytes()].concat()).await?;
     socket.shutdown().await
 }

@@ -7,8 +7,7 @@ use super::generator::{self, Generator};
 use super::latency::Latency;
 use super::observer::Observer;
 use super::tls;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::Body as _;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -18,6 +17,8 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::error::Error;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -110,7 +111,7 @@ struct Stored {
 
 struct Sender {
     load: Load,
-    client: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: legacy::Client<HttpsConnector<HttpConnector>, String>,
     generator: Arc<Generator>,
     observers: Vec<Arc<Observer>>,
     began: Instant,
@@ -193,13 +194,12 @@ impl Sender {
             self.observers.iter().for_each(|observer| observer.sent(index, &event));
         }
         self.sent.conversations.fetch_add(u64::from(number == 0), Ordering::Relaxed);
-        let body = Bytes::from(text);
         let mut phase = self.phase.clone();
         let mut pause = PAUSE;
         loop {
             let over = phase.wait_for(|phase| *phase == Phase::Over);
             let answer = tokio::select! {
-                answer = self.post(body.clone()) => answer,
+                answer = self.post(text.clone()) => answer,
                 _ = over => {
                     self.sent.unacknowledged.fetch_add(1, Ordering::Relaxed);
                     return Ok(None);
@@ -226,16 +226,23 @@ impl Sender {
     }
 
     /// How many events of the request the bridge had already, or why it did not take it.
-    async fn post(&self, body: Bytes) -> Result<Result<u64, String>, Unusable> {
-        let mut request = Request::new(Full::new(body));
+    async fn post(&self, body: String) -> Result<Result<u64, String>, Unusable> {
+        let mut request = Request::new(body);
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = self.load.url.clone();
         request.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
         let exchange = async {
-            let (head, body) = self.client.request(request).await.map_err(|error| innermost(&error))?.into_parts();
+            let (head, mut body) = self.client.request(request).await.map_err(|error| innermost(&error))?.into_parts();
             // To its end, so that the connection can serve the next one.
-            let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
-            Ok((head.status, body.to_bytes()))
+            let mut answer = Vec::new();
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                let data = frame.map_err(|error| error.to_string())?.into_data().unwrap_or_default();
+                if answer.len() + data.len() > ANSWER_BYTES {
+                    return Err(format!("the answer has more than {ANSWER_BYTES} bytes"));
+                }
+                answer.extend_from_slice(&data);
+            }
+            Ok((head.status, answer))
         };
         let (status, body) = match timeout(ANSWER, exchange).await {
             Ok(Ok(answer)) => answer,
