@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-const MEMORY: u64 = if cfg!(debug_assertions) { 64 + 8 } else { 64 } * MIB;
+/// A build for debugging takes 18 MiB more when it is idle: 33.5 MiB, where a release build takes 15.4.
+const MEMORY: u64 = if cfg!(debug_assertions) { 64 + 20 } else { 64 } * MIB;
 const START: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 100 });
 /// Syncs per event at 64 connections. It follows from how long the disk takes against how long a request does: a build for
 /// debugging takes its requests slowly, and a fast disk does not let them gather. That requests which do wait take exactly one sync
@@ -261,23 +262,4 @@ async fn requests_that_wait_together_share_a_sync() {
     println!("64 connections: {syncs} syncs for {records} events, {:.3} each", syncs / records);
     assert_eq!(records, 3200.0);
     assert!(syncs / records < SHARE, "{syncs} syncs for {records} events");
-}
-
-#[tokio::test]
-async fn the_thread_that_tidies_up_gives_way_to_those_that_answer() {
-    let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}")).await;
-    let priorities = || {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", bridge.pid())).unwrap();
-        threads.map(|thread| {
-            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
-            let (name, fields) = stat.rsplit_once(')').unwrap();
-            let nice: i32 = fields.split_whitespace().nth(16).unwrap().parse().unwrap();
-            (name.ends_with("(spool-janitor"), nice)
-        })
-    };
-    let of = |janitor: bool| priorities().filter(|(is, _)| *is == janitor).map(|(_, nice)| nice).max();
-    eventually(PATIENCE, "its priority is lower by ten", async || {
-        of(true) == of(false).map(|others| (others + 10).min(19))
-    })
-    .await;
 }

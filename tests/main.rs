@@ -47,6 +47,7 @@ mod faults;
 mod field;
 mod full_disk;
 mod fuzz;
+mod hanging_disk;
 mod independence;
 mod ingress;
 mod kafka_faults;

@@ -181,7 +181,8 @@ async fn a_denied_reply_inbox_is_named_stops_publishing_and_recovers_when_it_is_
     settled(&bridge, &["nats"]).await;
     let copies = sent.check_nats(&nats::stream_all(&server.url(), "CDR").await);
     println!("{} events, {copies} copies", sent.count());
-    assert!(copies <= 10, "{copies} copies of {} events", sent.count());
+    // Messages in flight when the inbox is taken away may be stored without an answer: the sink has at most 100 of them.
+    assert!(copies <= 100, "{copies} copies of {} events", sent.count());
     no_dead_letters(&bridge, "nats").await;
 }
 

@@ -116,7 +116,7 @@ async fn a_missing_topic_and_a_missing_stream_are_named_and_used_once_they_exist
         post(&bridge, &event(number, 10)).await;
     }
     published(&bridge, "stdout", EVENTS as f64).await;
-    unready(&bridge, "kafka", &format!("topic `{topic}` does not exist")).await;
+    unready(&bridge, "kafka", &format!("topic {topic}: does not exist")).await;
     unready(&bridge, "nats", &format!("no JetStream stream takes subject `{stream}.")).await;
     for sink in ["kafka", "nats"] {
         assert_eq!(bridge.metric(&format!("cdrelay_sink_up{{sink=\"{sink}\"}}")).await, Some(0.0));
@@ -125,7 +125,7 @@ async fn a_missing_topic_and_a_missing_stream_are_named_and_used_once_they_exist
     }
     bridge.kill();
     bridge.start_again().await;
-    unready(&bridge, "kafka", &format!("topic `{topic}` does not exist")).await;
+    unready(&bridge, "kafka", &format!("topic {topic}: does not exist")).await;
 
     kafka::create_topic(&kafka::shared(), &topic, 3).await;
     nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;

@@ -16,6 +16,8 @@ const HALF_CLOSED: Duration = Duration::from_secs(5);
 /// How long a client that was refused is read from after the response. A socket closed with bytes unread resets the connection, and
 /// the reset takes away the response that the client has not read yet.
 const LINGER: Duration = Duration::from_secs(5);
+/// How many bytes are read meanwhile: a client that sends more is a flood.
+const LINGER_BYTES: usize = 16 << 20;
 
 /// A socket as hyper or TLS sees it.
 #[derive(Debug)]
@@ -28,12 +30,21 @@ pub struct Socket {
     read_limit: usize,
     half_closed: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
+    /// Bytes that are still read while it lingers.
+    linger_bytes: usize,
 }
 
 impl Socket {
     pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
-        let read_limit = usize::MAX;
-        Self { stream, activity, read_ahead: Bytes::new(), read_limit, half_closed: None, lingering: None }
+        Self {
+            stream,
+            activity,
+            read_ahead: Bytes::new(),
+            read_limit: usize::MAX,
+            half_closed: None,
+            lingering: None,
+            linger_bytes: LINGER_BYTES,
+        }
     }
 
     /// The activity of the connection.
@@ -120,9 +131,11 @@ impl AsyncWrite for Socket {
             let mut bytes = [0; 4096];
             let mut buffer = ReadBuf::new(&mut bytes);
             let read = ready!(Pin::new(&mut socket.stream).poll_read(cx, &mut buffer));
-            if read.is_err() || buffer.filled().is_empty() {
+            let count = buffer.filled().len();
+            if read.is_err() || count == 0 || count > socket.linger_bytes {
                 break;
             }
+            socket.linger_bytes -= count;
         }
         Poll::Ready(Ok(()))
     }

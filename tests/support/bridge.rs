@@ -273,7 +273,6 @@ impl Bridge {
 /// Runs the binary until it has logged the addresses it listens on, ingress and admin.
 async fn launch(directory: &Path, environment: &[(String, String)], prefix: &[String]) -> (Process, String, String) {
     let (stdout, stderr) = (directory.join("stdout"), directory.join("stderr"));
-    end_torn_line(&stdout);
     let earlier = read(&stderr).map_or(0, |log| log.len());
     let mut command = match prefix {
         [] => command(),
@@ -307,15 +306,6 @@ fn json_lines(directory: &Path) -> Vec<Value> {
     let texts: Vec<_> = paths.iter().map(|path| read_to_string(path).unwrap()).collect();
     let lines = texts.iter().flat_map(|text| text.split_inclusive('\n').filter(|line| line.ends_with('\n')));
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// A process that was killed may have been writing a line. The next one writes to a log of its own in the field; here both share a file.
-fn end_torn_line(stdout: &Path) {
-    // Not a pipe, which a test may have put there: reading that would wait for somebody to write.
-    let written = if stdout.is_file() { read(stdout).unwrap() } else { Vec::new() };
-    if !matches!(written.last(), None | Some(b'\n')) {
-        write(stdout, [written, b"\n".to_vec()].concat()).unwrap();
-    }
 }
 
 /// The address in the log line with this message.

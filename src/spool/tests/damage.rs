@@ -436,11 +436,16 @@ fn whatever_bits_flip_the_rest_is_delivered() {
         let bases: Vec<u64> = machine.files().keys().filter_map(|name| segment::base(name)).collect();
         let places: Vec<_> = bases.iter().map(|base| layout(&machine, *base, next)).collect();
         let mut hit = std::collections::HashSet::new();
+        let mut flipped = std::collections::HashSet::new();
         for _ in 0..random.u32(1..4) {
             let at = random.usize(0..bases.len());
             let Some((_, last)) = places[at].last() else { continue };
-            let byte = random.usize(0..last.end);
-            machine.flip(&segment::name(bases[at]), byte, 1 << random.u32(0..8));
+            let (byte, bit) = (random.usize(0..last.end), random.u32(0..8));
+            // A bit that is flipped twice is as it was.
+            if !flipped.insert((at, byte, bit)) {
+                continue;
+            }
+            machine.flip(&segment::name(bases[at]), byte, 1 << bit);
             hit.extend(places[at].iter().filter(|(_, place)| place.contains(&byte)).map(|(offset, _)| *offset));
         }
         let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
