@@ -230,9 +230,9 @@ impl Ingress {
             Ok(encoding) => self.bodies.decompress(received, encoding).await,
             Err(unsupported) => Err(unsupported),
         };
-        // A body that is too large is not kept, compressed or not.
+        // Not a body that is too large, nor one that the sender is asked to send again.
         let Body { bytes, permit } = body.inspect_err(|problem| {
-            if problem.status != StatusCode::PAYLOAD_TOO_LARGE {
+            if matches!(problem.status, StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE) {
                 self.keep(&request, problem);
             }
         })?;

@@ -151,7 +151,7 @@ pub struct SinkMetrics {
     pub dead_letters: DeadLetterMetrics,
     /// Records that `when` kept from this sink.
     pub filtered: Counter,
-    /// Evaluations of `when` that failed; the record was published.
+    /// Evaluations of `when` that failed.
     pub filter_failures: Counter,
     /// Messages handed to the destination and not answered yet.
     pub in_flight: Gauge,

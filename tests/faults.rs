@@ -41,6 +41,28 @@ async fn twenty_kills_at_any_moment_lose_nothing_and_keep_order_in_all_sinks() {
     }
 }
 
+/// Longer than NATS waits for its pings and Kafka's requests take.
+#[tokio::test]
+async fn a_bridge_that_is_paused_goes_on_where_it_was() {
+    const PAUSE: Duration = Duration::from_secs(25);
+    let (topic, stream) = (kafka::unique_topic("paused"), nats::unique_name("paused"));
+    kafka::create_topic(&kafka::shared(), &topic, 6).await;
+    nats::create_stream(&nats::shared(), &stream, &[&format!("{stream}.>")]).await;
+    let bridge = Bridge::start(&format!("{}{}", on_fixed_port(), three_sinks(&topic, &stream))).await;
+    let load = steady("bridge paused", &bridge);
+    load.progress(300).await;
+    bridge.pause();
+    tokio::time::sleep(PAUSE).await;
+    bridge.resume();
+    load.progress(300).await;
+    let (sent, [kafka, nats, stdout]) = end_and_check(load, &bridge, &topic, &stream).await;
+    println!("{} events: duplicates in Kafka {kafka}, JetStream {nats}, stdout {stdout}", sent.count());
+    assert_eq!((nats, stdout), (0, 0));
+    for sink in ["stdout", "kafka", "nats"] {
+        no_dead_letters(&bridge, sink).await;
+    }
+}
+
 #[tokio::test]
 async fn terminated_in_the_middle_it_ends_well_and_goes_on_where_it_was() {
     const STOPS: usize = 3;

@@ -53,6 +53,27 @@ async fn a_nats_server_that_comes_back_with_an_empty_disk_gets_its_stream_and_ev
 }
 
 #[tokio::test]
+async fn a_nats_server_in_lame_duck_mode_loses_nothing() {
+    // The shortest that nats-server takes.
+    let lame_duck = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"1s\"";
+    let mut server = nats::Server::start(lame_duck).await;
+    nats::create_stream(&server.url(), "CDR", &["telecmi.cdr.>"]).await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{}'", server.url());
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}")).await;
+    let load = steady("lame duck", &bridge);
+    load.progress(300).await;
+    server.retire().await;
+    load.progress(300).await;
+    server.start_again().await;
+    catch_up(&bridge, "nats", "the server is there again").await;
+    let sent = load.stop().await;
+    settled(&bridge, &["nats"]).await;
+    assert_eq!(sent.check_nats(&nats::stream_all(&server.url(), "CDR").await), 0);
+    assert_eq!(sent.refused, 0);
+    no_dead_letters(&bridge, "nats").await;
+}
+
+#[tokio::test]
 async fn a_full_stream_that_discards_new_messages_goes_on_each_time_it_is_purged() {
     const ROOM: usize = 400;
     let (nats, stream) = (nats::shared(), nats::unique_name("full"));

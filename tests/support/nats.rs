@@ -165,6 +165,12 @@ impl Server {
         self.process.wait(PATIENCE).await;
     }
 
+    /// Lame duck mode: it sends its clients away, and ends.
+    pub async fn retire(&mut self) {
+        self.process.retire();
+        self.process.wait(PATIENCE).await;
+    }
+
     /// Starts a killed or stopped server again with its port and its streams.
     pub async fn start_again(&mut self) {
         self.process = launch(self.directory.path(), self.port).await;

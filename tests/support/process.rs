@@ -55,6 +55,11 @@ impl Process {
         self.signal(Signal::HUP);
     }
 
+    /// SIGUSR2: nats-server goes into lame duck mode.
+    pub fn retire(&self) {
+        self.signal(Signal::USR2);
+    }
+
     /// SIGSTOP: the process answers nothing, yet its connections stay open. The signal reaches its threads one by one; this waits for
     /// the last.
     pub fn pause(&self) {
