@@ -32,7 +32,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections to the admin port at once. Probes and scrapers are few, and must get through when others connect all the time.
 const ADMIN_CONNECTIONS: usize = 64;
 const ADMIN_EVICTION_AGE: Duration = Duration::from_millis(100);
-/// How long a stop waits for sinks that keep up to get what came last.
+/// How long a stop waits for sinks that keep up to get the last events.
 const LAST: Duration = Duration::from_secs(1);
 /// How long sinks may take to disconnect.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ pub enum RunError {
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The spool cannot be opened.
@@ -67,7 +67,7 @@ pub enum RunError {
     Sink {
         /// The sink's name.
         name: String,
-        /// What is wrong.
+        /// The cause.
         source: SetupError,
     },
     /// The settings of the ingress are wrong, or a file of secrets cannot be read.
@@ -102,7 +102,7 @@ pub struct Prepared {
     sink: Arc<dyn Sink>,
 }
 
-/// What is wrong where `max_connections` gives way.
+/// The warning when open files limit `max_connections`.
 pub const FEW_FILES: &str =
     "the limit of open files leaves fewer connections than `ingress.max_connections`; raise it (ulimit -n)";
 
@@ -123,7 +123,7 @@ pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
     config.sinks.iter().map(prepare).collect()
 }
 
-/// Runs a bridge until `stop` resolves, then stops it in order. What is undelivered then stays in the spool.
+/// Runs a bridge until `stop` resolves, then stops it in order. Undelivered events stay in the spool.
 pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let sinks = prepare(&config)?;

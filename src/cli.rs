@@ -158,7 +158,7 @@ pub enum CommandError {
     /// Dead letters are unreadable.
     #[error("{0} dead letter(s) are unreadable and were left out")]
     DamagedLetters(u64),
-    /// What was to be replayed still holds no event.
+    /// The rejected bodies still hold no event.
     #[error("{0} of the bodies cannot be decoded; they stay")]
     Rejected(u64),
     /// The system refuses something.

@@ -88,7 +88,7 @@ impl Default for Shutdown {
 /// `[sinks.NAME]`
 #[derive(Clone, Debug)]
 pub struct Sink {
-    /// What is sent where.
+    /// Which events are sent, and where to.
     pub route: route::Config,
     /// How it is sent.
     pub dispatch: dispatch::Config,
@@ -199,7 +199,7 @@ fn merge_file(figment: Figment, path: &Path) -> Result<Figment, ConfigError> {
     Ok(figment.merge(Read { path, data }))
 }
 
-/// What a file holds. figment would have each kind of file read in a way of its own.
+/// The content of a file. figment would read each kind of file in its own way.
 struct Read<'a> {
     path: &'a Path,
     data: Result<Dict, String>,

@@ -66,7 +66,7 @@ pub struct Config {
     pub path: Option<String>,
     /// The methods of the route `default`.
     pub methods: Option<Vec<routes::Method>>,
-    /// What the route `default` asks of a request.
+    /// Authentication of the route `default`.
     pub auth: Vec<auth::Config>,
     /// The labels of the route `default`.
     pub labels: BTreeMap<String, String>,
@@ -78,7 +78,7 @@ pub struct Config {
     pub max_body: ByteSize,
     /// How large a compressed body may be when it is decompressed; by default as `max_body`.
     pub max_decompressed_body: Option<ByteSize>,
-    /// Bytes of memory for large bodies, and for what is made of them. Further ones wait, up to `body_timeout`.
+    /// Bytes of memory for large bodies and their events. Further bodies wait, up to `body_timeout`.
     pub body_memory: ByteSize,
     /// Connections at once. For a further one, the connection that has waited for its client longest is closed.
     pub max_connections: usize,
@@ -93,7 +93,7 @@ pub struct Config {
     /// How long a connection may be idle between two requests.
     #[serde(with = "crate::setting::period")]
     pub idle_timeout: Duration,
-    /// What a 200 says.
+    /// The meaning of a 200.
     pub ack: Ack,
     /// With `ack = "delivered"`, how long a stored request waits for the sinks.
     #[serde(with = "crate::setting::period")]
@@ -108,7 +108,7 @@ pub struct Config {
     pub rejected: rejected::Config,
 }
 
-/// What a 200 says.
+/// The meaning of a 200.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ack {

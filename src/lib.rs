@@ -12,7 +12,7 @@
 //!                  order, retry, dead letters
 //! ```
 //!
-//! [`soak`] stands outside: it plays the sender and reads what comes out at the sinks, to tell whether the promise is kept.
+//! [`soak`] is a test for users: it sends events, consumes the sinks, and tells whether the promise is kept.
 //!
 //! The modules below stand in the order of the flow, callers first; each uses only what stands below it.
 //!

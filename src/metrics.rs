@@ -34,11 +34,11 @@ pub struct IngressMetrics {
     pub tls: TlsMetrics,
     /// Of proxies that tell whom they speak for.
     pub proxy_protocol: ProxyProtocolMetrics,
-    /// Of what was refused to keep others served.
+    /// Requests and connections refused for others' sake.
     pub limits: LimitMetrics,
 }
 
-/// Counts what a server refuses so that others are served.
+/// Counts requests and connections that a server refuses for others' sake.
 #[derive(Clone, Debug, Default)]
 pub struct LimitMetrics {
     /// Connections that had to end because others waited for their place.
@@ -81,11 +81,11 @@ pub struct TlsMetrics {
 pub struct ProxyProtocolMetrics {
     /// Those of others than the proxies.
     pub untrusted: Counter,
-    /// Those that begin with something else.
+    /// Connections that begin with something else.
     pub missing: Counter,
     /// Those whose header is not as it has to be.
     pub invalid: Counter,
-    /// Those that ended within the header.
+    /// Connections that ended within the header.
     pub incomplete: Counter,
     /// Those whose header did not come in time.
     pub timeout: Counter,
@@ -106,7 +106,7 @@ pub struct RejectedMetrics {
     pub oldest: Counter,
 }
 
-/// Counts what the spool does.
+/// Counters of the spool.
 #[derive(Clone, Debug, Default)]
 pub struct SpoolMetrics {
     /// Events of requests, stored durably. Shown with the ingress, counted here: the client may be gone by then.

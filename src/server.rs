@@ -107,7 +107,7 @@ pub struct Limits {
     pub metrics: LimitMetrics,
 }
 
-/// What a connection begins with before HTTP, in this order.
+/// The parts of a connection before HTTP, in this order.
 #[derive(Debug, Default)]
 pub struct Preamble {
     /// The header with the client's address, if a proxy sends it.

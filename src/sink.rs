@@ -33,7 +33,7 @@ pub enum Failure {
     /// The destination's fault, or unknown: nothing of the sink moves; back off and retry for ever.
     #[error("{cause}")]
     Unavailable {
-        /// What an operator should read.
+        /// The cause, for an operator.
         cause: String,
         /// How long the destination asked to be left alone, where it said so.
         retry_after: Option<Duration>,
@@ -53,7 +53,7 @@ pub enum Failure {
     /// This message's own fault (too large, refused content): dead letter at once.
     #[error("{cause}")]
     Rejected {
-        /// What an operator should read.
+        /// The cause, for an operator.
         cause: String,
     },
 }

@@ -98,7 +98,7 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-/// What the spool holds at a moment.
+/// The extent of the spool at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Bytes on disk.
@@ -233,7 +233,7 @@ impl Spool {
         self.shared.maintenance.wake();
     }
 
-    /// What the spool holds.
+    /// The extent of the spool now.
     pub fn status(&self) -> Status {
         self.shared.log.status()
     }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, BufWriter, Stdout, Write};
 
-/// Lines for whoever reads them.
+/// Lines of output.
 pub struct Output {
     out: BufWriter<Stdout>,
     unread: bool,
@@ -26,7 +26,7 @@ impl Output {
         self.heed(result)
     }
 
-    /// Shows what was written so far.
+    /// Flushes the lines written so far.
     pub fn flush(&mut self) -> io::Result<()> {
         let result = self.out.flush();
         self.heed(result)
@@ -48,7 +48,7 @@ impl Output {
     }
 }
 
-/// Writes a line to stderr, whoever reads it.
+/// Writes a line to stderr, and ignores a closed one.
 pub fn note(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }

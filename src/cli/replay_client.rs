@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-/// Bounds of what is sent together.
+/// Bounds of one batch.
 const BATCH: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -99,7 +99,7 @@ impl<'a> ReplayClient<'a> {
         if self.batch.len() < BATCH && self.bytes < BATCH_BYTES { Ok(()) } else { self.flush() }
     }
 
-    /// Sends what was added.
+    /// Sends the batch.
     pub fn flush(&mut self) -> Result<(), CommandError> {
         if self.entries.is_empty() {
             return Ok(());
@@ -172,7 +172,7 @@ impl<'a> ReplayClient<'a> {
 }
 
 /// Opens the spool of a bridge that does not run so that nothing is given up which waits in it, even if the configuration at
-/// hand is not quite that bridge's own: every sink with a cursor keeps its records, and what is retained stays.
+/// hand is not quite that bridge's own: every sink with a cursor keeps its records, and retained records stay.
 fn open(site: &Site, target: Option<&str>) -> Result<Spool, CommandError> {
     if let Some(target) = target.filter(|target| !site.config.sinks.contains_key(*target)) {
         let problem = format!("no sink is called `{target}` in the configuration; name the bridge's own with --config");

@@ -1,6 +1,6 @@
 //! Request bodies that could not be decoded, kept so that a sender's bug, or a setting too narrow, costs no call.
 //!
-//! The sender does not wait for the write. One thread writes what a bounded queue holds; bodies that find the queue full are
+//! The sender does not wait for the write. One thread writes the bodies of a bounded queue; bodies that find the queue full are
 //! counted and dropped, and the share of the disk is bounded, so that a flood of garbage holds up nothing.
 
 use super::store::{AtBound, Dir, Line, Reader, Store};

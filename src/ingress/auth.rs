@@ -69,7 +69,7 @@ impl<'a> Head<'a> {
 pub struct Denied {
     /// The `type` of the check.
     pub check: &'static str,
-    /// What is wrong; no part of the request.
+    /// The reason; no part of the request.
     pub reason: &'static str,
 }
 

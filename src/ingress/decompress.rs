@@ -11,7 +11,7 @@ use std::io::Read as _;
 
 /// The codings that clients may use.
 pub const SUPPORTED: &str = "gzip, deflate, zstd, br";
-/// Codings of one body. No sender uses more, and each one multiplies what a byte can ask for.
+/// Codings of one body. No sender uses more, and each one multiplies the size that a byte can expand to.
 const MAX_CODINGS: usize = 2;
 /// Bytes that are decompressed at a time.
 const CHUNK: usize = 32 << 10;

@@ -38,7 +38,7 @@ impl Delivery {
         Self { watches, timeout, places: Arc::new(Semaphore::new(PLACES)), stop }
     }
 
-    /// Waits until the events are settled. Says only what is certain by then.
+    /// Waits until the events are settled.
     pub async fn wait(&self, placed: Placed) -> Delivered {
         let nothing_known = Delivered { complete: false, dead_letters: 0 };
         let count = placed.count();

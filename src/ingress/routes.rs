@@ -178,7 +178,7 @@ impl super::Config {
         routes.filter(|(_, route)| reachable && route.auth.is_empty()).map(|(name, _)| name).collect()
     }
 
-    /// What is wrong with the routes: keys and problems. Files are not read.
+    /// The problems of the routes, by key. Files are not read.
     pub fn route_problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let unused = [

@@ -62,7 +62,7 @@ pub enum Version {
     Tls13,
 }
 
-/// What the files hold, ready for use.
+/// The content of the files, ready for use.
 #[derive(Debug)]
 struct Loaded {
     server: Arc<ServerConfig>,

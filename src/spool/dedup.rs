@@ -126,7 +126,7 @@ impl Dedup {
         })
     }
 
-    /// Fills the window with what was stored before this process began.
+    /// Fills the window with the events that earlier processes stored.
     pub fn load(&mut self, disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64) {
         let now = Arrival::now();
         if !self.is_on() {

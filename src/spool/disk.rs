@@ -76,7 +76,7 @@ pub enum LockError {
     InUse {
         /// The spool's directory.
         path: PathBuf,
-        /// What the owner wrote into the lock file.
+        /// The content of the lock file: the owner's process id.
         owner: String,
     },
     /// It cannot be made, opened or written.
@@ -84,7 +84,7 @@ pub enum LockError {
     Unusable {
         /// The spool's directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-/// What a spool holds at one moment.
+/// The content of a spool at one moment.
 #[derive(Debug)]
 pub struct Inspection {
     disk: Box<dyn Disk>,

@@ -132,7 +132,7 @@ impl Log {
         self.end.subscribe()
     }
 
-    /// What is there now.
+    /// The extent of the log now.
     pub fn status(&self) -> Status {
         let end = self.end();
         let state = self.state.lock();

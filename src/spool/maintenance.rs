@@ -6,14 +6,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often cursors are handed to the system, which bounds what is delivered again after `kill -9`.
+/// How often cursors are written, which bounds the duplicates after `kill -9`.
 const NOTE: Duration = Duration::from_millis(50);
 /// How often cursors are synced, which bounds what is delivered again after a power cut; and how often it is checked that the
 /// directory still exists.
 const SYNC: Duration = Duration::from_secs(1);
-/// What a client is told when nothing drains.
+/// `Retry-After` when nothing drains.
 const UNKNOWN: Duration = Duration::from_secs(60);
-/// What a client is told when all is drained and only has to be removed.
+/// `Retry-After` when everything is drained and only has to be removed.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Wakes the thread, and holds its measurements.

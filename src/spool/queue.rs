@@ -57,7 +57,7 @@ pub enum AppendError {
     /// There will never be room.
     #[error("the events of the request take {needed} bytes and the spool holds {max_size}")]
     TooLarge {
-        /// What they take on disk.
+        /// Bytes of the events on disk.
         needed: u64,
         /// `spool.max_size`.
         max_size: u64,
@@ -65,7 +65,7 @@ pub enum AppendError {
     /// The disk refused a write or a sync.
     #[error("the spool cannot write: {cause}")]
     Failed {
-        /// What the system said.
+        /// The system's error.
         cause: String,
     },
     /// The disk took longer than `spool.append_timeout`. It may store the events later: they are duplicates if they are sent again.
@@ -106,7 +106,7 @@ impl Append {
     }
 }
 
-/// What the writer is to do next.
+/// The writer's next step.
 pub enum Work {
     /// To store these requests.
     Commit(VecDeque<Append>),

@@ -1,4 +1,4 @@
-//! What a start finds: the extent of the log, and the end of its last segment put in order.
+//! Recovery at a start: finds the extent of the log and repairs the end of its last segment.
 
 use super::disk::Disk;
 use super::log::Segment;
@@ -199,7 +199,7 @@ fn read_tail(mut scan: Scan, base: u64, acknowledged: u64) -> io::Result<Tail> {
 }
 
 impl Tail {
-    /// Moves what is known to be damage out of `gaps`: everything below `proven`. The next intact record is at `position`.
+    /// Moves known damage out of `gaps`: everything below `proven`. The next intact record is at `position`.
     fn split(&mut self, gaps: &mut VecDeque<Range<u64>>, proven: u64, position: u64) {
         while let Some(gap) = gaps.front_mut() {
             let lost = gap.start..gap.end.min(proven);

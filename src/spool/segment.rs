@@ -196,7 +196,7 @@ pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>
     out.iter_mut().skip(start).zip(frame).for_each(|(slot, byte)| *slot = byte);
 }
 
-/// What a [`Scan`] finds next.
+/// The next finding of a [`Scan`].
 #[derive(Debug)]
 pub enum Found<'a> {
     /// An intact record, with its bytes on disk.

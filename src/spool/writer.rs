@@ -37,7 +37,7 @@ struct Active {
     position: u64,
 }
 
-/// What is stored with one write and one sync.
+/// The records of one write and one sync.
 #[derive(Default)]
 struct Commit {
     records: Vec<Arc<Record>>,

@@ -19,7 +19,7 @@ pub struct Prune {
     /// Those written longer ago than this period (`30d`, `12h`), or before this moment (RFC 3339).
     #[arg(long, value_name = "PERIOD|TIME", required_unless_present = "replayed")]
     older_than: Option<String>,
-    /// Those that were replayed.
+    /// Replayed ones.
     #[arg(long)]
     replayed: bool,
 }

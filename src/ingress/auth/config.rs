@@ -202,12 +202,12 @@ pub enum Encoding {
     Base64,
 }
 
-/// What is wrong with a check's settings.
+/// A problem of a check's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key.
     pub key: String,
-    /// What is wrong and what is allowed; no secret.
+    /// The problem and the allowed values; no secret.
     pub text: String,
 }
 
@@ -237,7 +237,7 @@ impl Config {
         }
     }
 
-    /// Whether the check covers the body alone, so that anybody who has seen one request can send it with another query.
+    /// Whether the check covers the body alone, so that an overheard request can be sent with another query.
     pub fn leaves_query_unsigned(&self) -> bool {
         matches!(self, Self::Hmac(_) | Self::Github(_) | Self::Shopify(_) | Self::StandardWebhooks(_))
     }

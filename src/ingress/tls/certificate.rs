@@ -11,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{CertificateError, Error, RootCertStore};
 
-/// What is known of the server's own certificate.
+/// The server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     file: PathBuf,

@@ -16,14 +16,14 @@ use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig}
 /// Why the files cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or does not hold what it should.
+    /// A file cannot be read, or its content is of another kind.
     #[error("`ingress.tls.{key}`: {} {problem}", path.display())]
     File {
         /// The setting.
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what helps.
+        /// The cause and the remedy.
         problem: String,
     },
     /// The certificate is sound, and not valid now.

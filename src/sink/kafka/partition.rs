@@ -125,7 +125,7 @@ struct State {
     abandoned: HashMap<EventId, Answer>,
 }
 
-/// What the cluster's metadata says of a partition.
+/// A partition according to the cluster's metadata.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Leadership {
     pub(super) error: Option<RDKafkaErrorCode>,
@@ -197,7 +197,7 @@ impl Partition {
         self.state.lock().abandoned.remove(&id)
     }
 
-    /// What the metadata said. A partition that cannot take messages is away; another one may be tried again as soon as librdkafka
+    /// Takes over metadata. A partition that cannot take messages is away; another one may be tried again as soon as librdkafka
     /// holds none of its messages, and is back when it acknowledges one.
     pub(super) fn observe(&self, leadership: Leadership) {
         let away = leadership.is_broken().then(|| leadership.cause(""));

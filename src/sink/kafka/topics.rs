@@ -1,4 +1,4 @@
-//! What the cluster's metadata says of the topics in use: whether they exist, and where their partitions are.
+//! Metadata of the topics in use: whether they exist, and where their partitions are.
 //!
 //! librdkafka asks the cluster in a blocking call. One task makes these calls, for all topics that were asked for meanwhile: for few of
 //! them topic by topic, for many in one request for all topics of the cluster.
@@ -65,7 +65,7 @@ struct Table {
 }
 
 impl Table {
-    /// What a request told that ended since `asked`.
+    /// The result of a request that ended after `asked`.
     fn result_since(&self, asked: Instant, topic: &str) -> Option<Result<(), Failure>> {
         if let Some((_, failure)) = self.silent.as_ref().filter(|(since, _)| *since >= asked) {
             return Some(Err(failure.clone()));

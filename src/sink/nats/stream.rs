@@ -74,7 +74,7 @@ pub enum Storage {
     Memory,
 }
 
-/// What a full stream gives up.
+/// The messages that a full stream drops.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Discard {
@@ -136,7 +136,7 @@ struct Names {
     streams: Option<Vec<String>>,
 }
 
-/// The answer to `$SYS.REQ.USER.INFO`, without what is of no interest.
+/// The used part of the answer to `$SYS.REQ.USER.INFO`.
 #[derive(Deserialize)]
 struct UserInfo {
     data: User,
