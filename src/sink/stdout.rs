@@ -61,7 +61,7 @@ impl StdoutSink {
         let stdout = File::from(stdout.map_err(|error| SetupError(format!("cannot use stdout: {error}")))?);
         if was_closed(&stdout) {
             return Err(SetupError(
-                "stdout is closed: nobody would get the events; open it, or use another sink".into(),
+                "stdout is closed, or is /dev/null opened for reading and writing, which looks the same: nobody would get the events; redirect it with `>`, or use another sink".into(),
             ));
         }
         let at_line_start = is_at_line_start(&stdout);
