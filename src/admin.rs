@@ -1,19 +1,17 @@
 //! The port for Kubernetes and Prometheus: probes, metrics, and the description of the HTTP API.
 
 use crate::dispatch::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{Exposition, Metrics};
 use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Response, StatusCode};
+use hyper::{Method, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The media type of `/metrics`.
-const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The description of the HTTP API, OpenAPI 3.1. It is written by hand; the tests hold it against a running bridge.
 pub const OPENAPI: &str = include_str!("admin/openapi.json");
 
@@ -28,7 +26,7 @@ pub struct AdminService {
 
 impl Service for Arc<AdminService> {
     async fn handle(&self, head: Parts, _body: &mut RequestBody, _peer: SocketAddr) -> Response<String> {
-        self.answer(&head.method, head.uri.path())
+        self.answer(&head.method, &head.uri, &head.headers)
     }
 }
 
@@ -43,26 +41,24 @@ impl AdminService {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<String> {
+    fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<String> {
         let is_head = *method == Method::HEAD;
         if !is_head && *method != Method::GET {
             let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD", None);
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
-        let mut response = match path {
+        let mut response = match uri.path() {
             "/livez" => response(StatusCode::OK, "text/plain", "ok\n"),
-            "/readyz" => {
-                let (ready, state) = self.readiness();
-                report(ready, &state)
-            }
+            "/readyz" => self.readiness(uri.query()),
             "/readyz/ingress" => {
                 let ingress = self.ingress();
                 report(ingress.is_ok(), &verdict(ingress))
             }
             "/metrics" => {
                 self.refresh();
-                response(StatusCode::OK, METRICS, self.metrics.render())
+                let exposition = Exposition::accepted_by(headers);
+                response(StatusCode::OK, exposition.media_type(), self.metrics.render(exposition))
             }
             "/openapi.json" => response(StatusCode::OK, "application/json", OPENAPI),
             _ => {
@@ -83,14 +79,23 @@ impl AdminService {
         self.spool.health()
     }
 
-    /// Whether everything is as it should be, and the details.
-    fn readiness(&self) -> (bool, Value) {
+    /// Whether webhooks can be stored and sinks take messages: those that the query names (`sinks=a,b`), or else the required ones.
+    fn readiness(&self, query: Option<&str>) -> Response<String> {
+        let named = query.and_then(|query| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "sinks"));
+        let named: Option<Vec<&str>> = named.as_ref().map(|(_, names)| names.split(',').collect());
+        let is_configured = |name: &str| self.sinks.iter().any(|sink| sink.sink() == name);
+        if !named.iter().flatten().all(|name| is_configured(name)) {
+            let sinks: Vec<_> = self.sinks.iter().map(|sink| sink.sink()).collect();
+            let detail = format!("`sinks` names a sink that is not configured; there are: {}", sinks.join(", "));
+            return problem(StatusCode::NOT_FOUND, &detail, None);
+        }
         let ingress = self.ingress();
         let mut ready = ingress.is_ok();
         let mut sinks = serde_json::Map::new();
         for sink in &self.sinks {
             let check = sink.check();
-            ready &= check.is_ok() || !sink.required();
+            let counts = named.as_ref().map_or(sink.required(), |named| named.contains(&sink.sink()));
+            ready &= check.is_ok() || !counts;
             let places = sink.places();
             let named: Vec<_> =
                 places.named.iter().map(|(place, cause)| json!({ "place": place, "cause": cause })).collect();
@@ -103,13 +108,14 @@ impl AdminService {
             });
             sinks.insert(sink.sink().to_owned(), state);
         }
-        (ready, json!({ "ready": ready, "ingress": verdict(ingress), "sinks": sinks }))
+        report(ready, &json!({ "ready": ready, "ingress": verdict(ingress), "sinks": sinks }))
     }
 
     /// Sets the gauges that are worked out when they are asked for.
     fn refresh(&self) {
         let status = self.spool.status();
         let spool = &self.metrics.spool;
+        self.metrics.ingress.up.set(self.ingress().is_ok().into());
         spool.bytes.set(status.bytes as i64);
         spool.max_bytes.set(self.spool.max_size() as i64);
         spool.records.set((status.end - status.start) as i64);
@@ -117,9 +123,10 @@ impl AdminService {
         for health in &self.sinks {
             let sink = self.metrics.sink(health.sink());
             let position = self.spool.cursor(health.sink()).map_or(status.end, |cursor| cursor.position());
-            let behind = status.end.saturating_sub(position);
-            sink.lag_records.set(behind as i64);
-            sink.lag_seconds.set(if behind == 0 { 0.0 } else { health.lag().as_secs_f64() });
+            let undelivered = health.undelivered(status.end);
+            sink.lag_records.set(undelivered as i64);
+            sink.lag_bytes.set(self.spool.bytes_from(position) as i64);
+            sink.lag_seconds.set(if undelivered == 0 { 0.0 } else { health.lag().as_secs_f64() });
             // Parked records wait to be tried again too.
             sink.retrying.set(health.count_retrying() as i64 + sink.parked_records.get());
             sink.up.set(health.check().is_ok() as i64);

@@ -14,7 +14,7 @@ use crate::metrics::{LimitMetrics, Metrics};
 use crate::route::{Route, RouteError};
 use crate::server::{Limits, Preamble, ProxyProtocol, Tls, serve};
 use crate::sink::{SetupError, Sink};
-use crate::spool::{OpenError, Spool};
+use crate::spool::{OpenError, Spool, measure_free_space};
 use futures_util::future::{join, join_all};
 use std::io;
 use std::net::SocketAddr;
@@ -180,6 +180,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: impl Future<Output 
     let preamble = Preamble { proxy_protocol, tls };
 
     background.spawn(dead_letter::measure(all_dead_letters));
+    background.spawn(measure_free_space(config.spool.path.clone(), metrics.spool.free_bytes.clone()));
     match control::listen(&config.spool.path) {
         Ok(listener) => drop(background.spawn(control::serve(listener, spool.clone(), healths.clone()))),
         Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),

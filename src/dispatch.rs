@@ -138,8 +138,10 @@ impl Dispatcher {
             cursor.make_optional();
         }
         let (config, deliveries) = (parts.config.clone(), parts.deliveries.take());
+        let reader = spool.reader(&parts.name)?;
+        parts.health.set_progress(reader.position(), 0, None);
         Some(Self {
-            reader: spool.reader(&parts.name)?,
+            reader,
             places: Places::new(parts.route.constant_topic().is_some(), parts.health.clone()),
             rereader: Rereader::new(spool.clone(), &parts.name),
             publisher: Arc::new(Publisher::new(parts, stop.clone())),
@@ -260,6 +262,7 @@ impl Dispatcher {
     }
 
     fn settled(&mut self, offset: u64, acked: bool, dead_letter: bool) {
+        self.publisher.metrics.settle_durations.observe(self.acks.age(offset));
         self.acks.ack(offset);
         if let Some(deliveries) = &mut self.deliveries {
             deliveries.settled(offset, dead_letter);

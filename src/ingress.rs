@@ -38,7 +38,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection may wait this long for its client before it can be closed for another one.
 const EVICTION_AGE: Duration = Duration::from_secs(1);
@@ -311,6 +311,7 @@ impl Ingress {
 impl Service for Ingress {
     async fn handle(&self, head: Parts, body: &mut RequestBody, peer: SocketAddr) -> Response<String> {
         let _in_flight = InFlight::begin(&self.metrics.in_flight);
+        let begun = Instant::now();
         let is_head = head.method == Method::HEAD;
         let accepted = self.accept(&head, body, peer).await;
         // The header takes memory, and the sinks may take their time.
@@ -322,6 +323,9 @@ impl Service for Ingress {
                 problem.response()
             }
         };
+        if response.status().is_success() {
+            self.metrics.acknowledgements.observe(begun.elapsed());
+        }
         let status = StatusLabel { status: response.status().as_u16() };
         self.metrics.requests.get_or_create(&status).inc();
         if is_head {

@@ -74,6 +74,11 @@ impl<T, E> Reloaded<T, E> {
         self.current.read().clone()
     }
 
+    /// Whether the present content of the files cannot be used.
+    pub fn is_unusable(&self) -> bool {
+        self.digests.lock().refused.is_some()
+    }
+
     /// Reads the files again, which may block, and replaces the value if they changed and `accept` takes the new value. A content that
     /// `accept` refuses is tried again at each poll: a certificate that is not valid yet will be.
     pub fn poll(&self, accept: impl FnOnce(&T) -> Result<(), E>) -> Change<E> {
@@ -178,6 +183,7 @@ mod tests {
         assert_eq!(poll(), Change::None);
         assert!(matches!(poll(), Change::Unusable(_)));
         assert_eq!((poll(), *value.current()), (Change::None, 21), "said twice");
+        assert!(value.is_unusable());
         std::fs::write(&paths[1], "2000").unwrap();
         assert_eq!((poll(), poll()), (Change::None, Change::Unusable("too large".into())));
         std::fs::remove_file(&paths[1]).unwrap();
@@ -186,5 +192,6 @@ mod tests {
         );
         std::fs::write(&paths[1], "20").unwrap();
         assert_eq!((poll(), poll(), *value.current()), (Change::None, Change::None, 21));
+        assert!(!value.is_unusable());
     }
 }

@@ -41,6 +41,7 @@ mod config;
 pub mod cursor;
 mod dedup;
 pub mod disk;
+mod free_space;
 pub mod inspect;
 mod log;
 mod maintenance;
@@ -52,6 +53,7 @@ mod writer;
 
 pub use config::{Config, Retain};
 pub use cursor::Cursor;
+pub use free_space::measure_free_space;
 pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
@@ -236,6 +238,11 @@ impl Spool {
     /// The extent of the spool now.
     pub fn status(&self) -> Status {
         self.shared.log.status()
+    }
+
+    /// About how many bytes the records from `offset` on take.
+    pub fn bytes_from(&self, offset: u64) -> u64 {
+        self.shared.log.bytes_from(offset)
     }
 
     /// How many bytes the segments may take.

@@ -197,7 +197,9 @@ async fn an_idle_bridge_uses_no_processor() {
     let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}{}", dead_brokers())).await;
     assert_eq!(hammer(&bridge, Shape::Small, 1, 10).await, [(200, 10)].into());
     eventually(PATIENCE, "every sink has tried", async || {
-        let retried = async |sink| bridge.metric(&format!("cdrelay_sink_retried_total{{sink=\"{sink}\"}}")).await;
+        let retried = async |sink| {
+            bridge.metric(&format!("cdrelay_sink_retried_total{{sink=\"{sink}\",cause=\"unavailable\"}}")).await
+        };
         bridge.stdout_lines().len() == 10 && retried("k").await > Some(20.0) && retried("n").await > Some(20.0)
     })
     .await;

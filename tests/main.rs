@@ -55,6 +55,7 @@ mod kafka_places;
 mod kafka_sink;
 mod limits;
 mod logging;
+mod metrics;
 mod nats_faults;
 mod nats_sink;
 mod openapi;

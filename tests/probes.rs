@@ -16,6 +16,26 @@ async fn a_broker_that_is_away_does_not_take_the_webhook_out_of_service() {
     assert_eq!(bridge.post(r#"{"type":"cdr"}"#, "application/json").await.status, 200);
 }
 
+/// A probe may be about some of the sinks.
+#[tokio::test]
+async fn readiness_can_be_asked_of_chosen_sinks() {
+    let sinks = "[sinks.far]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\n[sinks.near]\ntype = 'stdout'\n\
+                 [sinks.spare]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\nrequired = false\n";
+    let bridge = Bridge::start(&format!("{PORTS}{sinks}")).await;
+    let status = async |query: &str| bridge.admin(&format!("/readyz?{query}")).await.status;
+    eventually(PATIENCE, "the near one is ready", async || status("sinks=near").await == 200).await;
+    for (query, expected) in
+        [("sinks=far", 503), ("sinks=near,far", 503), ("sinks=near%2Cspare", 503), ("x=1&sinks=near", 200), ("", 503)]
+    {
+        assert_eq!(status(query).await, expected, "{query}");
+    }
+    for unknown in ["sinks=nera", "sinks=near,", "sinks="] {
+        let answer = bridge.admin(&format!("/readyz?{unknown}")).await;
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(answer.status == 404 && detail.contains("far, near, spare"), "{unknown}: {detail}");
+    }
+}
+
 /// A pod that is not ready gets no webhooks, so it cannot be a webhook that finds out that there is room again.
 #[tokio::test]
 async fn a_full_spool_is_ready_again_by_itself_once_it_drains() {

@@ -5,6 +5,7 @@
 //! - [`nats`], the same for NATS.
 //! - [`fault`], what tests of a fault have in common.
 //! - [`oracle`], a load whose every event is accounted for.
+//! - [`prometheus`], which judges metrics, alerts and the dashboard.
 //! - [`proxy`], a network between bridge and broker that can be made bad.
 //! - [`raw`], HTTP by hand.
 //! - [`small_disk`], a file system that can be filled.
@@ -17,6 +18,7 @@ pub mod kafka;
 pub mod nats;
 pub mod oracle;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod raw;
 pub mod small_disk;

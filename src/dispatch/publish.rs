@@ -8,9 +8,10 @@ use crate::metrics::SinkMetrics;
 use crate::route::{Route, Routed};
 use crate::sink::{Failure, Message, Sink};
 use crate::spool::Record;
+use prometheus_client::metrics::counter::Counter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 
 /// How long a message that cannot be kept as a dead letter waits at the most before the next attempt. A command that frees
@@ -114,11 +115,13 @@ impl Publisher {
             self.sent_end.fetch_max(record.offset + 1, Ordering::Relaxed);
             let recoveries = self.health.recoveries();
             self.metrics.in_flight.inc();
+            let begun = Instant::now();
             let result = self.sink.publish(message).await;
             self.metrics.in_flight.dec();
             drop(permit);
             let (cause, retry_after) = match result {
                 Ok(()) => {
+                    self.metrics.publish_durations.observe(begun.elapsed());
                     self.metrics.published.inc();
                     if message.is_duplicate() {
                         self.metrics.duplicates.inc();
@@ -134,14 +137,16 @@ impl Publisher {
                     return self.dead_letter(record, message, &cause).await;
                 }
                 Err(Failure::Place { place, cause, expires }) => {
-                    self.metrics.retried.inc();
+                    self.metrics.retried.place.inc();
                     self.health.suspect();
                     return Outcome::Away(Away { place, cause, expires });
                 }
                 Err(Failure::Unavailable { cause, retry_after }) => (cause, retry_after),
             };
             retrying.get_or_insert_with(|| self.health.retrying());
-            if !self.pause(&cause, backoff.next(retry_after), recoveries).await {
+            let retries = &self.metrics.retried;
+            let retries = if retry_after.is_some() { &retries.throttled } else { &retries.unavailable };
+            if !self.pause(&cause, retries, backoff.next(retry_after), recoveries).await {
                 return Outcome::Deferred;
             }
             if self.health.recoveries() > recoveries {
@@ -157,10 +162,8 @@ impl Publisher {
         let mut retrying = None;
         while let Err(error) = self.dead_letters.keep(record, message, cause).await {
             retrying.get_or_insert_with(|| self.health.retrying());
-            if !self
-                .pause(&error.to_string(), backoff.next(None).min(DEAD_LETTER_RETRY), self.health.recoveries())
-                .await
-            {
+            let (delay, recoveries) = (backoff.next(None).min(DEAD_LETTER_RETRY), self.health.recoveries());
+            if !self.pause(&error.to_string(), &self.metrics.retried.dead_letters, delay, recoveries).await {
                 return Outcome::Deferred;
             }
         }
@@ -176,8 +179,8 @@ impl Publisher {
 
     /// Waits before the next attempt, or until the destination has recovered since the one that failed; `false` if the bridge
     /// stops.
-    async fn pause(&self, cause: &str, delay: Duration, recoveries: u64) -> bool {
-        self.metrics.retried.inc();
+    async fn pause(&self, cause: &str, retries: &Counter, delay: Duration, recoveries: u64) -> bool {
+        retries.inc();
         self.health.failed(cause);
         let mut stop = self.stop.clone();
         tokio::select! {

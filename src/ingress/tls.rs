@@ -107,6 +107,7 @@ async fn keep_up(
         let polled = files.clone();
         let Ok(change) = spawn_blocking(move || polled.poll(Loaded::valid_now)).await else { return };
         let Loaded { server, certificate } = &*files.current();
+        metrics.unusable.set(files.is_unusable().into());
         match change {
             Change::None => {}
             Change::Replaced => {

@@ -89,6 +89,8 @@ struct State {
     segments: BTreeMap<u64, Segment>,
     /// The base of the segment that is being written to, and whether the next one is to be preallocated.
     active: Option<(u64, bool)>,
+    /// Bytes of the active segment up to the last durable record.
+    used: u64,
     preallocated: Option<Arc<dyn DiskFile>>,
     cache: VecDeque<Arc<Record>>,
     cached_bytes: usize,
@@ -138,6 +140,21 @@ impl Log {
         let state = self.state.lock();
         let start = state.segments.first_key_value().map_or(end, |(base, _)| *base);
         Status { bytes: self.bytes(&state), segments: state.segments.len(), start, end }
+    }
+
+    /// About how many bytes the records from `offset` on take: those of one segment count as equally large.
+    pub fn bytes_from(&self, offset: u64) -> u64 {
+        let end = self.end();
+        let state = self.state.lock();
+        let limits = state.segments.keys().skip(1).copied().chain([end]);
+        let segments = state.segments.iter().zip(limits);
+        let bytes = |((base, segment), limit): ((&u64, &Segment), u64)| {
+            let used = if state.is_active(*base) { state.used } else { segment.bytes };
+            let (records, wanted) = (limit.saturating_sub(*base), limit.saturating_sub(offset.max(*base)));
+            let share = wanted as f64 / records.max(1) as f64;
+            (used.saturating_sub(segment::HEADER as u64) as f64 * share) as u64
+        };
+        segments.map(bytes).sum()
     }
 
     fn bytes(&self, state: &State) -> u64 {
@@ -209,6 +226,7 @@ impl Log {
             return;
         };
         let mut state = self.state.lock();
+        state.used = position.end;
         if let Some((base, preallocate)) = &mut state.active {
             // Once half of the segment is full.
             *preallocate |= (position.start..position.end).contains(&(self.segment_size / 2));
@@ -312,7 +330,7 @@ impl Log {
         let mut state = self.state.lock();
         let segment = Segment { bytes: size, begun: Arrival::now(), file: Some(file.clone()), ..Segment::default() };
         state.segments.insert(base, segment);
-        state.active = Some((base, false));
+        (state.active, state.used) = (Some((base, false)), segment::HEADER as u64);
         Ok(file)
     }
 

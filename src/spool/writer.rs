@@ -183,7 +183,10 @@ impl Writer {
     fn write(&mut self) -> io::Result<()> {
         let Some(active) = self.active.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
         active.file.write_at(&self.buffer, active.position)?;
-        active.file.sync()?;
+        let begun = Instant::now();
+        let synced = active.file.sync();
+        self.shared.metrics.sync_durations.observe(begun.elapsed());
+        synced?;
         if !active.file.has_name()? {
             self.shared.lose_directory();
             return Err(io::Error::new(io::ErrorKind::NotFound, super::DIRECTORY_LOST));

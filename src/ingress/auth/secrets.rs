@@ -116,6 +116,11 @@ impl Secrets {
             .fold(inline, |found, (_, file)| file.current().iter().fold(found, |found, key| found | matches(key)))
     }
 
+    /// How many files have a present content that cannot be used.
+    fn count_unusable(&self) -> usize {
+        self.files.iter().filter(|(_, file)| file.is_unusable()).count()
+    }
+
     /// Reads the files again. A file that cannot be used leaves its secrets as they were.
     fn poll(&self) {
         for (path, file) in &self.files {
@@ -137,14 +142,15 @@ impl Secrets {
 
 /// Polls the files of all checks, for ever.
 pub async fn watch(all: Vec<Arc<Secrets>>) {
-    if all.is_empty() {
+    let Some(unusable) = all.first().map(|secrets| secrets.metrics.unusable.clone()) else {
         return std::future::pending().await;
-    }
+    };
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
-        let all = all.clone();
+        let polled = all.clone();
         // It fails only when the runtime ends.
-        let _ = tokio::task::spawn_blocking(move || all.iter().for_each(|secrets| secrets.poll())).await;
+        let _ = tokio::task::spawn_blocking(move || polled.iter().for_each(|secrets| secrets.poll())).await;
+        unusable.set(all.iter().map(|secrets| secrets.count_unusable() as i64).sum());
     }
 }
 
