@@ -2,6 +2,7 @@
 
 mod check;
 mod dead_letters;
+mod drain;
 mod openapi;
 mod output;
 mod replay;
@@ -48,6 +49,8 @@ enum Command {
     /// Look at the spool; it may be in use.
     #[command(subcommand)]
     Spool(spool::Spool),
+    #[command(name = "drain")]
+    Drain(drain::Drain),
     #[command(name = "replay")]
     Replay(replay::Replay),
     #[command(name = "soak")]
@@ -155,6 +158,9 @@ pub enum CommandError {
     /// A soak found something wrong, which has been reported.
     #[error("the promise was not kept, or not put to the test")]
     NotKept,
+    /// A drain has left records.
+    #[error("{0} record(s) are left in the spool; run this again when the sinks take messages")]
+    Undelivered(u64),
     /// Dead letters are unreadable.
     #[error("{0} dead letter(s) are unreadable and were left out")]
     DamagedLetters(u64),
@@ -194,7 +200,7 @@ impl CommandError {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
             Self::Run(_) | Self::Io(_) | Self::Soak(_) | Self::NotKept => 1,
-            Self::Damaged | Self::DamagedLetters(_) | Self::Rejected(_) => 1,
+            Self::Damaged | Self::DamagedLetters(_) | Self::Rejected(_) | Self::Undelivered(_) => 1,
         }
     }
 }
@@ -208,6 +214,7 @@ impl Cli {
             Command::OpenApi => openapi::execute(),
             Command::DeadLetters(command) => command.execute(),
             Command::Spool(command) => command.execute(),
+            Command::Drain(command) => command.execute(),
             Command::Replay(command) => command.execute(),
             Command::Soak(command) => command.execute(),
         }

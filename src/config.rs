@@ -77,11 +77,14 @@ pub struct Shutdown {
     /// How long requests and publishes in flight may take to finish.
     #[serde(with = "period")]
     pub grace_period: Duration,
+    /// How long sinks may take to get what the spool holds, before publishes stop; zero: what waits stays in the spool.
+    #[serde(with = "period")]
+    pub drain: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { drain_delay: Duration::ZERO, grace_period: Duration::from_secs(10) }
+        Self { drain_delay: Duration::ZERO, grace_period: Duration::from_secs(10), drain: Duration::ZERO }
     }
 }
 

@@ -28,6 +28,8 @@
 //! | a timeout is taken for a refusal, NATS (`send`) | `nats_sink::a_server_that_falls_silent_times_out_and_is_used_again` |
 //! | `ack = "delivered"` answers 200 whatever the sinks have (`ingress/delivery.rs`) | `delivered::while_kafka_is_down_the_answer_is_202_and_who_asks_again_learns_when_it_is_there` |
 //! | it waits for the cursor instead of the record (`dispatch.rs`, `complete`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
+//! | a stop does not wait for sinks that are down (`bridge.rs`, `sinks::drained`) | `drain::a_stop_with_time_to_drain_delivers_what_waits_for_a_broker_that_comes_back` |
+//! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
 
 mod auth;
@@ -42,6 +44,7 @@ mod dead_letters;
 mod delivered;
 mod delivery;
 mod deploy;
+mod drain;
 mod examples;
 mod faults;
 mod field;

@@ -28,7 +28,7 @@ pub struct Manner {
     wait: Duration,
 }
 
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     let period = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
     period.try_into().map_err(|_| "is negative".into())
 }

@@ -13,8 +13,7 @@ const MOST_WORKERS: usize = 4;
 pub fn execute(config: Config) -> Result<(), CommandError> {
     logging::start(&config.log)?;
     raise_file_limit();
-    let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_WORKERS));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let runtime = runtime()?;
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -36,6 +35,12 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
     // A client library may still be waiting for an answer on a blocking thread.
     runtime.shutdown_background();
     result
+}
+
+/// The runtime that delivers.
+pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_WORKERS));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
 /// Every connection takes a file descriptor; the soft limit is often 1024.

@@ -110,6 +110,7 @@ fn a_period_beyond_all_reckoning_is_refused() {
     for (table, key) in [
         ("shutdown", "grace_period"),
         ("shutdown", "drain_delay"),
+        ("shutdown", "drain"),
         ("ingress", "delivery_timeout"),
         ("spool", "dedup_window"),
         ("spool", "append_timeout"),
