@@ -13,9 +13,23 @@ const MANIFEST: &str = include_str!("../deploy/sidecar.yaml");
 const CONTAINERFILE: &str = include_str!("../deploy/Containerfile");
 const PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
 
-fn object(kind: &str) -> Value {
+fn objects(kind: &str) -> Vec<Value> {
     let objects: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
-    objects.into_iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+    objects.into_iter().filter(|object| object["kind"] == kind).collect()
+}
+
+fn object(kind: &str) -> Value {
+    let mut objects = objects(kind);
+    assert_eq!(objects.len(), 1, "{kind}");
+    objects.remove(0)
+}
+
+/// A Service that has an address of its own, and one that has none.
+fn services() -> (Value, Value) {
+    let (headless, plain): (Vec<_>, Vec<_>) =
+        objects("Service").into_iter().partition(|service| service["spec"]["clusterIP"] == "None");
+    assert_eq!((plain.len(), headless.len()), (1, 1));
+    (plain[0].clone(), headless[0].clone())
 }
 
 fn pod() -> Value {
@@ -57,7 +71,7 @@ fn the_sidecar_starts_first_stays_and_has_time_to_stop() {
     assert_eq!(sidecar["image"], format!("cdrelay:{}", env!("CARGO_PKG_VERSION")));
     let config = config();
     let disconnecting = Duration::from_secs(2) * config.sinks.len() as u32;
-    let own = config.shutdown.drain_delay + config.shutdown.grace_period + disconnecting;
+    let own = config.shutdown.drain_delay + config.shutdown.grace_period + config.shutdown.drain + disconnecting;
     let all = Duration::from_secs(pod()["terminationGracePeriodSeconds"].as_u64().unwrap());
     assert!(config.shutdown.drain_delay >= Duration::from_secs(5));
     assert!(all >= own + Duration::from_secs(30), "{own:?} of {all:?} leaves the application too little");
@@ -75,7 +89,8 @@ fn every_path_is_mounted_from_something_that_exists() {
     let arguments: Vec<&str> = sidecar["args"].as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect();
     let ["run", "--config", file] = arguments[..] else { panic!("{arguments:?}") };
     let (config_mount, volume) = mount(Path::new(file));
-    let key = config_mount["subPath"].as_str().unwrap();
+    assert_eq!(Path::new(file).parent(), Some(Path::new(config_mount["mountPath"].as_str().unwrap())));
+    let key = Path::new(file).file_name().unwrap().to_str().unwrap();
     assert!(object("ConfigMap")["data"][key].is_string());
     assert_eq!(named(&pod["volumes"], &volume)["configMap"]["name"], object("ConfigMap")["metadata"]["name"]);
 
@@ -108,13 +123,15 @@ async fn probes_and_service_find_what_they_look_for() {
         assert!(address.ip().is_unspecified());
         assert_eq!(port(name), address.port());
     }
-    let service = object("Service");
+    let (service, headless) = services();
     assert_eq!(service["spec"]["ports"].as_array().unwrap().len(), 1, "the admin port stays inside");
     assert_eq!(service["spec"]["ports"][0]["targetPort"], "webhook");
     let stateful = object("StatefulSet");
-    assert_eq!(service["spec"]["selector"], stateful["spec"]["template"]["metadata"]["labels"]);
-    assert_eq!(service["spec"]["selector"], stateful["spec"]["selector"]["matchLabels"]);
-    assert_eq!(stateful["spec"]["serviceName"], service["metadata"]["name"]);
+    for service in [&service, &headless] {
+        assert_eq!(service["spec"]["selector"], stateful["spec"]["template"]["metadata"]["labels"]);
+        assert_eq!(service["spec"]["selector"], stateful["spec"]["selector"]["matchLabels"]);
+    }
+    assert_eq!(stateful["spec"]["serviceName"], headless["metadata"]["name"]);
 
     let bridge = Bridge::start(&format!("{PORTS}[sinks.stdout]\ntype = 'stdout'\n")).await;
     for (probe, path) in
@@ -122,6 +139,18 @@ async fn probes_and_service_find_what_they_look_for() {
     {
         assert_eq!(sidecar[probe]["httpGet"], json!({ "path": path, "port": "admin" }));
         assert_eq!(bridge.admin(path).await.status, 200);
+    }
+}
+
+/// A mounted file or a mount within a mount would be refused, or stay as it was when the pod began: then nothing could be reloaded.
+#[test]
+fn what_is_mounted_can_change_while_the_pod_runs() {
+    let mounts = sidecar()["volumeMounts"].as_array().unwrap().clone();
+    let paths: Vec<_> = mounts.iter().map(|mount| Path::new(mount["mountPath"].as_str().unwrap())).collect();
+    for (mount, path) in mounts.iter().zip(&paths) {
+        assert!(mount["subPath"].is_null() && mount["subPathExpr"].is_null(), "{mount}");
+        let within = paths.iter().filter(|other| path.starts_with(other)).count();
+        assert_eq!(within, 1, "{} is within another mount", path.display());
     }
 }
 
@@ -145,6 +174,15 @@ fn every_container_is_restricted() {
         assert_eq!(container["securityContext"], own, "{}", container["name"]);
     }
     assert_eq!(sidecar()["resources"]["limits"], json!({ "memory": "64Mi" }));
+}
+
+/// The hook of a sidecar runs when the pod's end begins, not when its own does.
+#[test]
+fn the_sidecar_has_no_hook_and_tells_why_it_ended() {
+    let sidecar = sidecar();
+    assert!(sidecar["lifecycle"].is_null());
+    assert_eq!(sidecar["terminationMessagePolicy"], "FallbackToLogsOnError");
+    assert!(sidecar["resources"]["requests"]["ephemeral-storage"].is_string());
 }
 
 /// Instructions with their arguments, continued lines joined.
