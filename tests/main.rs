@@ -32,6 +32,7 @@
 //! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
 
+mod analytics;
 mod auth;
 mod backlog;
 mod bounds;

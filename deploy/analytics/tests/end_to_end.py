@@ -1,0 +1,131 @@
+"""Webhooks of invented calls go through a bridge into a real Kafka and into lines on stdout. DuckDB, ClickHouse and a count from the
+truth about the calls have to agree, call by call and report by report.
+
+    python end_to_end.py --binary target/debug/cdrelay --kafka localhost:9092 --calls 500
+
+With --bounce instead of --kafka it starts a Kafka of its own from the jars in CDRELAY_TEST_KAFKA_LIBS, kills it while webhooks arrive
+and starts it again.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections import Counter
+
+from calls import Generator
+from count import Reports
+from engines import CALLS, REPORTS, ClickHouse, DuckDB
+from pipeline import Bridge, Broker, Sender, consume, create_topic, eventually, produce_rubbish, remove
+
+PERIODS = [
+    ("2026-03-27", "2026-04-03", "Europe/London"),
+    # One hour is missing on this day, and this zone is half an hour off.
+    ("2026-03-29", "2026-03-30", "Europe/London"),
+    ("2026-03-28 11:00", "2026-03-28 15:00", "Asia/Kolkata"),
+]
+# Reports round: half a unit of the last digit.
+ROUNDED = {"of_offered": 5e-5, "of_answered_or_missed_after": 5e-5, "minutes": 0.05, "p50": 5e-4, "p90": 5e-4, "p95": 5e-4}
+
+
+def same(columns, one, other):
+    def equal(column, a, b):
+        if column in ROUNDED and a is not None and b is not None:
+            return abs(a - b) <= ROUNDED[column] + 1e-9
+        return a == b
+    return len(one) == len(other) and all(map(equal, columns, one, other))
+
+
+def compare(what, columns, expected, found):
+    """Raises with the first differences."""
+    columns = [column.strip() for column in columns.split(",")]
+    wrong = [(a, b) for a, b in zip(expected, found) if not same(columns, a, b)]
+    if wrong or len(expected) != len(found):
+        missing, surplus = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
+        raise AssertionError(f"{what}: {len(expected)} rows expected, {len(found)} found\n{columns}\nonly expected: {list(missing)[:5]}\n"
+                             f"only found: {list(surplus)[:5]}\nfirst pairs: {wrong[:3]}")
+
+
+def truth_of(call):
+    return (call.call, call.direction, call.outcome, call.started, call.waited, call.talked, call.team, call.agent, call.customer,
+            call.voicemail, call.recording, call.reconciled, call.only_reconciled)
+
+
+def check(engine, calls, events, errors, others):
+    compare(f"{engine.name} calls", CALLS, sorted(map(truth_of, calls)), engine.calls())
+    rows = 0
+    for since, until, zone in PERIODS:
+        truth = Reports(calls, since, until, zone)
+        for name, (_, columns) in REPORTS.items():
+            expected = getattr(truth, name)()
+            assert expected or name in ("repeat_callers", "not_called_back"), f"{name} of {since} tests nothing"
+            compare(f"{engine.name} {name} {since} {zone}", columns, expected, engine.report(name, since, until, zone))
+            rows += len(expected)
+    quality = engine.quality()
+    expected = {"calls": len(calls), "events": events, "errors": errors, "not_of_calls": others,
+                "open": sum(call.outcome == "open" for call in calls), "reconciled": sum(call.reconciled for call in calls)}
+    found = {name: quality[name] for name in expected}
+    assert found == expected, f"{engine.name} quality: {found}, not {expected}"
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--kafka")
+    parser.add_argument("--bounce", action="store_true")
+    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--named", action="store_true", help="temporarily")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+
+    directory = tempfile.mkdtemp(prefix="cdrelay-analytics-")
+    started, broker, bridge = time.monotonic(), None, None
+    try:
+        rng, generator = random.Random(options.seed), Generator(options.seed, resolve=not options.named)
+        calls = generator.calls(options.calls)
+        others = [generator.other() for _ in range(options.calls // 50)]
+        broker = Broker(directory) if options.bounce else None
+        kafka, topic = broker.address if broker else options.kafka, f"analytics.{time.time_ns()}"
+        create_topic(kafka, topic)
+        bridge = Bridge(options.binary, directory, kafka, topic)
+        sender, half = Sender(bridge, rng), len(calls) // 2
+        sent = sender.send(calls[:half], others)
+        if broker:
+            broker.kill()
+        sent += sender.send(calls[half:], [])
+        if broker:
+            broker.start()
+        rubbish = produce_rubbish(kafka, topic)
+        eventually("stdout has all events", lambda: sum(1 for line in bridge.lines.open("rb") if line.strip()) >= sent)
+        messages = eventually("Kafka has all events", lambda: len(found := consume(kafka, topic)) >= sent + rubbish and found)
+        bridge.stop()
+        with bridge.lines.open("ab") as lines:
+            lines.write(b'\n{"topic":"torn","event":{"a\n')
+
+        ids = {value for message in messages for name, value in message.headers() or [] if name == "ce_id"}
+        print(f"{len(calls)} calls, {sent} events sent, {len(ids)} of them different, {len(messages)} messages in Kafka, "
+              f"{time.monotonic() - started:.1f} s")
+        assert len(ids) < sent * 0.95, "too few events were sent twice"
+
+        duck = DuckDB(bridge.lines)
+        # What is loaded already stays as it is.
+        duck.load()
+        rows = check(duck, calls, len(ids), 1, len(others))
+        print(f"DuckDB agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
+        clickhouse = ClickHouse(f"{directory}/clickhouse")
+        clickhouse.insert(messages)
+        # A consumer that had not committed its offsets reads them again.
+        clickhouse.insert(messages[: len(messages) // 2])
+        rows = check(clickhouse, calls, len(ids), rubbish, len(others))
+        print(f"ClickHouse agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
+    finally:
+        if bridge:
+            bridge.stop()
+        if broker:
+            broker.kill()
+        remove(directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""DuckDB and ClickHouse (chdb) with the SQL of this directory, and their reports in one form."""
+
+import json
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import duckdb
+from chdb.session import Session
+
+HERE = Path(__file__).resolve().parent.parent
+
+# Columns of the reports, in the order of count.py. Times are in milliseconds since 1970.
+REPORTS = {
+    "missed_by_team_and_hour": (["short"], "team, hour, offered, answered, missed, voicemails, short_hangups"),
+    "service_level": (["target", "short"], "team, offered, answered, answered_within, missed, missed_after, short_hangups, wait_unknown, of_offered, of_answered_or_missed_after"),
+    "waits": (["short"], "team, outcome, calls, wait_known, p50, p90, p95, longest"),
+    "callbacks": (["hours", "short", "country_code"], "team, number, call, missed_at, waited_seconds, voicemail, called_back_at, minutes, reached_at, got_through_at"),
+    "not_called_back": (["hours", "short", "country_code"], "team, number, call, missed_at, waited_seconds, voicemail, got_through_at"),
+    "callback_summary": (["hours", "short", "country_code"], "team, missed, called_back, reached, got_through_alone, lost"),
+    "repeat_callers": (["at_least", "country_code"], "number, calls, answered, missed, teams, first_at, last_at"),
+    "busiest_hours": ([], "weekday, hour, calls, answered, missed, days"),
+}
+CALLS = ("call, direction, outcome, started_at, waited_seconds, talked_seconds, team, agent, customer, voicemail, recording, reconciled, "
+         "only_reconciled")
+VALUES = {"target": 20, "short": 5, "hours": 24, "country_code": "44", "at_least": 2}
+
+
+def statements(path):
+    """The statements of a file, one by one."""
+    text = re.sub(r"^\s*--.*$", "", (HERE / path).read_text(), flags=re.M)
+    return [statement for statement in re.split(r";\s*$", text, flags=re.M) if statement.strip()]
+
+
+class DuckDB:
+    name = "DuckDB"
+
+    def __init__(self, files, database=":memory:"):
+        self.connection = duckdb.connect(database)
+        self.connection.execute("SET timezone = 'UTC'")
+        self.connection.execute(f"SET VARIABLE cdr_files = '{files}'")
+        for path in ("load.sql", "calls.sql", "reports.sql"):
+            self.connection.execute((HERE / "duckdb" / path).read_text())
+
+    def load(self):
+        self.connection.execute((HERE / "duckdb/load.sql").read_text())
+
+    def rows(self, query, zone="UTC"):
+        def plain(value):
+            if isinstance(value, datetime):
+                return milliseconds(value if value.tzinfo else value.replace(tzinfo=ZoneInfo(zone)))
+            return value
+        return [tuple(plain(value) for value in row) for row in self.connection.sql(query).fetchall()]
+
+    def calls(self):
+        return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
+
+    def report(self, name, since, until, zone):
+        needed, columns = REPORTS[name]
+        values = "".join(f", {key} := {literal(VALUES[key])}" for key in needed)
+        return self.rows(f"SELECT {columns} FROM {name}('{since}', '{until}', zone := '{zone}'{values})", zone)
+
+    def quality(self):
+        return dict(self.rows("FROM quality()"))
+
+
+class ClickHouse:
+    name = "ClickHouse"
+
+    # chdb has no Kafka engine: a table with the columns that the engine has stands in for it.
+    MESSAGES = """CREATE TABLE messages (message String, _topic String, _key String, _partition UInt64, _offset UInt64,
+        `_headers.name` Array(String), `_headers.value` Array(String), _error String, _raw_message String) ENGINE = Null"""
+
+    def __init__(self, directory):
+        self.session = Session(str(directory))
+        self.run("clickhouse/tables.sql")
+        self.session.query(self.MESSAGES)
+        for path in ("kafka_views.sql", "views.sql", "reports.sql"):
+            self.run(f"clickhouse/{path}")
+
+    def run(self, path):
+        for statement in statements(path):
+            self.session.query(statement)
+
+    def insert(self, messages):
+        """Messages as the Kafka engine hands them out with kafka_handle_error_mode = 'stream'."""
+        for at in range(0, len(messages), 5000):
+            lines = "\n".join(json.dumps(as_row(message)) for message in messages[at:at + 5000])
+            self.session.query(f"INSERT INTO messages FORMAT JSONEachRow {lines}")
+
+    def rows(self, query, zone="UTC"):
+        answer = self.session.query(
+            f"SELECT * FROM ({query}) SETTINGS output_format_json_quote_64bit_integers = 0, output_format_json_named_tuples_as_objects = 0",
+            "JSONCompactEachRowWithNamesAndTypes")
+        lines = [json.loads(line) for line in str(answer).splitlines() if line]
+        types = lines[1] if lines else []
+        def plain(value, kind):
+            if value is not None and "DateTime" in kind:
+                return milliseconds(datetime.fromisoformat(value).replace(tzinfo=ZoneInfo(zone)))
+            return value
+        return [tuple(map(plain, row, types)) for row in lines[2:]]
+
+    def calls(self):
+        return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
+
+    def report(self, name, since, until, zone):
+        needed, columns = REPORTS[name]
+        values = "".join(f", {key} = {literal(VALUES[key])}" for key in needed)
+        return self.rows(f"SELECT {columns} FROM {name}(since = '{since}', until = '{until}', zone = '{zone}'{values})", zone)
+
+    def quality(self):
+        return dict(self.rows("SELECT * FROM quality"))
+
+
+def as_row(message):
+    """What the Kafka engine makes of a message of a Kafka client."""
+    text = (message.value() or b"").decode(errors="replace")
+    sound = text.lstrip().startswith("{") and text.rstrip().endswith("}")
+    headers = message.headers() or []
+    return {
+        "message": text if sound else "", "_topic": message.topic(), "_key": (message.key() or b"").decode(), "_partition": message.partition(),
+        "_offset": message.offset(), "_headers.name": [name for name, _ in headers],
+        "_headers.value": [(value or b"").decode() for _, value in headers],
+        "_error": "" if sound else "Cannot parse a JSON object", "_raw_message": "" if sound else text,
+    }
+
+
+def literal(value):
+    return f"'{value}'" if isinstance(value, str) else value
+
+
+def milliseconds(moment):
+    delta = moment - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return delta.days * 86_400_000 + delta.seconds * 1000 + delta.microseconds // 1000
