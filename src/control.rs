@@ -33,8 +33,9 @@ pub struct ReplayEvent {
     pub arrival: u64,
     /// Its id.
     pub id: String,
-    /// Its conversation.
-    pub conversation: String,
+    /// Its conversation; none if that has yet to be resolved, since the event was never stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<String>,
     /// The route that it came by, if not the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<String>,
@@ -51,7 +52,7 @@ impl ReplayEvent {
         Self {
             arrival: event.arrival().0,
             id: event.id().to_string(),
-            conversation: event.conversation().into(),
+            conversation: event.call().is_none().then(|| event.conversation().into()),
             ingress: event.other_ingress().map(|name| name.to_string()),
             query: event.query().map(Into::into),
             payload: event.payload().to_string(),
@@ -61,7 +62,11 @@ impl ReplayEvent {
     fn event(self) -> io::Result<Event> {
         let id = u128::from_str_radix(&self.id, 16).map_err(io::Error::other)?;
         let id = EventId(id.to_be_bytes());
-        let event = Event::restore(&self.payload, id, &self.conversation, Arrival(self.arrival));
+        let arrival = Arrival(self.arrival);
+        let event = match &self.conversation {
+            Some(conversation) => Event::restore(&self.payload, id, conversation, arrival),
+            None => Event::restore_unresolved(&self.payload, id, arrival),
+        };
         Ok(event.by(self.ingress.map(Into::into)).with_query(self.query.map(Into::into)))
     }
 }
@@ -71,7 +76,7 @@ impl From<DeadLetter> for ReplayEvent {
         Self {
             arrival: letter.arrival.parse::<Arrival>().unwrap_or_default().0,
             id: letter.id,
-            conversation: letter.conversation,
+            conversation: Some(letter.conversation),
             ingress: Some(letter.ingress).filter(|name| name != DEFAULT_INGRESS),
             query: letter.query,
             payload: letter.payload,

@@ -3,10 +3,12 @@
 //! TeleCMI's documents and public receivers of its webhooks say: there is no delivery id, identifiers have several spellings, and
 //! every field may be missing, null, or a number here and a text there.
 
+mod calls;
 mod fields;
 mod identity;
 pub mod json;
 
+pub use calls::{Call, CallName, LegKey, MAX_NAME};
 pub use fields::Fields;
 
 use serde_json::value::RawValue;
@@ -18,9 +20,6 @@ pub const MAX_DEPTH: usize = 128;
 
 /// The name of the route that events have unless another is set.
 pub const DEFAULT_INGRESS: &str = "default";
-
-/// The identifiers that name a conversation, the first that is present counts.
-const CONVERSATION: [&str; 3] = ["conversation_uuid", "request_id", "cmiuuid"];
 
 /// 128 bits of SHA-256 over the event's content; written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +80,8 @@ pub struct Event {
     payload: Arc<str>,
     id: EventId,
     conversation: Arc<str>,
+    /// `None` once the conversation is resolved.
+    call: Option<Box<Call>>,
     arrival: Arrival,
     /// `None` is [`DEFAULT_INGRESS`].
     ingress: Option<Arc<str>>,
@@ -114,17 +115,29 @@ impl Event {
     }
 
     fn new(payload: Arc<str>, fields: &Fields<'_>, arrival: Arrival) -> Self {
-        let id = identity::of(fields);
-        let conversation = match CONVERSATION.iter().find_map(|name| fields.identifier(name)) {
-            Some(identifier) => String::from_utf8_lossy(identifier).into(),
-            None => id.to_string().into(),
-        };
-        Self { payload, id, conversation, arrival, ingress: None, query: None }
+        Self::with_id(payload, fields, identity::of(fields), arrival)
     }
 
-    /// Restores an event from its stored parts, without looking at them.
+    fn with_id(payload: Arc<str>, fields: &Fields<'_>, id: EventId, arrival: Arrival) -> Self {
+        let (call, conversation) = Call::of(fields);
+        let conversation = conversation.map_or_else(|| id.to_string().into(), Arc::from);
+        Self { payload, id, conversation, call: Some(Box::new(call)), arrival, ingress: None, query: None }
+    }
+
+    /// Restores an event from its stored parts, without looking at them. Its conversation is resolved.
     pub fn restore(payload: &str, id: EventId, conversation: &str, arrival: Arrival) -> Self {
-        Self { payload: payload.into(), id, conversation: conversation.into(), arrival, ingress: None, query: None }
+        let conversation = conversation.into();
+        Self { payload: payload.into(), id, conversation, call: None, arrival, ingress: None, query: None }
+    }
+
+    /// Restores an event that was not stored yet: its conversation is not resolved.
+    pub fn restore_unresolved(payload: &str, id: EventId, arrival: Arrival) -> Self {
+        Self::with_id(payload.into(), &Fields::of_payload(payload), id, arrival)
+    }
+
+    /// The same event in this conversation for good; in the one it has if there is none.
+    pub fn resolved(self, conversation: Option<Arc<str>>) -> Self {
+        Self { conversation: conversation.unwrap_or(self.conversation), call: None, ..self }
     }
 
     /// The same event as it came by the route of this name; `None` is [`DEFAULT_INGRESS`].
@@ -147,9 +160,25 @@ impl Event {
         self.id
     }
 
-    /// The key of the order: the conversation's id, or the identifier that stands in for it. Never empty.
+    /// The key of the order: the conversation's id, or the identifier that stands in for it. Never empty. Resolved when the event is
+    /// stored, until then as far as the event itself tells it.
     pub fn conversation(&self) -> &str {
         &self.conversation
+    }
+
+    /// The same, shared.
+    pub fn shared_conversation(&self) -> &Arc<str> {
+        &self.conversation
+    }
+
+    /// What the event tells of its call; `None` once its conversation is resolved.
+    pub fn call(&self) -> Option<&Call> {
+        self.call.as_deref()
+    }
+
+    /// The keys of the leg whose CDR the event is; none once its conversation is resolved.
+    pub fn legs(&self) -> impl Iterator<Item = LegKey> {
+        self.call().into_iter().flat_map(|call| call.legs).flatten()
     }
 
     /// When the webhook arrived.
@@ -192,7 +221,8 @@ impl Event {
 
     /// About how many bytes of memory the event holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.payload.len() + self.conversation.len() + self.query().map_or(0, str::len)
+        let call = self.call().map_or(0, size_of_val);
+        size_of::<Self>() + call + self.payload.len() + self.conversation.len() + self.query().map_or(0, str::len)
     }
 }
 
@@ -316,6 +346,7 @@ mod tests {
         let of = |text| event(text).conversation().to_owned();
         assert_eq!(of(r#"{"conversation_uuid":"c","request_id":"r","cmiuuid":"m"}"#), "c");
         assert_eq!(of(r#"{"conversation_uuid":"","request_id":"r","cmiuuid":"m"}"#), "r");
+        assert_eq!(of(r#"{"call_id":"k","request_id":"r","cmiuuid":"m"}"#), "k");
         assert_eq!(of(r#"{"conversation_uuid":null,"cmiuuid":"m"}"#), "m");
         assert_eq!(of(r#"{"conversation_uuid":{"x":1},"cmiuid":17}"#), "17");
         assert_eq!(of(r#"{"conversation_uuid":"null","request_id":"null","cmiuuid":"m"}"#), "m");
@@ -331,8 +362,9 @@ mod tests {
             let original = event(line);
             let restored =
                 Event::restore(original.payload(), original.id(), original.conversation(), original.arrival());
-            assert_eq!(restored, original);
+            assert_eq!(restored, original.clone().resolved(None));
             assert_eq!(**restored.payload(), *line);
+            assert_eq!(Event::restore_unresolved(line, original.id(), original.arrival()), original);
         }
     }
 

@@ -13,7 +13,7 @@ pub use ingress::{
     IngressMetrics, LimitMetrics, ProxyProtocolMetrics, RejectedMetrics, SecretMetrics, StatusLabel, TlsMetrics,
 };
 pub use sink::{DeadLetterMetrics, RetryMetrics, SinkMetrics};
-pub use spool::SpoolMetrics;
+pub use spool::{FOUND_BY, SpoolMetrics};
 
 use process::Process;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -65,6 +65,7 @@ impl Default for Metrics {
         );
         let (ingress, spool, sinks) = (IngressMetrics::default(), SpoolMetrics::default(), SinkFamilies::default());
         let ingress = ingress.register(own.sub_registry_with_prefix("ingress"), &spool);
+        spool.register_events(own.sub_registry_with_prefix("event"));
         spool.register(own.sub_registry_with_prefix("spool"));
         sinks.register(own.sub_registry_with_prefix("sink"));
         registry.register_collector(Box::new(Process::default()));

@@ -9,39 +9,44 @@
 //! - Damage costs the damaged records and nothing else: the rest is delivered, the file is kept aside. A disk that refuses to
 //!   read is waited for, see `spool/reader.rs`; a start needs the end of the log alone.
 //! - An append has a deadline, and a caller that goes away holds up no other.
+//! - The conversation of an event is resolved when its record is stored, in the order of the offsets, and never changes. It depends on
+//!   the records before it alone; see `spool/index.rs`.
 //!
 //! # Path of a record
 //! [`Spool::append`] → `queue` → `writer`: encode, write, fdatasync → answer and `log` → [`Reader`] → [`Spool::settle`] → `maintenance`:
 //! write the cursor, remove the segment.
 //!
-//! # On disk, format version 2
+//! # On disk, format version 3
 //! All numbers are little-endian. Everything lies in one directory, readable by its owner only:
 //! - `lock`: locked by the process that uses the spool; holds its process id.
 //! - `segment-<base>`: records from offset `base` on, twenty decimal digits. The 32-byte header is `CDRSPOOL`, version
 //!   (u32), zero (u32), base (u64), CRC-32C of these 24 bytes (u32), zero (u32); every version begins with these 24 bytes and
 //!   their checksum. Records follow without padding; a segment that is being written to is preallocated with zeros, and cut off behind
 //!   its last record when it is full.
-//! - A record is a frame of 72 bytes and a body. Frame: CRC-32C of the rest of the frame (u32), CRC-32C of the body (u32), length of the
-//!   body (u32), number of further records of the same request (u32), offset (u64), first offset of its group commit (u64), arrival in
-//!   milliseconds since 1970 (u64), event id (16 bytes), lengths of conversation, target, ingress and query (u32 each). Body:
-//!   conversation, name of the only sink that the record is for (empty: all sinks), name of the route that it came by (empty: `default`),
-//!   query string beside the body (empty: none), payload. In a damaged file the next record is found by the frame's own checksum, which
-//!   takes a constant time for each position. A NUL in a body is written as the bytes C0 80: since offsets have a zero byte, nothing
-//!   that a client sends can pass for a frame.
+//! - A record is a frame of 88 bytes and a body. Frame: CRC-32C of the rest of the frame (u32), CRC-32C of the body (u32), length of the
+//!   body (u32), number of further records of the same request (u32), offset (u64), first offset of its group commit (u64), arrival and
+//!   time of storing, in milliseconds since 1970 (u64 each), event id (16 bytes), lengths of conversation, target, ingress, query, names
+//!   and legs (u32 each). Body: conversation, as it was resolved when the record was stored; name of the only sink that the record is for
+//!   (empty: all sinks); name of the route that it came by (empty: `default`); query string beside the body (empty: none); names of the
+//!   call that stand for the conversation from here on, and legs whose CDR the event is (16 bytes each, see [`crate::event::CallName`]);
+//!   payload. In a damaged file the next record is found by the frame's own checksum, which takes a constant time for each position. A NUL
+//!   in a text is written as the bytes C0 80, and names and legs have no zero byte: since offsets have one, nothing that a client sends
+//!   can pass for a frame.
 //! - `preallocated`: the next segment, made while the last one fills; meaningless after a crash.
 //! - `acknowledged`: the offset after the last acknowledged record. Unreadable records below it are damage; behind it they are a torn
 //!   write that nobody was told is stored. Its form and that of the next two: see [`cursor::PositionFile`].
 //! - `removed`: segments were removed below this offset because every sink had passed them; records that are missing above it are lost.
 //! - `cursor-<sink>`: everything below is settled.
-//! - `dedup`: the identities of events in removed segments; see `spool/dedup.rs`.
+//! - `dedup-<base>`, `names-<base>`, `legs-<base>`: the part of the index that comes from the removed segment with this base; see
+//!   `spool/window.rs`.
 //! - `damaged-<base>`: a segment that could not be read whole, kept for inspection when all else in it is settled. It does
 //!   not count as the spool's size any more and may be removed by hand.
 
 mod config;
 pub mod cursor;
-mod dedup;
 pub mod disk;
 mod free_space;
+mod index;
 pub mod inspect;
 mod log;
 mod maintenance;
@@ -49,23 +54,25 @@ mod queue;
 mod reader;
 mod recovery;
 pub mod segment;
+mod window;
 mod writer;
 
 pub use config::{Config, Retain};
 pub use cursor::Cursor;
 pub use free_space::measure_free_space;
+pub use index::Indexed;
 pub use queue::{AppendError, Appended, Placed};
 pub use reader::Reader;
 
-use crate::event::{Arrival, Event, Events};
+use crate::event::{Arrival, Event, Events, LegKey};
 use crate::metrics::SpoolMetrics;
 use cursor::PositionFile;
-use dedup::Dedup;
 use disk::{Directory, Disk, LockError};
+use index::Index;
 use log::Log;
 use maintenance::{Maintenance, Signal};
 use parking_lot::Mutex;
-use queue::{Append, Queue};
+use queue::{Append, Purpose, Queue};
 use recovery::{Proven, Recovered};
 use std::io;
 use std::ops::Range;
@@ -126,7 +133,7 @@ pub struct Spool {
 #[derive(Debug)]
 struct Shared {
     log: Log,
-    dedup: Mutex<Dedup>,
+    index: Mutex<Index>,
     cursors: Vec<Arc<Cursor>>,
     queue: Arc<Queue>,
     maintenance: Signal,
@@ -145,7 +152,7 @@ impl Spool {
 
     /// Opens a spool on any disk.
     pub fn on(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
-        let shared = Arc::new(Shared::open(disk, config, sinks, metrics)?);
+        let shared = Arc::new(Shared::open(disk, config, sinks, metrics, Arrival::now())?);
         let spool = Self {
             shared: shared.clone(),
             append_timeout: config.append_timeout,
@@ -170,7 +177,7 @@ impl Spool {
 
     /// The same as [`Self::append`], for a caller that needs the offsets.
     pub async fn place(&self, events: impl Into<Events>) -> Result<Placed, AppendError> {
-        self.enqueue(events.into(), None, None).await
+        self.enqueue(events.into(), Purpose::Webhook, None).await
     }
 
     /// The same as [`Self::place`]. `held` is released once the events are stored or refused.
@@ -179,24 +186,35 @@ impl Spool {
         events: Events,
         held: OwnedSemaphorePermit,
     ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
-        self.enqueue(events, None, Some(held))
+        self.enqueue(events, Purpose::Webhook, Some(held))
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
     /// were stored before.
     pub async fn append_again(&self, events: impl Into<Events>, target: &str) -> Result<Appended, AppendError> {
-        self.enqueue(events.into(), Some(target.into()), None).await.map(|placed| placed.count())
+        let purpose = Purpose::Replay(target.into());
+        self.enqueue(events.into(), purpose, None).await.map(|placed| placed.count())
+    }
+
+    /// The same as [`Self::append`], for CDRs that may have come as webhooks: those whose leg has a CDR count as duplicates.
+    pub async fn append_missing(&self, events: impl Into<Events>) -> Result<Appended, AppendError> {
+        self.enqueue(events.into(), Purpose::Missing, None).await.map(|placed| placed.count())
+    }
+
+    /// Whether a CDR of this leg was stored within `legs_window`, as far as `legs_capacity` reaches.
+    pub fn has_leg(&self, leg: &LegKey) -> bool {
+        self.shared.index.lock().leg(leg, Arrival::now()).is_some()
     }
 
     /// Queues the events at once; the future waits for the result up to `append_timeout`. It may be dropped at any time.
     fn enqueue(
         &self,
         events: Events,
-        target: Option<Box<str>>,
+        purpose: Purpose,
         held: Option<OwnedSemaphorePermit>,
     ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
         let (done, stored) = oneshot::channel();
-        let ticket = self.shared.queue.push(Append::new(events, target, held, done));
+        let ticket = self.shared.queue.push(Append::new(events, purpose, held, done));
         let after = self.append_timeout;
         async move {
             let _ticket = ticket;
@@ -284,8 +302,14 @@ impl Drop for Spool {
 }
 
 impl Shared {
-    /// Recovers the log, the cursors and the latest identities.
-    fn open(disk: Box<dyn Disk>, config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> io::Result<Self> {
+    /// Recovers the log, the cursors and the index.
+    fn open(
+        disk: Box<dyn Disk>,
+        config: &Config,
+        sinks: &[&str],
+        metrics: SpoolMetrics,
+        now: Arrival,
+    ) -> io::Result<Self> {
         let found = recovery::list(&*disk)?;
         Log::clean_up(&*disk);
         let mut cursors = Vec::new();
@@ -315,11 +339,11 @@ impl Shared {
         if removed.is_none() {
             removed_file.sync(start)?;
         }
-        let mut dedup = Dedup::new(config.dedup_window, config.dedup_capacity);
-        dedup.load(&*disk, &segments, end);
+        let mut index = Index::new(config);
+        index.load(&*disk, &segments, end, now);
         Ok(Self {
             log: Log::new(disk, config, [acknowledged_file, removed_file], segments, end),
-            dedup: Mutex::new(dedup),
+            index: Mutex::new(index),
             cursors,
             queue: Arc::default(),
             maintenance: Signal::default(),
@@ -342,7 +366,7 @@ impl Shared {
         }
         let news = self.log.lose(base, lost.clone());
         if news > 0 {
-            self.dedup.lock().forget(&lost);
+            self.index.lock().forget(&lost);
             report_damage(&self.metrics, &lost, news);
         }
     }

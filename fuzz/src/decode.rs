@@ -77,7 +77,8 @@ fn is_sound(event: &Event, config: &Config) {
     let again = Event::parse(text, config.max_depth, event.arrival()).expect("a payload is an event");
     assert_eq!(&again, event);
     let restored = Event::restore(event.payload(), event.id(), event.conversation(), event.arrival());
-    assert_eq!(&restored, event);
+    assert_eq!(restored, event.clone().resolved(None));
+    assert_eq!(&Event::restore_unresolved(text, event.id(), event.arrival()), event);
     let object: &RawValue = serde_json::from_str(text).expect("a payload is JSON");
     let members = json::members(object, usize::MAX).list;
     let mut query = Serializer::new(String::new());

@@ -5,7 +5,7 @@ use super::memory_disk::MemoryDisk;
 use bytesize::ByteSize;
 use cdrelay::event::{Arrival, Event, EventId};
 use cdrelay::metrics::SpoolMetrics;
-use cdrelay::spool::{AppendError, Config, Record, Spool, cursor, segment};
+use cdrelay::spool::{AppendError, Config, Indexed, Record, Spool, cursor, segment};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -88,7 +88,7 @@ impl File {
     /// Whether the record stands in it, of whatever group commit.
     fn holds(&self, record: &Record) -> bool {
         let mut stored = Vec::new();
-        segment::write_record(record, 0, 0, &mut stored);
+        segment::write_record(record, &Indexed::of(record, Arrival(1)), 0, 0, &mut stored);
         let same = |place: &[u8], part: Range<usize>| place.get(part.clone()) == stored.get(part);
         // All but the frame's checksum, the number of records that follow, and the group commit.
         let parts = [4..12, 16..24, 32..stored.len()];
@@ -111,7 +111,8 @@ fn files(input: &mut Input<'_>) -> Vec<File> {
                 }
                 let record = a_record(file.next + u64::from(instruction & 1), argument, input);
                 let follows = u32::try_from(argument >> 3).unwrap_or_default();
-                segment::write_record(&record, file.batch, follows, &mut file.bytes);
+                let indexed = Indexed::of(&record, Arrival(1));
+                segment::write_record(&record, &indexed, file.batch, follows, &mut file.bytes);
                 file.next = record.offset + 1;
             }
             2 => file.bytes.extend_from_slice(input.take(argument)),
@@ -134,7 +135,7 @@ fn files(input: &mut Input<'_>) -> Vec<File> {
                 files.push(match argument & 3 {
                     0 | 1 => segment_file(next),
                     2 => File { name: cursor::name("old"), bytes: position_bytes(input, next), next, batch: next },
-                    _ => File { name: "dedup".to_owned(), bytes: Vec::new(), next, batch: next },
+                    _ => File { name: format!("names-{next:020}"), bytes: Vec::new(), next, batch: next },
                 });
             }
         }

@@ -3,8 +3,8 @@
 use super::input::Input;
 use super::memory_disk::MemoryFile;
 use cdrelay::event::{Arrival, Event, EventId};
-use cdrelay::spool::Record;
 use cdrelay::spool::segment::{self, FRAME, Found, HEADER, Scan};
+use cdrelay::spool::{Indexed, Record};
 use std::sync::Arc;
 
 /// One byte says where the segment begins and which of its records come before the limit, the rest is what stands behind its header.
@@ -19,7 +19,8 @@ pub fn segment(data: &[u8]) {
     let last = read(&bytes, base, u64::MAX).last().copied().unwrap_or(base);
     if let Some(next) = last.checked_add(2).filter(|next| *next < u64::MAX) {
         bytes.resize(bytes.len() + FRAME, 0);
-        segment::write_record(&a_record(next, input.0), next, 0, &mut bytes);
+        let record = a_record(next, input.0);
+        segment::write_record(&record, &Indexed::of(&record, Arrival(1)), next, 0, &mut bytes);
         assert_eq!(read(&bytes, base, next + 1).last(), Some(&next));
     }
     whatever_stands_at_the_front(input.0, base);
@@ -61,7 +62,7 @@ fn read(bytes: &[u8], base: u64, limit: u64) -> Vec<u64> {
 /// A record that is written is read as the same one.
 fn comes_back(record: &Record, batch: u64, follows: u32) {
     let mut stored = Vec::new();
-    segment::write_record(record, batch, follows, &mut stored);
+    segment::write_record(record, &Indexed::of(record, Arrival(1)), batch, follows, &mut stored);
     assert_eq!(stored.len(), segment::size_of_record(&record.event, record.target.as_deref()));
     let file = MemoryFile::new(&[&segment::header(0)[..], &stored].concat());
     let mut scan = Scan::new(Arc::new(file)).expect("it can be read");
@@ -84,7 +85,7 @@ fn a_record(offset: u64, text: &[u8]) -> Record {
 fn whatever_stands_at_the_front(bytes: &[u8], base: u64) {
     let intact = segment::check_header(bytes, base);
     assert!(!intact.is_ok_and(|intact| intact) || bytes.starts_with(&segment::header(base)));
-    let _ = segment::first_arrival(bytes);
+    let _ = segment::begun(bytes);
     if let Ok(name) = std::str::from_utf8(bytes)
         && let Some(base) = segment::base(name)
     {

@@ -113,6 +113,8 @@ fn a_period_beyond_all_reckoning_is_refused() {
         ("shutdown", "drain"),
         ("ingress", "delivery_timeout"),
         ("spool", "dedup_window"),
+        ("spool", "names_window"),
+        ("spool", "legs_window"),
         ("spool", "append_timeout"),
     ] {
         let found = problems(&format!("{STDOUT}[{table}]\n{key} = '5124095576030430h'"));

@@ -1,5 +1,6 @@
 //! The top-level fields of an event, found under any of their documented spellings.
 
+use super::calls;
 use super::json::{self, Member, Value};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -95,6 +96,12 @@ impl<'a> Fields<'a> {
     /// one, is passed over.
     pub fn identifier(&self, name: &str) -> Option<&[u8]> {
         self.find(name, |value| value.container().is_none()).map(Value::bytes)
+    }
+
+    /// The bytes of an identifier that can belong to one call: as [`identifier`](Self::identifier), but a spelling whose value is a
+    /// placeholder, such as `unknown` or `0`, is passed over too.
+    pub fn call_id(&self, name: &str) -> Option<&[u8]> {
+        self.find(name, calls::is_call_id).map(Value::bytes)
     }
 
     fn find(&self, name: &str, accepts: impl Fn(&Value<'_>) -> bool) -> Option<&Value<'a>> {

@@ -1,6 +1,7 @@
 //! The metrics of the spool.
 
 use super::{Durations, SinkLabel};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,6 +14,9 @@ pub struct SpoolMetrics {
     pub accepted: Counter,
     /// Events of requests that had been stored before.
     pub duplicates: Counter,
+    conversations: Family<FoundByLabel, Counter>,
+    /// Ids of calls that came with another conversation than before, and stayed with the first.
+    pub conversation_conflicts: Counter,
     /// Records written and synced.
     pub appended_records: Counter,
     /// Bytes written and synced.
@@ -40,7 +44,32 @@ pub struct SpoolMetrics {
     pub free_bytes: Gauge,
 }
 
+/// `by="index"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FoundByLabel {
+    by: &'static str,
+}
+
+/// The ways in which the conversation of an event is found: by its own `conversation_uuid`, by an id in common with an earlier event, not at
+/// all.
+pub const FOUND_BY: [&str; 3] = ["field", "index", "fallback"];
+
 impl SpoolMetrics {
+    /// Events of requests by one of [`FOUND_BY`].
+    pub fn conversations(&self, by: &'static str) -> Counter {
+        self.conversations.get_or_create_owned(&FoundByLabel { by })
+    }
+
+    pub(super) fn register_events(&self, at: &mut Registry) {
+        FOUND_BY.iter().for_each(|by| drop(self.conversations(by)));
+        at.register("conversation", "Events stored, by how their conversation was found", self.conversations.clone());
+        at.register(
+            "conversation_conflicts",
+            "Ids of calls that came with another conversation than before, and stayed with the first",
+            self.conversation_conflicts.clone(),
+        );
+    }
+
     /// Records that `sink` lost because the spool was full.
     pub fn skipped(&self, sink: &str) -> Counter {
         self.skipped_records.get_or_create_owned(&SinkLabel { sink: sink.to_owned() })

@@ -22,8 +22,18 @@ pub struct Config {
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub dedup_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 80 bytes of memory.
+    /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
     pub dedup_capacity: usize,
+    /// For how long an event without `conversation_uuid` finds the conversation of an earlier event of its call; zero turns this off.
+    #[serde(with = "crate::setting::period")]
+    pub names_window: Duration,
+    /// How many of the latest ids of calls are known at the most; each takes about 90 bytes of memory.
+    pub names_capacity: usize,
+    /// For how long it is known that a leg has its CDR; zero turns this off.
+    #[serde(with = "crate::setting::period")]
+    pub legs_window: Duration,
+    /// How many of the latest CDRs are known at the most; each is known by two keys of about 60 bytes of memory.
+    pub legs_capacity: usize,
     /// Which delivered records are kept for `cdrelay replay`; none if not set.
     pub retain: Option<Retain>,
     /// How many bytes of the latest events that some sink has yet to read are kept in memory.
@@ -39,6 +49,10 @@ impl Default for Config {
             append_timeout: Duration::from_secs(10),
             dedup_window: Duration::from_secs(45 * 60),
             dedup_capacity: 100_000,
+            names_window: Duration::from_secs(24 * 3600),
+            names_capacity: 200_000,
+            legs_window: Duration::from_secs(7 * 24 * 3600),
+            legs_capacity: 100_000,
             retain: None,
             read_cache: ByteSize::mib(4),
         }

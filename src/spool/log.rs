@@ -30,7 +30,7 @@ pub struct Segment {
     pub bytes: u64,
     /// Whether part of it cannot be read; such a file is kept aside instead of removed.
     pub damaged: bool,
-    /// When its first record arrived, or later.
+    /// When its first record was stored.
     pub begun: Arrival,
     /// Lost ranges that have been reported: the offset behind each by its first offset.
     lost: BTreeMap<u64, u64>,
@@ -413,7 +413,7 @@ impl Log {
         let mut segments = state.segments.iter().peekable();
         while let Some((base, segment)) = segments.next() {
             let limit = segments.peek().map_or(end, |(next, _)| **next);
-            // No record of a segment is younger than the first one of the next.
+            // No record of a segment was stored after the first one of the next.
             let newest = segments.peek().map_or(Arrival::now(), |(_, next)| next.begun);
             if limit > passed || state.is_active(*base) || self.is_retained(bytes, newest) {
                 break;

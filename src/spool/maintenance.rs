@@ -1,6 +1,6 @@
 //! The thread that writes cursors, removes segments that every sink has passed, and preallocates the next segment.
 
-use super::{AbandonOnPanic, Shared, dedup};
+use super::{AbandonOnPanic, Shared};
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
@@ -165,11 +165,18 @@ impl Maintenance {
         let removable = log.removable(durable);
         let Some(until) = removable.last().map(|offsets| offsets.end) else { return Ok(()) };
         log.removed.sync(until)?;
-        let snapshot = self.shared.dedup.lock().snapshot(until);
-        if let Some(Err(error)) = snapshot.map(|snapshot| dedup::write(&*log.disk, &snapshot)) {
-            tracing::warn!(%error, "events that are resent after a restart may be stored twice");
+        for offsets in &removable {
+            let changes = self.shared.index.lock().keep(offsets);
+            if let Err(error) = changes.make(&*log.disk) {
+                tracing::warn!(
+                    %error,
+                    "part of the index is lost at the next restart: resent events may be stored twice, and call detail records may \
+                     not find the conversation of their call"
+                );
+            }
+            log.remove(offsets.start)?;
         }
-        removable.iter().try_for_each(|offsets| log.remove(offsets.start))
+        Ok(())
     }
 
     /// Measures how fast the slowest sink advances.

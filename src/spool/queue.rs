@@ -82,27 +82,45 @@ pub enum AppendError {
 /// The answer to a request.
 pub type Answer = oneshot::Sender<Result<Placed, AppendError>>;
 
+/// Which events of a request are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Those that were not stored before.
+    Webhook,
+    /// Of these, those whose leg has no CDR yet.
+    Missing,
+    /// All of them, for this sink alone.
+    Replay(Box<str>),
+}
+
+impl Purpose {
+    /// The only sink that the events are for.
+    pub fn target(&self) -> Option<&str> {
+        if let Self::Replay(target) = self { Some(target) } else { None }
+    }
+}
+
 /// The events of one request.
 #[derive(Debug)]
 pub struct Append {
     /// The events, in order.
     pub events: Events,
-    /// The only sink they are for. Such events are stored even if they were before.
-    pub target: Option<Box<str>>,
+    /// Which of them are stored.
+    pub purpose: Purpose,
     /// A permit for their memory, held until they are stored.
     pub held: Option<OwnedSemaphorePermit>,
     /// Takes the result.
     pub done: Answer,
-    /// How many bytes they take on disk if none is a duplicate.
+    /// How many bytes they take on disk at the most.
     pub size: usize,
     queued: Instant,
 }
 
 impl Append {
     /// A request that is queued now.
-    pub fn new(events: Events, target: Option<Box<str>>, held: Option<OwnedSemaphorePermit>, done: Answer) -> Self {
-        let size = events.iter().map(|event| segment::size_of_record(event, target.as_deref())).sum();
-        Self { events, target, held, done, size, queued: Instant::now() }
+    pub fn new(events: Events, purpose: Purpose, held: Option<OwnedSemaphorePermit>, done: Answer) -> Self {
+        let size = events.iter().map(|event| segment::size_of_record(event, purpose.target())).sum();
+        Self { events, purpose, held, done, size, queued: Instant::now() }
     }
 }
 

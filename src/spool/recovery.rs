@@ -58,7 +58,7 @@ fn read_header(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
     let read = file.read_at(&mut start, 0)?;
     let start = start.get(..read).unwrap_or_default();
     let damaged = !segment::check_header(start, base)?;
-    let begun = segment::first_arrival(start).unwrap_or_default();
+    let begun = segment::begun(start).unwrap_or_default();
     Ok(Segment::new(file.size()?, damaged, begun))
 }
 

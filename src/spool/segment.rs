@@ -2,7 +2,8 @@
 
 use super::Record;
 use super::disk::DiskFile;
-use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
+use super::index::Indexed;
+use crate::event::{Arrival, CallName, DEFAULT_INGRESS, Event, EventId, LegKey, MAX_NAME};
 use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
@@ -11,9 +12,11 @@ use std::sync::Arc;
 /// Bytes before the first record.
 pub const HEADER: usize = 32;
 /// Bytes of a record before its body.
-pub const FRAME: usize = 72;
+pub const FRAME: usize = 88;
 const MAGIC: &[u8; 8] = b"CDRSPOOL";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// Bytes of a name or a leg in a record's body.
+const KEY: usize = 16;
 /// How a NUL is stored.
 const NUL: [u8; 2] = [0xC0, 0x80];
 const CHUNK: usize = 256 << 10;
@@ -60,9 +63,9 @@ pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
     Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
-/// When the first record arrived of a segment that begins with these bytes; `None` without an intact record.
-pub fn first_arrival(start: &[u8]) -> Option<Arrival> {
-    start.get(HEADER..).and_then(Frame::read).map(|frame| frame.arrival)
+/// When the first record was stored of a segment that begins with these bytes; `None` without an intact record.
+pub fn begun(start: &[u8]) -> Option<Arrival> {
+    start.get(HEADER..).and_then(Frame::read).map(|frame| frame.stored)
 }
 
 /// The fixed part of a stored record.
@@ -76,6 +79,8 @@ pub struct Frame {
     pub follows: u32,
     /// When the event arrived.
     pub arrival: Arrival,
+    /// When the record was stored.
+    pub stored: Arrival,
     /// The event's identity.
     pub id: EventId,
     /// CRC-32C of the body.
@@ -85,6 +90,8 @@ pub struct Frame {
     target: u32,
     ingress: u32,
     query: u32,
+    names: u32,
+    legs: u32,
     body: u32,
 }
 
@@ -107,51 +114,80 @@ impl Frame {
             offset: long(16)?,
             batch: long(24)?,
             arrival: Arrival(long(32)?),
-            id: EventId(*bytes.get(40..)?.first_chunk()?),
-            conversation: number(56)?,
-            target: number(60)?,
-            ingress: number(64)?,
-            query: number(68)?,
+            stored: Arrival(long(40)?),
+            id: EventId(*bytes.get(48..)?.first_chunk()?),
+            conversation: number(64)?,
+            target: number(68)?,
+            ingress: number(72)?,
+            query: number(76)?,
+            names: number(80)?,
+            legs: number(84)?,
         };
-        let parts: u64 = [frame.conversation, frame.target, frame.ingress, frame.query].map(u64::from).iter().sum();
+        let parts = [frame.conversation, frame.target, frame.ingress, frame.query, frame.names, frame.legs];
+        let parts: u64 = parts.map(u64::from).iter().sum();
         let plausible = frame.body > 0 && parts <= u64::from(frame.body) && frame.batch <= frame.offset;
         (plausible && *sum == crc32c::crc32c(covered).to_le_bytes()).then_some(frame)
     }
 
-    /// The record in `bytes`, which begin with this frame.
-    pub fn record(&self, bytes: &[u8]) -> Option<Record> {
-        let mut body = bytes.get(FRAME..self.size())?;
+    /// The parts of the body in `bytes`, which begin with this frame, in their order on disk.
+    fn parts<'a>(&self, bytes: &'a [u8]) -> Option<[&'a [u8]; 7]> {
+        let mut rest = bytes.get(FRAME..self.size())?;
         let mut part = |length: u32| {
-            let (part, rest) = body.split_at_checked(length as usize)?;
-            body = rest;
+            let (part, behind) = rest.split_at_checked(length as usize)?;
+            rest = behind;
             Some(part)
         };
-        let conversation = revealed(part(self.conversation)?)?;
-        let target = std::str::from_utf8(part(self.target)?).ok()?;
-        let ingress = std::str::from_utf8(part(self.ingress)?).ok()?;
-        let query = revealed(part(self.query)?)?;
-        let event = Event::restore(std::str::from_utf8(body).ok()?, self.id, &conversation, self.arrival)
+        let texts = [part(self.conversation)?, part(self.target)?, part(self.ingress)?, part(self.query)?];
+        let [conversation, target, ingress, query] = texts;
+        Some([conversation, target, ingress, query, part(self.names)?, part(self.legs)?, rest])
+    }
+
+    /// The record in `bytes`, which begin with this frame.
+    pub fn record(&self, bytes: &[u8]) -> Option<Record> {
+        let [conversation, target, ingress, query, _, _, payload] = self.parts(bytes)?;
+        let (conversation, query) = (revealed(conversation)?, revealed(query)?);
+        let (target, ingress) = (str::from_utf8(target).ok()?, str::from_utf8(ingress).ok()?);
+        let event = Event::restore(str::from_utf8(payload).ok()?, self.id, &conversation, self.arrival)
             .by((!ingress.is_empty()).then(|| ingress.into()))
             .with_query((!query.is_empty()).then(|| query.into()));
         Some(Record { offset: self.offset, target: (!target.is_empty()).then(|| target.into()), event })
     }
+
+    /// What the record in `bytes`, which begin with this frame, adds to the index.
+    pub fn indexed(&self, bytes: &[u8]) -> Option<Indexed> {
+        let [conversation, target, _, _, names, legs, _] = self.parts(bytes)?;
+        Some(Indexed {
+            offset: self.offset,
+            stored: self.stored,
+            id: target.is_empty().then_some(self.id),
+            conversation: revealed(conversation)?.into(),
+            names: names.as_chunks().0.iter().map(|key| CallName(*key)).collect(),
+            legs: legs.as_chunks().0.iter().map(|key| LegKey(*key)).collect(),
+        })
+    }
 }
 
-/// The parts of a record's body in their order on disk.
-fn parts<'a>(event: &'a Event, target: Option<&'a str>) -> [Cow<'a, [u8]>; 5] {
+/// The texts at the beginning of a record's body, in their order on disk.
+fn texts<'a>(event: &'a Event, target: Option<&'a str>) -> [Cow<'a, [u8]>; 4] {
     let ingress = if event.ingress() == DEFAULT_INGRESS { "" } else { event.ingress() };
     [
         concealed(event.conversation()),
         Cow::Borrowed(target.unwrap_or_default().as_bytes()),
         Cow::Borrowed(ingress.as_bytes()),
         concealed(event.query().unwrap_or_default()),
-        Cow::Borrowed(event.payload().as_bytes()),
     ]
 }
 
-/// How many bytes a record of `event` for `target` takes.
+/// How many bytes a record of `event` for `target` takes; at the most, if its conversation is not resolved yet.
 pub fn size_of_record(event: &Event, target: Option<&str>) -> usize {
-    FRAME + parts(event, target).iter().map(|part| part.len()).sum::<usize>()
+    let texts = texts(event, target);
+    let size = FRAME + texts.iter().map(|text| text.len()).sum::<usize>() + event.payload().len();
+    let Some(call) = event.call() else { return size };
+    let keys =
+        call.names.iter().flatten().count() * usize::from(call.has_conversation) + call.legs.iter().flatten().count();
+    // A NUL in a conversation takes two bytes.
+    let longer = if call.has_conversation { 0 } else { (2 * MAX_NAME).saturating_sub(event.conversation().len()) };
+    size + KEY * keys + longer
 }
 
 /// The text with every NUL as two bytes that no text holds.
@@ -176,21 +212,25 @@ fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     Some(if text.is_empty() { Cow::Borrowed(rest) } else { text + rest })
 }
 
-/// Appends the stored form of a record to `out`.
-pub fn write_record(record: &Record, batch: u64, follows: u32, out: &mut Vec<u8>) {
+/// Appends the stored form of a record to `out`, with its part of the index.
+pub fn write_record(record: &Record, indexed: &Indexed, batch: u64, follows: u32, out: &mut Vec<u8>) {
     let event = &record.event;
-    let parts = parts(event, record.target.as_deref());
+    let texts = texts(event, record.target.as_deref());
     let start = out.len();
     out.resize(start + FRAME, 0);
-    parts.iter().for_each(|part| out.extend_from_slice(part));
+    texts.iter().for_each(|text| out.extend_from_slice(text));
+    indexed.names.iter().for_each(|name| out.extend(name.0));
+    indexed.legs.iter().for_each(|leg| out.extend(leg.0));
+    out.extend_from_slice(event.payload().as_bytes());
     let body = out.get(start + FRAME..).unwrap_or_default();
-    let [conversation, target, ingress, query, _] = parts.map(|part| part.len() as u32);
+    let [names, legs] = [indexed.names.len(), indexed.legs.len()].map(|count| (KEY * count) as u32);
     let mut frame = Vec::with_capacity(FRAME);
     frame.extend([0; 4]);
     frame.extend([crc32c::crc32c(body), body.len() as u32, follows].map(u32::to_le_bytes).as_flattened());
-    frame.extend([record.offset, batch, event.arrival().0].map(u64::to_le_bytes).as_flattened());
+    frame.extend([record.offset, batch, event.arrival().0, indexed.stored.0].map(u64::to_le_bytes).as_flattened());
     frame.extend(event.id().0);
-    frame.extend([conversation, target, ingress, query].map(u32::to_le_bytes).as_flattened());
+    frame.extend(texts.map(|text| (text.len() as u32).to_le_bytes()).as_flattened());
+    frame.extend([names, legs].map(u32::to_le_bytes).as_flattened());
     let sum = crc32c::crc32c(frame.get(4..).unwrap_or_default());
     frame.splice(..4, sum.to_le_bytes());
     out.iter_mut().skip(start).zip(frame).for_each(|(slot, byte)| *slot = byte);

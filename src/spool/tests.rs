@@ -52,9 +52,15 @@ struct Life {
 
 impl Life {
     fn begin(machine: &Machine, config: &Config, sinks: &[&str]) -> io::Result<Self> {
-        let shared = Arc::new(Shared::open(machine.mount(), config, sinks, SpoolMetrics::default())?);
+        Self::begin_at(Arrival::now(), machine, config, sinks)
+    }
+
+    /// The same with a clock that stands still.
+    fn begin_at(now: Arrival, machine: &Machine, config: &Config, sinks: &[&str]) -> io::Result<Self> {
+        let shared = Arc::new(Shared::open(machine.mount(), config, sinks, SpoolMetrics::default(), now)?);
         let (mut writer, maintenance) = (Writer::new(shared.clone()), Maintenance::new(shared.clone()));
         writer.pause = Duration::ZERO;
+        writer.clock = Box::new(move || now);
         Ok(Self { shared, writer, maintenance })
     }
 
@@ -64,7 +70,7 @@ impl Life {
         let mut answers = VecDeque::new();
         for events in requests {
             let (done, answer) = oneshot::channel();
-            queue.push_back(Append::new(events, None, None, done));
+            queue.push_back(Append::new(events, Purpose::Webhook, None, done));
             answers.push_back(answer);
         }
         let mut groups = Vec::new();

@@ -1,10 +1,11 @@
 //! The one thread that writes: takes the requests that wait, one write, one sync, then answers them. Meanwhile the next ones collect.
 
 use super::disk::DiskFile;
-use super::queue::{Answer, Append, AppendError, Appended, COMMIT_BYTES, Placed, Work};
+use super::index::{Index, Indexed, Pending, Resolved};
+use super::queue::{Answer, Append, AppendError, Appended, COMMIT_BYTES, Placed, Purpose, Work};
 use super::{AbandonOnPanic, Record, Shared, segment};
-use crate::event::{Arrival, EventId};
-use std::collections::hash_map::Entry;
+use crate::event::{Arrival, Event, EventId, LegKey};
+use crate::metrics::FOUND_BY;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Writer {
     /// How many bytes could not be stored when the trouble began.
     refused: u64,
     pub(super) pause: Duration,
+    /// The present time, which records are stored with.
+    pub(super) clock: Box<dyn Fn() -> Arrival + Send>,
 }
 
 /// The segment that is being written to.
@@ -40,9 +43,19 @@ struct Active {
 /// The records of one write and one sync.
 #[derive(Default)]
 struct Commit {
+    /// When they are stored.
+    stored: Arrival,
     records: Vec<Arc<Record>>,
+    /// The part of each in the index.
+    indexed: Vec<Indexed>,
     /// The offsets of its events.
     ids: HashMap<EventId, u64>,
+    /// The offsets of its CDRs.
+    legs: HashMap<LegKey, u64>,
+    names: Pending,
+    /// How many conversations were found in each way.
+    found_by: [u64; FOUND_BY.len()],
+    conflicts: u64,
     waiting: Vec<(Answer, Placed)>,
     /// Released once the readers alone hold the events.
     held: Vec<OwnedSemaphorePermit>,
@@ -51,11 +64,29 @@ struct Commit {
     duplicates: usize,
 }
 
+impl Commit {
+    fn new(stored: Arrival) -> Self {
+        Self { stored, ..Self::default() }
+    }
+
+    /// The offset of the record that makes the event a duplicate.
+    fn duplicate_of(&self, index: &Index, event: &Event, purpose: &Purpose) -> Option<u64> {
+        if let Purpose::Replay(_) = purpose {
+            return None;
+        }
+        let id = event.id();
+        let leg = |leg: LegKey| index.leg(&leg, self.stored).or_else(|| self.legs.get(&leg).copied());
+        let of_leg = || event.legs().filter(|_| *purpose == Purpose::Missing).find_map(leg);
+        index.offset(&id, self.stored).or_else(|| self.ids.get(&id).copied()).or_else(of_leg)
+    }
+}
+
 impl Writer {
     /// A writer that goes on behind the last record.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let next = shared.log.end();
-        Self { shared, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE }
+        let clock = Box::new(Arrival::now);
+        Self { shared, active: None, next, buffer: Vec::new(), paused: None, refused: 0, pause: PAUSE, clock }
     }
 
     /// Writes until the queue is closed and empty.
@@ -88,10 +119,9 @@ impl Writer {
 
     /// Stores as many requests from the front as fit the active segment, with one write and one sync.
     pub(super) fn commit(&mut self, requests: &mut VecDeque<Append>) {
-        self.shared.dedup.lock().expire(Arrival::now());
         let Some(first) = requests.front() else { return };
         let fits = self.paused.is_none() && first.size as u64 <= self.room();
-        let needed = if fits { 0 } else { self.size_without_duplicates(first, &Commit::default()) as u64 };
+        let needed = if fits { 0 } else { self.size_without_duplicates(first, &Commit::new((self.clock)())) as u64 };
         if let Err(error) = self.make_room(needed) {
             if !matches!(error, AppendError::TooLarge { .. }) {
                 self.shared.queue.set_trouble(Some(error.to_string()));
@@ -119,18 +149,17 @@ impl Writer {
         self.active.as_ref().map_or(0, |active| active.size - active.position)
     }
 
-    /// How many bytes a request takes, without the events that are stored already or with this commit.
+    /// How many bytes a request takes at the most, without the events that are stored already or with this commit.
     fn size_without_duplicates(&self, request: &Append, commit: &Commit) -> usize {
-        let target = request.target.as_deref();
-        let dedup = self.shared.dedup.lock();
-        let is_fresh = |id: &EventId| target.is_some() || dedup.offset(id).or(commit.ids.get(id).copied()).is_none();
-        let fresh = request.events.iter().filter(|event| is_fresh(&event.id()));
-        fresh.map(|event| segment::size_of_record(event, target)).sum()
+        let index = self.shared.index.lock();
+        let is_fresh = |event: &&Event| commit.duplicate_of(&index, event, &request.purpose).is_none();
+        let fresh = request.events.iter().filter(is_fresh);
+        fresh.map(|event| segment::size_of_record(event, request.purpose.target())).sum()
     }
 
     /// Encodes requests into the buffer for as long as they fit.
     fn encode(&mut self, requests: &mut VecDeque<Append>) -> Commit {
-        let mut commit = Commit::default();
+        let mut commit = Commit::new((self.clock)());
         self.buffer.clear();
         let batch = self.next;
         let room = self.room() as usize;
@@ -140,36 +169,42 @@ impl Writer {
             if !fits || self.buffer.len() > COMMIT_BYTES {
                 break;
             }
-            let Some(Append { events: mut fresh, target, held, done, .. }) = requests.pop_front() else { break };
+            let Some(Append { events: mut fresh, purpose, held, done, .. }) = requests.pop_front() else { break };
             let mut earlier = Vec::new();
-            let dedup = self.shared.dedup.lock();
-            if target.is_none() && dedup.is_on() {
-                let mut next = self.next;
-                fresh.retain(|event| {
-                    let first = dedup.offset(&event.id()).or_else(|| match commit.ids.entry(event.id()) {
-                        Entry::Occupied(first) => Some(*first.get()),
-                        Entry::Vacant(vacant) => {
-                            vacant.insert(next);
-                            None
-                        }
-                    });
-                    next += u64::from(first.is_none());
-                    earlier.extend(first);
-                    first.is_none()
-                });
-            }
-            drop(dedup);
-            let placed = Placed { fresh: self.next..self.next + fresh.len() as u64, earlier };
+            let index = self.shared.index.lock();
+            let mut next = self.next;
+            fresh.retain(|event| {
+                let first = commit.duplicate_of(&index, event, &purpose);
+                earlier.extend(first);
+                if first.is_none() {
+                    if purpose.target().is_none() && index.ids.is_on() {
+                        commit.ids.insert(event.id(), next);
+                    }
+                    commit.legs.extend(event.legs().map(|leg| (leg, next)));
+                    next += 1;
+                }
+                first.is_none()
+            });
+            let placed = Placed { fresh: self.next..next, earlier };
             let mut follows = fresh.len() as u32;
             for event in fresh {
                 follows -= 1;
-                let record = Record { offset: self.next, target: target.clone(), event };
-                segment::write_record(&record, batch, follows, &mut self.buffer);
+                let replayed = purpose.target().is_some();
+                let Resolved { event, indexed, found_by, conflicts } =
+                    index.resolve(event, replayed, self.next, &mut commit.names, commit.stored);
+                let record = Record { offset: self.next, target: purpose.target().map(Into::into), event };
+                segment::write_record(&record, &indexed, batch, follows, &mut self.buffer);
                 self.next += 1;
                 commit.records.push(Arc::new(record));
+                commit.indexed.push(indexed);
+                if let Some(count) = found_by.and_then(|by| commit.found_by.get_mut(by as usize)) {
+                    *count += 1;
+                }
+                commit.conflicts += conflicts;
             }
+            drop(index);
             commit.held.extend(held);
-            if target.is_none() {
+            if purpose.target().is_none() {
                 let Appended { stored, duplicates } = placed.count();
                 commit.accepted += stored;
                 commit.duplicates += duplicates;
@@ -199,13 +234,9 @@ impl Writer {
 
     /// Shows the durable records to the readers and answers their requests.
     fn publish(&mut self, batch: u64, commit: Commit) {
-        let now = Arrival::now();
-        // An event that is published again came long ago, and an event like it may come again.
-        let mut dedup = self.shared.dedup.lock();
-        for record in commit.records.iter().filter(|record| record.target.is_none()) {
-            dedup.insert(record.event.id(), record.event.arrival(), record.offset, now);
-        }
-        drop(dedup);
+        let mut index = self.shared.index.lock();
+        commit.indexed.iter().for_each(|indexed| index.insert(indexed));
+        drop(index);
         if let Some(active) = self.active.as_ref().filter(|_| self.next > batch) {
             self.shared.queue.set_trouble(None);
             self.shared.metrics.appended_records.inc_by(self.next - batch);
@@ -220,6 +251,10 @@ impl Writer {
         drop(commit.held);
         self.shared.metrics.accepted.inc_by(commit.accepted as u64);
         self.shared.metrics.duplicates.inc_by(commit.duplicates as u64);
+        self.shared.metrics.conversation_conflicts.inc_by(commit.conflicts);
+        for (by, count) in FOUND_BY.iter().zip(commit.found_by) {
+            self.shared.metrics.conversations(by).inc_by(count);
+        }
         for (done, placed) in commit.waiting {
             let _ = done.send(Ok(placed));
         }

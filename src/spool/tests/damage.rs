@@ -227,7 +227,7 @@ fn where_an_event_was_stored_is_known_also_after_a_restart() {
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
     let place = |life: &mut Life, events: Vec<Event>| {
         let (done, mut answer) = oneshot::channel();
-        life.writer.commit(&mut [Append::new(events, None, None, done)].into());
+        life.writer.commit(&mut [Append::new(events, Purpose::Webhook, None, done)].into());
         answer.try_recv().unwrap().unwrap()
     };
     assert_eq!(place(&mut life, events(0..12, 900)), Placed { fresh: 0..12, earlier: vec![] });
@@ -335,7 +335,8 @@ fn a_record_inside_of_an_event_is_never_taken_for_one() {
         let payload = format!("event {number}");
         let fake = Event::restore(&payload, EventId([7; 16]), "call", Arrival(number % 128));
         forged.clear();
-        segment::write_record(&Record { offset: 1, target: None, event: fake }, 1, 0, &mut forged);
+        let fake = Record { offset: 1, target: None, event: fake };
+        segment::write_record(&fake, &Indexed::of(&fake, Arrival(1)), 1, 0, &mut forged);
         String::from_utf8(forged.clone()).ok()
     });
     let carrier = Event::restore("{}", EventId([8; 16]), &format!("x{}", forged.unwrap()), Arrival::now());

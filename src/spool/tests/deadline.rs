@@ -116,7 +116,7 @@ fn a_segment_whose_name_is_deleted_takes_no_more_acknowledged_records() {
 /// In a directory that others can write, a link could point at any file of this user.
 #[test]
 fn symbolic_links_in_the_directory_are_not_followed() {
-    for name in ["lock", "cursor-analytics", log::ACKNOWLEDGED, &segment::name(0), "dedup-new"] {
+    for name in ["lock", "cursor-analytics", log::ACKNOWLEDGED, &segment::name(0), "index-new"] {
         let directory = tempfile::tempdir().unwrap();
         let victim = directory.path().join("victim");
         std::fs::write(&victim, "precious").unwrap();
@@ -124,9 +124,11 @@ fn symbolic_links_in_the_directory_are_not_followed() {
         std::fs::create_dir(&path).unwrap();
         std::os::unix::fs::symlink(&victim, path.join(name)).unwrap();
         let spool = Spool::open(&Config { path: path.clone(), ..config() }, &["analytics"], SpoolMetrics::default());
-        if name == "dedup-new" {
-            let file = spool.map(|_| dedup::write(&Directory::read_only(&path).unwrap(), b"new"));
-            assert!(file.unwrap().is_ok(), "a new file takes the place of the link");
+        if name == "index-new" {
+            let mut changes = window::Changes::default();
+            changes.new.push(("dedup-0".into(), b"new".into()));
+            let made = spool.map(|_| changes.make(&Directory::read_only(&path).unwrap()));
+            assert!(made.unwrap().is_ok(), "a new file takes the place of the link");
         } else {
             let error = spool.unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("symbolic link"), "{error}");

@@ -1,11 +1,25 @@
-//! The format of version 2, as it was first written.
+//! The format of version 3, as it was first written.
 
 use super::*;
+use crate::event::CallName;
 
 const SEGMENTS: [&str; 2] = ["segment-00000000000000000000", "segment-00000000000000000004"];
 
-/// What the fixture holds. Its three requests were `[0, 1]`, `[2, 3]` and, after a roll, `[4, 5, 6]`; the sink `analytics` had
-/// settled three records.
+/// When the fixture was written.
+const THEN: Arrival = Arrival(1_634_721_100_000);
+
+/// The events whose conversation is resolved as they are stored: the second one's is that of the first.
+const CALL: [&str; 2] = [
+    r#"{"type":"event","app_id":7,"conversation_uuid":"A","cmiuuid":"A","call_id":"K"}"#,
+    r#"{"type":"cdr","appid":7,"cmiuuid":"B","call_id":"K","from":1,"to":2,"time":1634721099}"#,
+];
+
+fn call() -> [Event; 2] {
+    CALL.map(|payload| Event::parse(payload, 9, THEN).unwrap())
+}
+
+/// What the fixture holds. Its four requests were `[0, 1]`, `[2, 3]` and, after a roll, `[4, 5, 6]` and `[7, 8]`; the sink `analytics`
+/// had settled three records.
 fn fixed() -> Vec<Event> {
     let texts = [
         ("call-1", r#"{"type":"cdr","conversation_uuid":"call-1","team":"sales","duration":63}"#),
@@ -25,45 +39,55 @@ fn fixed() -> Vec<Event> {
             _ => event,
         }
     };
-    (0..).zip(texts).map(event).collect()
+    (0..).zip(texts).map(event).chain(call().map(|event| event.resolved(Some("A".into())))).collect()
 }
 
 fn write(machine: &Machine) {
     let config = Config { dedup_window: Duration::ZERO, ..config() };
-    let mut life = Life::begin(machine, &config, &["analytics"]).unwrap();
+    let mut life = Life::begin_at(THEN, machine, &config, &["analytics"]).unwrap();
     let events = fixed();
     life.store(events[..2].to_vec()).unwrap();
     life.store(events[2..4].to_vec()).unwrap();
     life.writer.seal();
-    life.store(events[4..].to_vec()).unwrap();
+    life.store(events[4..7].to_vec()).unwrap();
+    life.store(call().to_vec()).unwrap();
     life.writer.seal();
     life.settle(3);
 }
 
 /// The files of the fixture, in the order of their names.
 fn fixture() -> Vec<(&'static str, Vec<u8>)> {
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-v2");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-v3");
     let read = |name: &'static str| (name, std::fs::read(directory.join(name)).unwrap());
     ["acknowledged", "cursor-analytics", "removed"].into_iter().chain(SEGMENTS).map(read).collect()
 }
 
 #[test]
-fn a_spool_of_version_2_is_read() {
+fn a_spool_of_version_3_is_read() {
     let machine = Machine::new(0);
     fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
     let mut life = Life::begin(&machine, &config(), &["analytics", "new"]).unwrap();
     assert_eq!(life.events_from(0), fixed());
     let positions: Vec<u64> = life.shared.cursors.iter().map(|cursor| cursor.position()).collect();
     assert_eq!(positions, [3, 0]);
-    assert_eq!((life.start(), life.end(), life.damaged_records()), (0, 7, 0));
+    assert_eq!((life.start(), life.end(), life.damaged_records()), (0, 9, 0));
     assert_eq!(life.store(vec![event(1, 10)]), Ok(Appended { stored: 1, duplicates: 0 }));
+
+    let mut life = Life::begin_at(THEN, &machine, &config(), &["analytics"]).unwrap();
+    let legs: Vec<_> = call()[1].legs().collect();
+    assert_eq!(legs.len(), 2);
+    assert!(legs.iter().all(|leg| life.shared.index.lock().leg(leg, THEN) == Some(8)));
+    assert_eq!(life.store(call().to_vec()), Ok(Appended { stored: 0, duplicates: 2 }));
+    let by_name = Event::parse(r#"{"appid":7,"cmiuuid":"A"}"#, 9, THEN).unwrap();
+    life.store(vec![by_name]).unwrap();
+    assert_eq!(life.events_from(life.end() - 1)[0].conversation(), "A");
 }
 
 /// What is written now is byte for byte what was written then, so the version has not changed behind its number.
 ///
 /// `CDRELAY_WRITE_FIXTURE` names a directory to write the files to, for the first fixture of a new version.
 #[test]
-fn version_2_is_still_written_as_it_was() {
+fn version_3_is_still_written_as_it_was() {
     let machine = Machine::new(0);
     write(&machine);
     if let Ok(directory) = std::env::var("CDRELAY_WRITE_FIXTURE") {
@@ -76,7 +100,7 @@ fn version_2_is_still_written_as_it_was() {
     }
 }
 
-/// The bytes behind the frame are conversation, target, ingress, query and payload.
+/// The bytes behind the frame are conversation, target, ingress, query, names, legs and payload.
 #[test]
 fn every_part_of_a_record_comes_back_and_none_passes_for_another() {
     let texts = [None, Some("kafka"), Some("a\0b"), Some("\0")];
@@ -87,14 +111,20 @@ fn every_part_of_a_record_comes_back_and_none_passes_for_another() {
                 let event = event.by(ingress.map(Into::into)).with_query(query.map(Into::into));
                 let record = Record { offset: 7, target: target.map(Into::into), event };
                 let mut bytes = Vec::new();
-                segment::write_record(&record, 7, 0, &mut bytes);
-                assert_eq!(bytes.len(), segment::size_of_record(&record.event, target));
+                let indexed = Indexed {
+                    names: vec![CallName([1; 16]), CallName([0xC0; 16])],
+                    legs: vec![LegKey([2; 16])],
+                    ..Indexed::of(&record, Arrival(6))
+                };
+                segment::write_record(&record, &indexed, 7, 0, &mut bytes);
+                assert_eq!(bytes.len(), segment::size_of_record(&record.event, target) + 3 * 16);
                 assert!(!bytes[segment::FRAME..].contains(&0), "offsets have a zero byte, bodies have none");
 
                 let machine = Machine::new(0);
                 machine.put(&segment::name(7), &[segment::header(7).to_vec(), bytes].concat());
                 let mut scan = Scan::new(machine.mount().open(&segment::name(7)).unwrap()).unwrap();
                 let Found::Record(frame, bytes) = scan.next(7, 8).unwrap() else { panic!("no record") };
+                assert_eq!(frame.indexed(bytes), Some(indexed));
                 assert_eq!(frame.record(bytes), Some(record));
             }
         }
@@ -104,8 +134,8 @@ fn every_part_of_a_record_comes_back_and_none_passes_for_another() {
 #[test]
 fn another_version_is_refused_and_left_alone() {
     let cases = [
-        (1, "let the older cdrelay that wrote it deliver what it holds, or move the spool aside"),
-        (3, "start the newer cdrelay that wrote it"),
+        (2, "let the older cdrelay that wrote it deliver what it holds, or move the spool aside"),
+        (4, "start the newer cdrelay that wrote it"),
     ];
     for (version, advice) in cases {
         let machine = Machine::new(0);
@@ -125,7 +155,7 @@ fn another_version_is_refused_and_left_alone() {
         assert_eq!(
             error.to_string(),
             format!(
-                "segment-00000000000000000004 has format version {version}, this cdrelay reads version 2: {advice}"
+                "segment-00000000000000000004 has format version {version}, this cdrelay reads version 3: {advice}"
             )
         );
         assert_eq!(machine.files(), files);

@@ -32,7 +32,9 @@ fn duplicates_are_recognised_across_a_restart() {
 #[test]
 fn a_start_reads_the_end_of_a_backlog_and_not_all_of_it() {
     let machine = Machine::new(0);
-    let config = Config { max_size: ByteSize::mib(1), dedup_capacity: 10, ..config() };
+    let off = Duration::ZERO;
+    let config =
+        Config { max_size: ByteSize::mib(1), dedup_capacity: 10, names_window: off, legs_window: off, ..config() };
     let mut life = Life::begin(&machine, &config, &["analytics"]).unwrap();
     for number in 0..800 {
         life.store(vec![event(number, 900)]).unwrap();

@@ -242,9 +242,10 @@ impl Run {
         promised.log.extend(extra);
         promised.refused.retain(|(base, _)| *base == promised.log.len());
         // Of what was removed as much is recognised as its identities survived: all of it has been stored once.
+        let index = life.shared.index.lock();
         promised.known =
-            promised.log.iter().map(Event::id).filter(|id| life.shared.dedup.lock().offset(id).is_some()).collect();
-        assert_eq!(promised.known.len(), life.shared.dedup.lock().len(), "nothing is recognised that was not stored");
+            promised.log.iter().map(Event::id).filter(|id| index.offset(id, Arrival::now()).is_some()).collect();
+        assert_eq!(promised.known.len(), index.ids.len(), "nothing is recognised that was not stored");
         let held = &promised.log[life.start() as usize..];
         assert!(held.iter().all(|event| promised.known.contains(&event.id())), "what is held is recognised");
     }

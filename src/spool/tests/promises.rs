@@ -57,7 +57,7 @@ async fn a_spool_in_a_directory_keeps_everything_over_restarts() {
     let names = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut files: Vec<_> = names.collect();
     files.sort();
-    let kept = ["acknowledged", "cursor-analytics", "dedup", "lock", "removed"];
+    let kept = ["acknowledged", "cursor-analytics", "dedup-00000000000000000000", "lock", "removed"];
     assert_eq!(files, kept, "segments that all sinks have passed are removed");
     assert_eq!(open(&path, &["analytics"]).unwrap().status().end, 60);
 }

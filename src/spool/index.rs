@@ -1,0 +1,244 @@
+//! What later records are compared with: the identities of events, so that a resent webhook is not stored twice; the names of calls, so
+//! that an event finds its conversation; the legs that have their CDR, for reconciliation.
+//!
+//! Everything in it was read from a durable record. After a restart it is read from the segments, and for removed segments from the files
+//! of each [`Window`].
+
+use super::disk::Disk;
+use super::log::Segment;
+use super::segment::{self, Found, Scan};
+use super::window::{Changes, Entry, Window};
+use super::{Config, Record};
+use crate::event::{Arrival, CallName, Event, EventId, LegKey};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The part of a record that goes into the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Indexed {
+    /// The record's offset.
+    pub offset: u64,
+    /// When it was stored.
+    pub stored: Arrival,
+    /// The event's identity; `None` for a record that a replay stored for one sink alone, and that no resent webhook is compared with.
+    pub id: Option<EventId>,
+    /// The event's conversation.
+    pub conversation: Arc<str>,
+    /// The names that stand for the conversation from here on.
+    pub names: Vec<CallName>,
+    /// The legs whose CDR the event is.
+    pub legs: Vec<LegKey>,
+}
+
+impl Indexed {
+    /// The part of a record whose conversation was resolved before.
+    pub fn of(record: &Record, stored: Arrival) -> Self {
+        let event = &record.event;
+        Self {
+            offset: record.offset,
+            stored,
+            id: record.target.is_none().then(|| event.id()),
+            conversation: event.shared_conversation().clone(),
+            names: Vec::new(),
+            legs: Vec::new(),
+        }
+    }
+}
+
+/// How the conversation of an event was found, in the order of [`crate::metrics::FOUND_BY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundBy {
+    /// By its own `conversation_uuid`.
+    Field,
+    /// By a name of its call.
+    Index,
+    /// By nothing: an id of the event itself stands in.
+    Fallback,
+}
+
+/// An event whose conversation is resolved.
+#[derive(Debug)]
+pub struct Resolved {
+    pub event: Event,
+    /// Its part in the index.
+    pub indexed: Indexed,
+    /// How its conversation was found; `None` if it was resolved before.
+    pub found_by: Option<FoundBy>,
+    /// How many of its names stand for another conversation, and go on doing so.
+    pub conflicts: u64,
+}
+
+/// The names that the records of a group commit teach before they are durable.
+pub type Pending = HashMap<CallName, Arc<str>>;
+
+/// The three windows.
+#[derive(Debug)]
+pub struct Index {
+    /// By the identity of an event.
+    pub ids: Window<()>,
+    names: Window<Arc<str>>,
+    legs: Window<()>,
+}
+
+impl Index {
+    /// An empty index.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            ids: Window::new("dedup", config.dedup_window, config.dedup_capacity),
+            names: Window::new("names", config.names_window, config.names_capacity),
+            legs: Window::new("legs", config.legs_window, config.legs_capacity),
+        }
+    }
+
+    /// The offset of the event with this identity, if it was stored within the window before `now`.
+    pub fn offset(&self, id: &EventId, now: Arrival) -> Option<u64> {
+        self.ids.get(&id.0, now).map(|entry| entry.offset)
+    }
+
+    /// The offset of the CDR of this leg, if it was stored within the window before `now`.
+    pub fn leg(&self, leg: &LegKey, now: Arrival) -> Option<u64> {
+        self.legs.get(&leg.0, now).map(|entry| entry.offset)
+    }
+
+    /// Finds the conversation of an event that is stored at `now` with this offset, and adds the names that it teaches to `pending`. An
+    /// event that is stored for one sink alone is only `replayed`, and teaches nothing.
+    pub fn resolve(&self, event: Event, replayed: bool, offset: u64, pending: &mut Pending, now: Arrival) -> Resolved {
+        let id = (!replayed).then(|| event.id());
+        let (mut names, mut legs) = (Vec::new(), Vec::new());
+        let (mut found, mut found_by, mut conflicts) = (None, None, 0);
+        if let Some(call) = event.call().filter(|_| !replayed) {
+            legs = call.legs.iter().flatten().copied().collect();
+            let known = |name: &CallName| {
+                let fresh = pending.get(name).map(|conversation| (conversation.clone(), now));
+                fresh.or_else(|| self.names.get(&name.0, now).map(|entry| (entry.value.clone(), entry.stored)))
+            };
+            let known = call.names.iter().flatten().map(|name| (*name, known(name)));
+            if call.has_conversation {
+                found_by = Some(FoundBy::Field);
+                for (name, known) in known.filter(|_| self.names.is_on()) {
+                    match known {
+                        None => names.push(name),
+                        Some((conversation, _)) if *conversation != *event.conversation() => conflicts += 1,
+                        Some((conversation, stored)) => {
+                            names.extend(self.names.is_worn(stored, now).then_some(name));
+                            // One text in memory for all names of the call.
+                            found = Some(conversation);
+                        }
+                    }
+                }
+            } else {
+                found = known.filter_map(|(_, known)| known).map(|(conversation, _)| conversation).next();
+                found_by = Some(if found.is_some() { FoundBy::Index } else { FoundBy::Fallback });
+            }
+        }
+        let event = event.resolved(found);
+        let conversation = event.shared_conversation().clone();
+        pending.extend(names.iter().map(|name| (*name, conversation.clone())));
+        let indexed = Indexed { offset, stored: now, id, conversation, names, legs };
+        Resolved { event, indexed, found_by, conflicts }
+    }
+
+    /// Adds a record that has become durable, behind all others.
+    pub fn insert(&mut self, record: &Indexed) {
+        let Indexed { offset, stored, id, conversation, names, legs } = record;
+        let (offset, stored) = (*offset, *stored);
+        if let Some(EventId(key)) = *id {
+            self.ids.insert(Entry { key, offset, stored, value: () });
+        }
+        for CallName(key) in names {
+            self.names.insert(Entry { key: *key, offset, stored, value: conversation.clone() });
+        }
+        for LegKey(key) in legs {
+            self.legs.insert(Entry { key: *key, offset, stored, value: () });
+        }
+    }
+
+    /// Adds a record before all others, as far as it is within the windows.
+    fn recall(&mut self, record: Indexed, now: Arrival) {
+        let Indexed { offset, stored, id, conversation, names, legs } = record;
+        if self.legs.is_within(stored, now) {
+            legs.iter().rev().for_each(|leg| self.legs.recall(Entry { key: leg.0, offset, stored, value: () }));
+        }
+        if self.names.is_within(stored, now) {
+            let value = || conversation.clone();
+            names
+                .iter()
+                .rev()
+                .for_each(|name| self.names.recall(Entry { key: name.0, offset, stored, value: value() }));
+        }
+        if self.ids.is_within(stored, now) {
+            id.into_iter().for_each(|id| self.ids.recall(Entry { key: id.0, offset, stored, value: () }));
+        }
+    }
+
+    /// The records at these offsets turned out to be unreadable. To send their events again mends that, so these are no duplicates, and
+    /// their legs have no CDR. Conversations stay as they are.
+    pub fn forget(&mut self, lost: &Range<u64>) {
+        self.ids.forget(lost);
+        self.legs.forget(lost);
+    }
+
+    /// The files for what is needed of a segment that is about to be removed.
+    pub fn keep(&mut self, segment: &Range<u64>) -> Changes {
+        let mut changes = Changes::default();
+        self.ids.keep(segment, &mut changes);
+        self.names.keep(segment, &mut changes);
+        self.legs.keep(segment, &mut changes);
+        changes
+    }
+
+    /// Fills the windows with what earlier processes stored: backwards, no further than they reach.
+    pub fn load(&mut self, disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, now: Arrival) {
+        let unread = |error: &io::Error| {
+            tracing::warn!(
+                %error,
+                "not all of the latest events could be read; a resent one may be stored twice, and a call detail record may not \
+                 find the conversation of its call"
+            );
+        };
+        let longest =
+            [self.ids.length(), self.names.length(), self.legs.length()].into_iter().max().unwrap_or_default();
+        let mut limit = end;
+        for (&base, segment) in segments.iter().rev() {
+            if self.ids.is_full() && self.names.is_full() && self.legs.is_full() {
+                break;
+            }
+            let Ok(mut records) = records_of(disk, base..limit).inspect_err(unread) else { break };
+            limit = base;
+            while let Some(record) = records.pop() {
+                self.recall(record, now);
+            }
+            // No record below was stored later.
+            if segment.begun != Arrival::default() && now.0.saturating_sub(segment.begun.0) > longest.as_millis() as u64
+            {
+                break;
+            }
+        }
+        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
+        let loaded =
+            [self.ids.load(disk, start, now), self.names.load(disk, start, now), self.legs.load(disk, start, now)];
+        loaded.iter().filter_map(|loaded| loaded.as_ref().err()).for_each(unread);
+    }
+}
+
+/// The records of the segment with these offsets, as far as they can be read.
+fn records_of(disk: &dyn Disk, offsets: Range<u64>) -> io::Result<Vec<Indexed>> {
+    let mut records = Vec::new();
+    let file = match disk.open(&segment::name(offsets.start)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
+        file => file?,
+    };
+    let (mut scan, mut expected) = (Scan::new(file)?, offsets.start);
+    loop {
+        expected = match scan.next(expected, offsets.end)? {
+            Found::Record(frame, stored) => {
+                records.extend(frame.indexed(stored));
+                frame.offset + 1
+            }
+            Found::Damage(next) => next,
+            Found::End => return Ok(records),
+        };
+    }
+}

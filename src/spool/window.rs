@@ -1,0 +1,398 @@
+//! Keys that were stored lately, bounded in time and in number.
+//!
+//! The content follows from the log alone: a key is added with the time at which its record was stored, it is found for the length of the
+//! window from then on, and only further keys push it out. So a restart, which reads the log backwards until the window is full, restores
+//! it exactly.
+//!
+//! # On disk
+//! When a segment is removed, its keys that are still within a window go into the file `<window>-<base>`, twenty decimal digits: the eight
+//! bytes `CDRINDEX`; for each key its 16 bytes, the offset (u64), the time at which the record was stored, in milliseconds since 1970
+//! (u64), the length of a text (u32) and the text; the CRC-32C of all that (u32). A small file is replaced by one that also holds the keys
+//! of the next segment. A file is removed when the window has passed it.
+
+use super::disk::{Disk, missing_is_ok};
+use crate::event::Arrival;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A file until it is complete.
+const NEW: &str = "index-new";
+const MAGIC: &[u8; 8] = b"CDRINDEX";
+/// Bytes of an entry on disk before its text.
+const ENTRY: usize = 36;
+/// A file with fewer keys takes those of the next segment too.
+const SMALL: usize = 1000;
+
+/// 128 bits of a hash.
+pub type Key = [u8; 16];
+
+/// The value that a window holds for each key, as a text.
+pub trait Value: Clone {
+    /// Reads what [`Self::text`] says.
+    fn of(text: &str) -> Self;
+    /// The value in words.
+    fn text(&self) -> &str;
+}
+
+impl Value for () {
+    fn of(_: &str) -> Self {}
+
+    fn text(&self) -> &str {
+        ""
+    }
+}
+
+impl Value for Arc<str> {
+    fn of(text: &str) -> Self {
+        text.into()
+    }
+
+    fn text(&self) -> &str {
+        self
+    }
+}
+
+/// A key of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry<V> {
+    pub key: Key,
+    /// The offset of the record.
+    pub offset: u64,
+    /// When the record was stored.
+    pub stored: Arrival,
+    pub value: V,
+}
+
+/// The files to be written and removed before a segment is removed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    passed: Vec<String>,
+    pub new: Vec<(String, Vec<u8>)>,
+}
+
+impl Changes {
+    /// Makes the changes, durably. To lose a file loses no event.
+    pub fn make(self, disk: &dyn Disk) -> io::Result<()> {
+        for (name, bytes) in &self.new {
+            missing_is_ok(disk.remove(NEW))?;
+            let file = disk.create(NEW, bytes.len() as u64)?;
+            file.write_at(bytes, 0)?;
+            file.sync()?;
+            disk.rename(NEW, name)?;
+        }
+        self.passed.iter().try_for_each(|name| missing_is_ok(disk.remove(name)))?;
+        disk.sync()
+    }
+}
+
+/// A window of keys.
+#[derive(Debug)]
+pub struct Window<V> {
+    name: &'static str,
+    length: Duration,
+    capacity: usize,
+    /// In the order of the offsets. A key that was added again stands here twice, and only the later one counts.
+    entries: VecDeque<Entry<V>>,
+    /// The number of the first entry; those after it are numbered on, without regard to overflows.
+    first: u32,
+    /// The number of the latest entry of each key.
+    latest: HashMap<Key, u32>,
+    /// The offsets of the removed segments that have a file.
+    files: VecDeque<Range<u64>>,
+}
+
+impl<V: Value> Window<V> {
+    /// An empty window, whose files are called `name`. With no length or no capacity it holds nothing.
+    pub fn new(name: &'static str, length: Duration, capacity: usize) -> Self {
+        let capacity = if length.is_zero() { 0 } else { capacity };
+        let (entries, files) = Default::default();
+        Self { name, length, capacity, entries, first: 0, latest: HashMap::new(), files }
+    }
+
+    /// Whether it can hold anything.
+    pub fn is_on(&self) -> bool {
+        self.capacity > 0
+    }
+
+    /// How long a key is found; zero if it holds nothing.
+    pub fn length(&self) -> Duration {
+        if self.is_on() { self.length } else { Duration::ZERO }
+    }
+
+    /// Whether it takes no more from [`Self::recall`].
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= self.capacity
+    }
+
+    /// How many keys it holds.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.latest.len()
+    }
+
+    /// The latest entry of the key, if it is within the window at `now`.
+    pub fn get(&self, key: &Key, now: Arrival) -> Option<&Entry<V>> {
+        let index = self.latest.get(key)?.wrapping_sub(self.first);
+        self.entries.get(index as usize).filter(|entry| self.is_within(entry.stored, now))
+    }
+
+    /// Whether what was stored at this time is within the window at `now`. A clock that was set back leaves times in the future, which
+    /// are not to stay until the clock gets there.
+    pub fn is_within(&self, stored: Arrival, now: Arrival) -> bool {
+        stored.0.abs_diff(now.0) <= self.length.as_millis() as u64
+    }
+
+    /// Whether a part of the window has passed since then, so that the key is worth another entry.
+    pub fn is_worn(&self, stored: Arrival, now: Arrival) -> bool {
+        now.0.saturating_sub(stored.0) > self.length.as_millis() as u64 / 8
+    }
+
+    /// Adds a key of the latest record, and drops keys that have become too old or too many.
+    pub fn insert(&mut self, entry: Entry<V>) {
+        if !self.is_on() {
+            return;
+        }
+        while let Some(oldest) = self.entries.front() {
+            if self.entries.len() < self.capacity && self.is_within(oldest.stored, entry.stored) {
+                break;
+            }
+            if self.latest.get(&oldest.key) == Some(&self.first) {
+                self.latest.remove(&oldest.key);
+            }
+            self.first = self.first.wrapping_add(1);
+            self.entries.pop_front();
+        }
+        self.latest.insert(entry.key, self.first.wrapping_add(self.entries.len() as u32));
+        self.grow();
+        self.entries.push_back(entry);
+    }
+
+    /// Sees to it that there is memory for one more entry, and never for more than `capacity`.
+    fn grow(&mut self) {
+        let count = self.entries.len();
+        if count == self.entries.capacity() {
+            self.entries.reserve_exact(count.clamp(16, (self.capacity - count).max(16)));
+        }
+    }
+
+    /// Adds a key of a record before all others, unless the window is full.
+    pub fn recall(&mut self, entry: Entry<V>) {
+        if !self.is_full() {
+            self.first = self.first.wrapping_sub(1);
+            self.latest.entry(entry.key).or_insert(self.first);
+            self.grow();
+            self.entries.push_front(entry);
+        }
+    }
+
+    /// No longer finds the keys of the records at these offsets.
+    pub fn forget(&mut self, lost: &Range<u64>) {
+        let range = self.range(lost);
+        for (index, entry) in range.clone().zip(self.entries.range(range)) {
+            let number = self.first.wrapping_add(index as u32);
+            if self.latest.get(&entry.key) == Some(&number) {
+                self.latest.remove(&entry.key);
+            }
+        }
+    }
+
+    /// Hands over the entries of a segment that is about to be removed, for a file of their own, and the files that the window has passed.
+    pub fn keep(&mut self, segment: &Range<u64>, changes: &mut Changes) {
+        let oldest = self.entries.front().map_or(segment.end, |oldest| oldest.offset);
+        while let Some(passed) = self.files.front().filter(|file| file.end <= oldest) {
+            changes.passed.push(self.file(passed.start));
+            self.files.pop_front();
+        }
+        let last = self.files.back().filter(|last| self.range(&(last.start..segment.end)).len() < SMALL);
+        let start = last.map_or(segment.start, |last| last.start);
+        if let Some(bytes) = self.encode(&(start..segment.end)) {
+            if self.files.back().is_some_and(|last| last.start >= start) {
+                self.files.pop_back();
+            }
+            self.files.push_back(start..segment.end);
+            changes.new.push((self.file(start), bytes));
+        }
+    }
+
+    /// The indices of the entries with these offsets.
+    fn range(&self, offsets: &Range<u64>) -> Range<usize> {
+        let [from, until] =
+            [offsets.start, offsets.end].map(|at| self.entries.partition_point(|entry| entry.offset < at));
+        from..until
+    }
+
+    /// The file of these offsets; `None` if there is nothing to keep.
+    fn encode(&self, offsets: &Range<u64>) -> Option<Vec<u8>> {
+        // Also those that another one has replaced since: they count for the capacity.
+        let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest.contains_key(&entry.key));
+        let mut bytes = MAGIC.to_vec();
+        for Entry { key, offset, stored, value } in entries {
+            let text = value.text();
+            bytes.extend(key);
+            bytes.extend([*offset, stored.0].map(u64::to_le_bytes).as_flattened());
+            bytes.extend((text.len() as u32).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        }
+        (bytes.len() > MAGIC.len()).then(|| {
+            bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+            bytes
+        })
+    }
+
+    /// Adds the keys in the files of removed segments before all others. The log begins at `start`. A file that cannot be read is left
+    /// out.
+    pub fn load(&mut self, disk: &dyn Disk, start: u64, now: Arrival) -> io::Result<()> {
+        let names = disk.list()?;
+        let digits = |name: &String| name.strip_prefix(self.name)?.strip_prefix('-').map(str::to_owned);
+        let bases = names.iter().filter_map(digits).filter(|digits| digits.len() == 20);
+        let mut bases: Vec<u64> = bases.filter_map(|digits| digits.parse().ok()).collect();
+        bases.sort_unstable();
+        let mut problem = Ok(());
+        let mut end = start;
+        for base in bases.into_iter().rev() {
+            let wanted = base < start && !self.is_full();
+            let entries = if wanted { read(disk, &self.file(base)) } else { Ok(Vec::new()) };
+            let entries = entries.unwrap_or_else(|error| {
+                problem = Err(error);
+                Vec::new()
+            });
+            for entry in entries.into_iter().rev() {
+                // A crash may have left the segment too.
+                if entry.offset < start && self.is_within(entry.stored, now) {
+                    self.recall(entry);
+                }
+            }
+            self.files.push_front(base..end.max(base));
+            end = base;
+        }
+        problem
+    }
+
+    fn file(&self, base: u64) -> String {
+        format!("{}-{base:020}", self.name)
+    }
+}
+
+fn read<V: Value>(disk: &dyn Disk, name: &str) -> io::Result<Vec<Entry<V>>> {
+    let file = disk.open(name)?;
+    let mut bytes = vec![0; file.size()? as usize];
+    file.read_at(&mut bytes, 0)?;
+    decode(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{name} is corrupt")))
+}
+
+fn decode<V: Value>(bytes: &[u8]) -> Option<Vec<Entry<V>>> {
+    let (covered, sum) = bytes.split_last_chunk()?;
+    let mut rest = covered.strip_prefix(MAGIC).filter(|_| crc32c::crc32c(covered).to_le_bytes() == *sum)?;
+    let mut entries = Vec::new();
+    while let Some((fixed, behind)) = rest.split_first_chunk::<ENTRY>() {
+        let long = |at: usize| fixed.get(at..)?.first_chunk().map(|raw| u64::from_le_bytes(*raw));
+        let length = fixed.last_chunk().map(|raw| u32::from_le_bytes(*raw))?;
+        let (text, behind) = behind.split_at_checked(length as usize)?;
+        let value = V::of(str::from_utf8(text).ok()?);
+        entries.push(Entry { key: *fixed.first_chunk()?, offset: long(16)?, stored: Arrival(long(24)?), value });
+        rest = behind;
+    }
+    rest.is_empty().then_some(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(capacity: usize) -> Window<Arc<str>> {
+        Window::new("test", Duration::from_secs(10), capacity)
+    }
+
+    fn entry(n: u8, at: u64) -> Entry<Arc<str>> {
+        Entry { key: [n; 16], offset: n.into(), stored: Arrival(at), value: format!("value {n}").into() }
+    }
+
+    fn held<const N: usize>(window: &Window<Arc<str>>, keys: [u8; N], now: u64) -> [bool; N] {
+        keys.map(|n| window.get(&[n; 16], Arrival(now)).is_some())
+    }
+
+    #[test]
+    fn keys_are_dropped_by_age_and_by_number() {
+        let mut window = window(3);
+        (0..4).for_each(|n| window.insert(entry(n, 1_000 * u64::from(n))));
+        assert_eq!(held(&window, [0, 1, 2, 3], 3_000), [false, true, true, true]);
+        assert_eq!(held(&window, [1, 2, 3], 11_001), [false, true, true], "also before another one comes");
+        window.insert(entry(9, 12_500));
+        assert_eq!(held(&window, [1, 2, 3, 9], 12_500), [false, false, true, true]);
+        assert_eq!((window.entries.len(), window.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_make_the_window_longer() {
+        let mut window = window(100);
+        window.insert(entry(1, 90_000));
+        assert_eq!(held(&window, [1], 1_000), [false]);
+        window.insert(entry(2, 1_000));
+        assert_eq!(window.len(), 1);
+        assert_eq!((held(&window, [2], 11_000), held(&window, [2], 11_001)), ([true], [false]));
+    }
+
+    #[test]
+    fn a_key_that_was_forgotten_or_added_again_outlives_its_first_entry() {
+        for forgotten in [true, false] {
+            let mut window = window(3);
+            (0..3).for_each(|n| window.insert(entry(n, 1_000)));
+            if forgotten {
+                window.forget(&(1..2));
+                assert_eq!(held(&window, [0, 1, 2], 1_000), [true, false, true]);
+            }
+            window.insert(Entry { offset: 7, ..entry(1, 1_000) });
+            (8..10).for_each(|n| window.insert(entry(n, 1_000)));
+            assert_eq!(held(&window, [0, 1, 2, 8, 9], 1_000), [false, true, false, true, true]);
+            assert_eq!(window.get(&[1; 16], Arrival(1_000)).unwrap().offset, 7);
+        }
+    }
+
+    /// Read backwards, from any point on, gives what came in forwards.
+    #[test]
+    fn a_window_is_recalled_as_it_was() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..200 {
+            let capacity = random.usize(1..30);
+            let (mut lived, mut all, mut now) = (window(capacity), Vec::new(), 50_000);
+            for offset in 0..random.u64(1..100) {
+                now += random.u64(0..1_000);
+                let value = format!("value {}", random.u8(..3)).into();
+                let entry = Entry { key: [random.u8(..20); 16], offset, stored: Arrival(now), value };
+                lived.insert(entry.clone());
+                all.push(entry);
+            }
+            let mut recalled = window(capacity);
+            let within = all.into_iter().rev().filter(|entry| lived.is_within(entry.stored, Arrival(now)));
+            within.for_each(|entry| recalled.recall(entry));
+            for _ in 0..20 {
+                assert_eq!(recalled.entries, lived.entries);
+                for key in 0..20 {
+                    assert_eq!(recalled.get(&[key; 16], Arrival(now)), lived.get(&[key; 16], Arrival(now)));
+                }
+                now += 500;
+                let next = entry(random.u8(..20), now);
+                lived.insert(next.clone());
+                recalled.insert(next);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_comes_back_complete_or_not_at_all() {
+        let mut window = window(10);
+        assert_eq!(window.encode(&(0..100)), None);
+        (0..5).for_each(|n| window.insert(entry(n, 1_000)));
+        let bytes = window.encode(&(1..3)).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), [entry(1, 1_000), entry(2, 1_000)]);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            let none = (decode::<Arc<str>>(&damaged), decode::<Arc<str>>(&bytes[..at]));
+            assert_eq!(none, (None, None));
+        }
+    }
+}
