@@ -1,14 +1,17 @@
 //! The command line: one file per subcommand.
 
 mod check;
+mod completions;
 mod dead_letters;
 mod drain;
+mod explain;
 mod openapi;
 mod output;
 mod replay;
 mod replay_client;
 mod run;
 mod select;
+mod send;
 mod soak;
 mod spool;
 
@@ -53,8 +56,17 @@ enum Command {
     Drain(drain::Drain),
     #[command(name = "replay")]
     Replay(replay::Replay),
+    #[command(name = "explain")]
+    Explain(explain::Explain),
+    #[command(name = "send")]
+    Send(send::Send),
     #[command(name = "soak")]
     Soak(soak::Soak),
+    #[command(name = "completions")]
+    Completions(completions::Completions),
+    /// Print the man page, for `man -l -`.
+    #[command(name = "man")]
+    Man,
 }
 
 /// Where the configuration comes from.
@@ -161,6 +173,12 @@ pub enum CommandError {
     /// A drain has left records.
     #[error("{0} record(s) are left in the spool; run this again when the sinks take messages")]
     Undelivered(u64),
+    /// A webhook holds no event.
+    #[error("the webhook would be refused: {0}")]
+    NotExplained(String),
+    /// Webhooks were refused, which has been reported.
+    #[error("{0} webhook(s) were not acknowledged")]
+    NotAcknowledged(usize),
     /// Dead letters are unreadable.
     #[error("{0} dead letter(s) are unreadable and were left out")]
     DamagedLetters(u64),
@@ -200,6 +218,7 @@ impl CommandError {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
             Self::Run(_) | Self::Io(_) | Self::Soak(_) | Self::NotKept => 1,
+            Self::NotExplained(_) | Self::NotAcknowledged(_) => 1,
             Self::Damaged | Self::DamagedLetters(_) | Self::Rejected(_) | Self::Undelivered(_) => 1,
         }
     }
@@ -216,7 +235,11 @@ impl Cli {
             Command::Spool(command) => command.execute(),
             Command::Drain(command) => command.execute(),
             Command::Replay(command) => command.execute(),
+            Command::Explain(command) => command.execute(),
+            Command::Send(command) => command.execute(),
             Command::Soak(command) => command.execute(),
+            Command::Completions(command) => command.execute(),
+            Command::Man => completions::man(),
         }
     }
 }

@@ -150,6 +150,11 @@ impl Event {
         Self { query, ..self }
     }
 
+    /// The same event with another payload; identity and conversation stay.
+    pub fn with_payload(self, payload: Arc<str>) -> Self {
+        Self { payload, ..self }
+    }
+
     /// The JSON object, byte for byte as received where it came as JSON.
     pub fn payload(&self) -> &Arc<str> {
         &self.payload

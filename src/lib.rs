@@ -52,5 +52,6 @@ pub mod event;
 pub mod log_throttle;
 pub mod logging;
 pub mod metrics;
+pub mod redact;
 pub mod reloaded;
 pub mod setting;

@@ -12,6 +12,7 @@ pub use filter::FilterError;
 pub use template::{Template, TemplateError};
 
 use crate::event::{Event, Fields, json};
+use crate::redact::{self, RedactKey, Redaction};
 use crate::sink::Message;
 use crate::spool::Record;
 use serde::Deserialize;
@@ -53,6 +54,8 @@ pub struct Config {
     pub format: Format,
     /// Template of the CloudEvents source.
     pub source: String,
+    /// Which fields the sink must not get.
+    pub redact: redact::Config,
     /// The routes of the ingress; set from `[ingress]`.
     #[serde(skip)]
     pub origins: Arc<Origins>,
@@ -68,6 +71,7 @@ impl Default for Config {
             when_undecided: Undecided::Skip,
             format: Format::Event,
             source: "/telecmi/{appid|unknown}".into(),
+            redact: redact::Config::default(),
             origins: Arc::default(),
         }
     }
@@ -127,6 +131,7 @@ pub struct Route {
     when: Option<Filter>,
     when_undecided: Undecided,
     format: Format,
+    redaction: Option<Redaction>,
 }
 
 /// The fate of a record.
@@ -194,6 +199,8 @@ impl Route {
             when: when.map_err(|problem| RouteError { key: "when", problem })?,
             when_undecided: config.when_undecided,
             format: config.format,
+            redaction: Redaction::open(&config.redact)
+                .map_err(|redact::Problem { key, text }| RouteError { key, problem: text })?,
         })
     }
 
@@ -222,7 +229,13 @@ impl Route {
         tokens.collect::<Vec<_>>().join(".")
     }
 
-    /// Renders `record`. `on_filter_failure` is called if `when` has no result for it.
+    /// The key that fields are hashed with, if there are any.
+    pub fn redact_key(&self) -> Option<&Arc<RedactKey>> {
+        self.redaction.as_ref()?.key()
+    }
+
+    /// Renders `record`. `on_filter_failure` is called if `when` has no result for it. `when` sees the event as it came, everything in
+    /// the message comes from the redacted one.
     pub fn render(&self, record: &Record, on_filter_failure: impl FnOnce(FilterError)) -> Routed {
         let view = View::of(&record.event);
         let mut cause = None;
@@ -240,7 +253,10 @@ impl Route {
                 }
             }
         }
-        let message = self.message(&view);
+        let message = match &self.redaction {
+            Some(redaction) => self.message(&View::of(&redaction.apply(&record.event))),
+            None => self.message(&view),
+        };
         let legal = self.dialect != Dialect::Kafka || is_topic(message.topic());
         let cause = cause.or_else(|| {
             (!legal).then(|| {

@@ -157,7 +157,7 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 20] = [
+const TABLES: [(&str, &[&str], &str); 21] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
@@ -172,6 +172,7 @@ const TABLES: [(&str, &[&str], &str); 20] = [
     ("`[shutdown]`", &[], "shutdown"),
     ("`[log]`", &[], "log"),
     ("`[sinks.NAME]`", &["sinks.x.type=stdout"], "sinks.x"),
+    ("`[sinks.NAME.redact]`", &["sinks.x.type=stdout"], "sinks.x.redact"),
     ("`[sinks.NAME.retry]`", &["sinks.x.type=stdout"], "sinks.x.retry"),
     ("`[sinks.NAME]` of Kafka", &KAFKA, "sinks.x"),
     ("`[sinks.NAME.tls]` of Kafka", &KAFKA, "sinks.x.tls"),

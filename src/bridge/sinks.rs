@@ -6,6 +6,7 @@ use crate::dead_letter::{self, DeadLetters};
 use crate::dispatch::{self, DeliveryWatch, Dispatcher, Health, Parts};
 use crate::ingress::Ack;
 use crate::metrics::Metrics;
+use crate::redact;
 use crate::route::{Route, RouteError};
 use crate::sink::{SetupError, Sink};
 use crate::spool::Spool;
@@ -76,6 +77,10 @@ impl Sinks {
             let health = Health::new(&name, sink_config.dispatch.required);
             sinks.healths.push(health.clone());
             sinks.background.spawn(probe(sink.clone(), health.clone()));
+            if let Some(key) = route.redact_key() {
+                let unusable = metrics.sink(&name).redact_key_unusable;
+                sinks.background.spawn(redact::watch(key.clone(), name.clone(), unusable));
+            }
             sinks.destinations.push(sink.clone());
             let mut deliveries = None;
             if config.ingress.ack == Ack::Delivered && sink_config.dispatch.required {

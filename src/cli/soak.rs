@@ -161,21 +161,26 @@ impl Soak {
                 }
             },
         };
-        let problem = |what: &str| {
-            CommandError::Usage(format!(
-                "{origin} {text}: {what}; expected something like http://127.0.0.1:8080/webhook/cdr"
-            ))
-        };
-        let url: Uri = text.parse().map_err(|error| problem(&format!("{error}")))?;
-        match (url.scheme_str(), url.host()) {
-            (Some("http" | "https"), Some(_)) => Ok(url),
-            _ => Err(problem("not a URL that begins with http:// or https://")),
-        }
+        parse_url(origin, &text)
+    }
+}
+
+/// The URL of a webhook; `origin` is the setting that it comes from.
+pub(super) fn parse_url(origin: &str, text: &str) -> Result<Uri, CommandError> {
+    let problem = |what: &str| {
+        CommandError::Usage(format!(
+            "{origin} {text}: {what}; expected something like http://127.0.0.1:8080/webhook/cdr"
+        ))
+    };
+    let url: Uri = text.parse().map_err(|error| problem(&format!("{error}")))?;
+    match (url.scheme_str(), url.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(url),
+        _ => Err(problem("not a URL that begins with http:// or https://")),
     }
 }
 
 /// Who listens on all addresses listens on loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let loopback = match listen {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -183,14 +188,14 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() { SocketAddr::new(loopback, listen.port()) } else { listen }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.001..=100_000.0).contains(&rate) => Ok(rate),
         _ => Err("expected a number of events a second, from 0.001 to 100000".to_owned()),
     }
 }
 
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     let period = text.parse::<jiff::SignedDuration>().ok().and_then(|period| Duration::try_from(period).ok());
     period.ok_or_else(|| "expected a period such as 60s, 10m or \"1h 30m\"".to_owned())
 }

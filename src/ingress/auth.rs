@@ -7,12 +7,14 @@ mod cidr;
 mod config;
 mod hmac;
 mod secrets;
+mod sign;
 mod standard_webhooks;
 mod token;
 mod twilio;
 
 pub use config::{Config, Problem};
 pub use secrets::{Secrets, watch};
+pub use sign::{Draft, sign};
 pub use token::strip;
 
 use crate::event::Event;

@@ -28,6 +28,8 @@ pub struct SinkMetrics {
     pub filtered: Counter,
     /// Evaluations of `when` that failed.
     pub filter_failures: Counter,
+    /// 1 if the present key file of `redact` cannot be used.
+    pub redact_key_unusable: Gauge,
     /// Messages handed to the destination and not answered yet.
     pub in_flight: Gauge,
     /// Records that wait behind a failed publish.
@@ -80,6 +82,7 @@ pub struct SinkFamilies {
     dead_letter_max_bytes: Family<SinkLabel, Gauge>,
     filtered: Family<SinkLabel, Counter>,
     filter_failures: Family<SinkLabel, Counter>,
+    redact_key_unusable: Family<SinkLabel, Gauge>,
     in_flight: Family<SinkLabel, Gauge>,
     retrying: Family<SinkLabel, Gauge>,
     parked_records: Family<SinkLabel, Gauge>,
@@ -113,6 +116,7 @@ impl SinkFamilies {
             },
             filtered: self.filtered.get_or_create_owned(&label),
             filter_failures: self.filter_failures.get_or_create_owned(&label),
+            redact_key_unusable: self.redact_key_unusable.get_or_create_owned(&label),
             in_flight: self.in_flight.get_or_create_owned(&label),
             retrying: self.retrying.get_or_create_owned(&label),
             parked_records: self.parked_records.get_or_create_owned(&label),
@@ -154,6 +158,11 @@ impl SinkFamilies {
             "filter_failures",
             "Evaluations of `when` without a result: a field is missing, or cannot be read",
             self.filter_failures.clone(),
+        );
+        at.register(
+            "redact_key_unusable",
+            "1 if the present key file of `redact` cannot be used",
+            self.redact_key_unusable.clone(),
         );
         at.register("in_flight", "Messages handed to the destination and not answered yet", self.in_flight.clone());
         at.register("retrying", "Records that wait to be tried again", self.retrying.clone());

@@ -66,13 +66,18 @@ impl Hmac {
     pub fn check_body(&self, head: &Head<'_>, body: &[u8], secrets: &Secrets) -> Result<(), &'static str> {
         let signature = self.signature(head)?;
         let timestamp = self.timestamp_header.as_ref().and_then(|name| head.only(name)).unwrap_or_default();
+        let signed = secrets.signed(&[&self.signed_bytes(timestamp, body)?], &[signature]);
+        if signed { Ok(()) } else { Err("the signature is wrong") }
+    }
+
+    /// The signed text of a request.
+    pub fn signed_bytes(&self, timestamp: &[u8], body: &[u8]) -> Result<Vec<u8>, &'static str> {
         let parts = self.parts()?.into_iter().map(|part| match part {
             Part::Text(text) => text.as_bytes(),
             Part::Timestamp => timestamp,
             Part::Body => body,
         });
-        let signed = secrets.signed(&parts.collect::<Vec<_>>(), &[signature]);
-        if signed { Ok(()) } else { Err("the signature is wrong") }
+        Ok(parts.collect::<Vec<_>>().concat())
     }
 
     fn signature(&self, head: &Head<'_>) -> Result<Vec<u8>, &'static str> {

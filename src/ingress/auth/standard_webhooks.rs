@@ -8,9 +8,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::HeaderName;
 
-const ID: HeaderName = HeaderName::from_static("webhook-id");
-const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+pub const ID: HeaderName = HeaderName::from_static("webhook-id");
+pub const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+pub const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// A sender that rotates its keys signs with two or three.
 const MAX_SIGNATURES: usize = 8;
 

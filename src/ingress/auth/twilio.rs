@@ -17,9 +17,9 @@ use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 
-const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
+pub const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
 /// The query parameter with the body's SHA-256 in hexadecimal digits.
-const BODY_DIGEST: &str = "bodySHA256";
+pub const BODY_DIGEST: &str = "bodySHA256";
 
 /// Scheme and host, with the port and without, because Twilio signs either.
 #[derive(Clone, Debug)]
@@ -30,6 +30,13 @@ impl<'de> Deserialize<'de> for BaseUrls {
         let text = String::deserialize(deserializer)?;
         let allowed = "the URL that Twilio calls, without path and query, such as \"https://cdr.example.com\"";
         base_urls(&text).map(Self).ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &allowed))
+    }
+}
+
+impl BaseUrls {
+    /// Scheme and host, with a port only where it is written.
+    pub fn first(&self) -> &str {
+        self.0.first().map_or("", String::as_str)
     }
 }
 
