@@ -1,6 +1,6 @@
 //! The port for Kubernetes and Prometheus: probes, metrics, and the description of the HTTP API.
 
-use crate::dispatch::Health;
+use crate::dispatch::Healths;
 use crate::metrics::{Exposition, Metrics};
 use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
@@ -18,9 +18,9 @@ pub const OPENAPI: &str = include_str!("admin/openapi.json");
 /// The service behind the admin listener.
 #[derive(Debug)]
 pub struct AdminService {
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     spool: Arc<Spool>,
-    sinks: Vec<Arc<Health>>,
+    sinks: Healths,
     stopping: AtomicBool,
 }
 
@@ -32,7 +32,7 @@ impl Service for Arc<AdminService> {
 
 impl AdminService {
     /// A service that reports on these.
-    pub fn new(metrics: Metrics, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, spool: Arc<Spool>, sinks: Healths) -> Self {
         Self { metrics, spool, sinks, stopping: AtomicBool::new(false) }
     }
 
@@ -83,16 +83,17 @@ impl AdminService {
     fn readiness(&self, query: Option<&str>) -> Response<String> {
         let named = query.and_then(|query| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "sinks"));
         let named: Option<Vec<&str>> = named.as_ref().map(|(_, names)| names.split(',').collect());
-        let is_configured = |name: &str| self.sinks.iter().any(|sink| sink.sink() == name);
+        let running = self.sinks.borrow();
+        let is_configured = |name: &str| running.iter().any(|sink| sink.sink() == name);
         if !named.iter().flatten().all(|name| is_configured(name)) {
-            let sinks: Vec<_> = self.sinks.iter().map(|sink| sink.sink()).collect();
+            let sinks: Vec<_> = running.iter().map(|sink| sink.sink()).collect();
             let detail = format!("`sinks` names a sink that is not configured; there are: {}", sinks.join(", "));
             return problem(StatusCode::NOT_FOUND, &detail, None);
         }
         let ingress = self.ingress();
         let mut ready = ingress.is_ok();
         let mut sinks = serde_json::Map::new();
-        for sink in &self.sinks {
+        for sink in running.iter() {
             let check = sink.check();
             let counts = named.as_ref().map_or(sink.required(), |named| named.contains(&sink.sink()));
             ready &= check.is_ok() || !counts;
@@ -120,7 +121,7 @@ impl AdminService {
         spool.max_bytes.set(self.spool.max_size() as i64);
         spool.records.set((status.end - status.start) as i64);
         spool.segments.set(status.segments as i64);
-        for health in &self.sinks {
+        for health in self.sinks.borrow().iter() {
             let sink = self.metrics.sink(health.sink());
             let position = self.spool.cursor(health.sink()).map_or(status.end, |cursor| cursor.position());
             let undelivered = health.undelivered(status.end);

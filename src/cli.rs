@@ -7,6 +7,7 @@ mod drain;
 mod explain;
 mod openapi;
 mod output;
+mod reload;
 mod replay;
 mod replay_client;
 mod run;
@@ -16,7 +17,7 @@ mod soak;
 mod spool;
 
 use crate::bridge::RunError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Source};
 use crate::dead_letter;
 use crate::logging;
 use crate::soak::SoakError;
@@ -43,6 +44,7 @@ enum Command {
     Run(Settings),
     /// Check a configuration and exit: 0 if it is sound, 78 if not.
     Check(Settings),
+    Reload(reload::Reload),
     /// Print the description of the HTTP API (OpenAPI 3.1) that the admin port serves.
     #[command(name = "openapi")]
     OpenApi,
@@ -145,7 +147,11 @@ impl Site {
 
 impl Settings {
     fn load(&self) -> Result<Config, ConfigError> {
-        Config::load(&self.config, &self.set)
+        self.source().load()
+    }
+
+    fn source(&self) -> Source {
+        Source { files: self.config.clone(), settings: self.set.clone(), ..Source::default() }
     }
 }
 
@@ -228,8 +234,9 @@ impl Cli {
     /// Runs the command.
     pub fn execute(self) -> Result<(), CommandError> {
         match self.command.unwrap_or(Command::Run(self.settings)) {
-            Command::Run(settings) => run::execute(settings.load()?),
+            Command::Run(settings) => run::execute(settings.source()),
             Command::Check(settings) => check::execute(&settings.load()?),
+            Command::Reload(command) => command.execute(),
             Command::OpenApi => openapi::execute(),
             Command::DeadLetters(command) => command.execute(),
             Command::Spool(command) => command.execute(),

@@ -6,16 +6,20 @@ mod environment;
 mod error;
 pub(crate) mod keys;
 mod renamed;
+mod source;
 mod validate;
+mod values;
 
 pub use error::ConfigError;
+pub use source::Source;
+pub use values::Values;
 
 use crate::dead_letter;
 use crate::dispatch;
 use crate::ingress as webhooks;
 use crate::logging;
 use crate::route::{self, Origins, Route};
-use crate::setting::period;
+use crate::setting::{List, period};
 use crate::sink::{Destination, Registry};
 use crate::spool;
 use error::{problem, unknown};
@@ -49,8 +53,12 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// `[log]`
     pub log: logging::Config,
+    /// `[reload]`
+    pub reload: Reload,
     /// `[sinks.NAME]`
     pub sinks: BTreeMap<String, Sink>,
+    /// All of it as it is written.
+    pub values: Values,
 }
 
 /// `[admin]`
@@ -88,6 +96,22 @@ impl Default for Shutdown {
     }
 }
 
+/// `[reload]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reload {
+    /// Whether changes of the files are taken up by themselves.
+    pub watch: bool,
+    /// The sinks that may be removed while they have undelivered events.
+    pub discard: List<String>,
+}
+
+impl Default for Reload {
+    fn default() -> Self {
+        Self { watch: true, discard: List::default() }
+    }
+}
+
 /// `[sinks.NAME]`
 #[derive(Clone, Debug)]
 pub struct Sink {
@@ -109,6 +133,7 @@ struct Document {
     dead_letters: Option<Value>,
     shutdown: Option<Value>,
     log: Option<Value>,
+    reload: Option<Value>,
     sinks: BTreeMap<String, Value>,
 }
 
@@ -159,6 +184,7 @@ impl Config {
         let dead_letters = table(figment, "dead_letters", &mut problems);
         let shutdown = table(figment, "shutdown", &mut problems);
         let log = table(figment, "log", &mut problems);
+        let reload = table(figment, "reload", &mut problems);
         let tables_are_sound = problems.is_empty();
         ingress.complete();
         let origins = Arc::new(ingress.origins());
@@ -169,7 +195,8 @@ impl Config {
                 Err(error) => problems.extend(error.problems),
             }
         }
-        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, sinks };
+        let values = Values::new(figment);
+        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, reload, sinks, values };
         if tables_are_sound {
             problems.extend(config.validate(figment));
         }

@@ -1,11 +1,16 @@
-//! Replays through a running bridge: a socket in the spool's directory, which only the directory's owner can enter.
+//! Commands to a running bridge: a socket in the spool's directory, which only the directory's owner can enter.
 //!
-//! One exchange a connection, one JSON object a line. The client sends a [`Request`], then a [`ReplayEvent`] per event, and
-//! closes its side. The answer is an [`Outcome`], and [`ReplayCounts`] behind it if the request waits for these.
+//! One exchange a connection, one JSON object a line. For a replay the client sends a [`Request`], then a [`ReplayEvent`] per event, and
+//! closes its side; the answer is an [`Outcome`], and [`ReplayCounts`] behind it if the request waits for these. For a reload it sends a
+//! [`Reload`] as the member `reload`; the answer is a [`Reloaded`].
+
+mod reload;
+
+pub use reload::{Reload, Reloaded, Reloads, reload};
 
 use crate::dead_letter::DeadLetter;
-use crate::dispatch::Health;
 use crate::dispatch::replay::{self, ReplayCounts};
+use crate::dispatch::{Health, Healths};
 use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
 use crate::spool::Spool;
 use serde::de::DeserializeOwned;
@@ -97,7 +102,15 @@ pub struct Request {
     pub wait_ms: u64,
 }
 
-/// The answer.
+/// The first line of any exchange.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum First {
+    Reload { reload: Reload },
+    Replay(Request),
+}
+
+/// The answer to a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// So many events, from the first on, are stored durably.
@@ -153,10 +166,10 @@ pub fn listen(spool: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until the future is dropped.
-pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) {
+pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Healths, reloads: Reloads) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone(), sinks.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone(), sinks.clone(), reloads.clone()))),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -167,18 +180,24 @@ pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Vec<Arc<Hea
 
 type Exchange = BufStream<UnixStream>;
 
-async fn answer(stream: UnixStream, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) {
+async fn answer(stream: UnixStream, spool: Arc<Spool>, sinks: Healths, reloads: Reloads) {
     let mut exchange = Exchange::new(stream);
+    let answered = match next_line::<First>(&mut exchange).await {
+        Ok(Some(First::Reload { reload })) => reload::answer(&mut exchange, reload, &reloads).await,
+        Ok(Some(First::Replay(request))) => replay_all(&mut exchange, request, &spool, &sinks).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
     // A client that has gone asks again, which is safe.
-    if let Err(error) = converse(&mut exchange, &spool, &sinks).await {
+    if let Err(error) = answered {
         tracing::debug!(%error, "a control connection failed");
     }
 }
 
-async fn converse(exchange: &mut Exchange, spool: &Spool, sinks: &[Arc<Health>]) -> io::Result<()> {
-    let Some(request) = next_line::<Request>(exchange).await? else { return Ok(()) };
+async fn replay_all(exchange: &mut Exchange, request: Request, spool: &Spool, sinks: &Healths) -> io::Result<()> {
     let is_target = |sink: &&Arc<Health>| request.wait_ms > 0 && request.target.as_deref() == Some(sink.sink());
-    let counted = match sinks.iter().find(is_target) {
+    let target = sinks.borrow().iter().find(is_target).cloned();
+    let counted = match &target {
         Some(sink) => Some(sink.replays().begin().await),
         None => None,
     };
@@ -258,12 +277,7 @@ impl Sent {
 /// Sends events to the bridge that runs on the spool in `spool`; `None` if none does.
 pub async fn send(spool: &Path, request: &Request, events: &[ReplayEvent]) -> io::Result<Option<Sent>> {
     let address = Address::of(spool)?;
-    let stream = match UnixStream::connect(&address.path).await {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
-        }
-        other => other?,
-    };
+    let Some(stream) = address.connect().await? else { return Ok(None) };
     let mut exchange = Exchange::new(stream);
     // A bridge that cannot store an event answers at once and reads no further: its answer counts, not that it hung up.
     let sent = send_all(&mut exchange, request, events).await;
@@ -288,9 +302,16 @@ async fn send_all(exchange: &mut Exchange, request: &Request, events: &[ReplayEv
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+    use tokio::sync::{mpsc, watch};
+    use tokio::task::JoinHandle;
 
     fn event(payload: &str) -> ReplayEvent {
         ReplayEvent::of(&Event::parse(payload, 9, Arrival(1)).unwrap())
+    }
+
+    fn start(path: &Path, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> JoinHandle<()> {
+        let (sinks, reloads) = (watch::Sender::new(sinks).subscribe(), mpsc::channel(1).0);
+        tokio::spawn(serve(listen(path).unwrap(), spool, sinks, reloads))
     }
 
     async fn outcome(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) -> Option<Outcome> {
@@ -303,8 +324,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["known"], Metrics::default().spool).unwrap());
-        let sinks = vec![Health::new("known", true)];
-        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool, sinks));
+        let server = start(dir.path(), spool, vec![Health::new("known", true)]);
         let events = vec![event(&format!("{{\"x\":\"{}\"}}", "x".repeat(1000))); 5000];
         let unknown = outcome(dir.path(), Some("unknown"), &events).await.unwrap();
         assert_eq!(unknown.stored, 0);
@@ -321,7 +341,7 @@ mod tests {
         let config = crate::spool::Config { path: dir.path().to_owned(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["nats"], Metrics::default().spool).unwrap());
         let health = Health::new("nats", true);
-        let server = tokio::spawn(serve(listen(dir.path()).unwrap(), spool.clone(), vec![health.clone()]));
+        let server = start(dir.path(), spool.clone(), vec![health.clone()]);
         let mut reader = spool.reader("nats").unwrap();
         for (force, wait_ms, duplicates) in [(false, 60_000, 2), (true, 100, 0)] {
             let request = Request { target: Some("nats".into()), force, wait_ms };
@@ -347,7 +367,7 @@ mod tests {
         assert_eq!(outcome(&path, Some("sink"), &events).await, None);
         let config = crate::spool::Config { path: path.clone(), ..Default::default() };
         let spool = Arc::new(Spool::open(&config, &["sink"], Metrics::default().spool).unwrap());
-        let server = tokio::spawn(serve(listen(&path).unwrap(), spool, Vec::new()));
+        let server = start(&path, spool, Vec::new());
         assert_eq!(outcome(&path, Some("sink"), &events).await.unwrap().stored, 1);
         let mode = std::fs::metadata(path.join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

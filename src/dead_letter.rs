@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use store::{AtBound, Dir, Found, Line, Reader, Store};
 use tokio::sync::oneshot;
@@ -47,7 +48,8 @@ pub struct DeadLetters(Arc<Inner>);
 struct Inner {
     sink: String,
     dir: Dir,
-    max_size: ByteSize,
+    /// In bytes. A reload changes it.
+    max_size: AtomicU64,
     store: Arc<tokio::sync::Mutex<Store>>,
     waiting: Mutex<Vec<Waiting>>,
     log: LogThrottle,
@@ -80,18 +82,24 @@ impl DeadLetters {
     pub fn new(spool: &Path, sink: &str, config: &Config, metrics: DeadLetterMetrics) -> Self {
         let dir = directory(spool, sink);
         let store = Store::new(dir.clone(), config.max_size.as_u64(), AtBound::Refuse);
-        metrics.max_bytes.set(config.max_size.as_u64() as i64);
         let letters = Self(Arc::new(Inner {
             sink: sink.to_owned(),
             dir,
-            max_size: config.max_size,
+            max_size: AtomicU64::new(config.max_size.as_u64()),
             store: Arc::new(tokio::sync::Mutex::new(store)),
             waiting: Mutex::default(),
             log: LogThrottle::default(),
             metrics,
         }));
+        letters.set_max_size(config.max_size);
         letters.measure();
         letters
+    }
+
+    /// Changes how many bytes they may take.
+    pub fn set_max_size(&self, max_size: ByteSize) {
+        self.0.max_size.store(max_size.as_u64(), Ordering::Relaxed);
+        self.0.metrics.max_bytes.set(max_size.as_u64() as i64);
     }
 
     /// Keeps a message that was refused because of `cause`, and returns once that is durable. Messages that come while
@@ -123,13 +131,15 @@ impl DeadLetters {
         if letters.is_empty() {
             return;
         }
+        let max_size = self.0.max_size.load(Ordering::Relaxed);
+        store.set_max_size(max_size);
         let written = store.append(&mut letters).and_then(|appended| store.sync().map(|()| appended.written));
         self.measure();
         for (index, done) in done.into_iter().enumerate() {
             // A publish that was cancelled meanwhile does not wait for this.
             let _ = done.send(match &written {
                 Ok(written) if index < *written => Ok(()),
-                Ok(_) => Err(KeepError::Full { max_size: self.0.max_size }),
+                Ok(_) => Err(KeepError::Full { max_size: ByteSize(max_size) }),
                 Err(error) => Err(KeepError::Failed { cause: error.to_string() }),
             });
         }
@@ -143,11 +153,11 @@ impl DeadLetters {
 }
 
 /// Keeps the metrics up to date.
-pub async fn measure(all: Vec<DeadLetters>) {
+pub async fn measure(letters: DeadLetters) {
     loop {
         tokio::time::sleep(MEASURE).await;
-        let all = all.clone();
-        let _ = tokio::task::spawn_blocking(move || all.iter().for_each(DeadLetters::measure)).await;
+        let letters = letters.clone();
+        let _ = tokio::task::spawn_blocking(move || letters.measure()).await;
     }
 }
 

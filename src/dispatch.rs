@@ -20,7 +20,7 @@ pub mod replay;
 mod reread;
 
 pub use delivery::{DeliveryRequests, DeliveryWatch, delivery_watch};
-pub use health::Health;
+pub use health::{Health, Healths};
 
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
@@ -134,9 +134,7 @@ impl Dispatcher {
     /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
     pub fn new(spool: Arc<Spool>, mut parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
-        if !parts.config.required {
-            cursor.make_optional();
-        }
+        cursor.set_optional(!parts.config.required);
         let (config, deliveries) = (parts.config.clone(), parts.deliveries.take());
         let reader = spool.reader(&parts.name)?;
         parts.health.set_progress(reader.position(), 0, None);

@@ -12,8 +12,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{LazyLock, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+use tracing::{Dispatch, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How many lines wait for stderr: a megabyte, or so.
@@ -26,6 +29,8 @@ const SILENCED: (&str, LevelFilter) = ("async_nats", LevelFilter::OFF);
 const RESTRICTED: (&str, LevelFilter) = ("h2", LevelFilter::ERROR);
 
 static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
+/// Changes the level of the subscriber that was started.
+static SET_LEVEL: OnceLock<Box<dyn Fn(&Targets) + Send + Sync>> = OnceLock::new();
 static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// `[log]`
@@ -68,6 +73,13 @@ pub fn start_for_command(config: &Config) -> io::Result<()> {
     start_at(&Targets::new().with_default(LevelFilter::WARN), config.format)
 }
 
+/// Logs at this level from now on, if logging has started.
+pub fn set_level(level: &Targets) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(level);
+    }
+}
+
 /// Writes one line, behind the log lines if logging has started.
 pub fn print(line: impl Display) {
     let line = format!("{line}\n").into_bytes();
@@ -101,17 +113,27 @@ fn start_at(level: &Targets, format: Format) -> io::Result<()> {
     let queue = QUEUE.get_or_init(|| sender);
     thread::Builder::new().name("log".into()).spawn(move || write_lines(&receiver, io::stderr()))?;
     let writer = Writer(queue.clone());
-    let targets = with_libraries(level);
     // An error of the writer would be reported to where it cannot be written.
     let builder = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
         .with_writer(move || writer.clone())
         .log_internal_errors(false);
+    let targets = with_libraries(level);
     match format {
-        Format::Text => builder.with_ansi(io::stderr().is_terminal()).finish().with(targets).init(),
-        Format::Json => builder.json().finish().with(targets).init(),
+        Format::Text => install(builder.with_ansi(io::stderr().is_terminal()).finish(), targets),
+        Format::Json => install(builder.json().finish(), targets),
     }
     Ok(())
+}
+
+fn install<S>(subscriber: S, targets: Targets)
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Into<Dispatch> + Send + Sync,
+{
+    let (layer, handle) = reload::Layer::new(targets);
+    subscriber.with(layer).init();
+    // It fails only when the subscriber is gone.
+    let _ = SET_LEVEL.set(Box::new(move |level| drop(handle.reload(with_libraries(level)))));
 }
 
 enum Message {

@@ -1,5 +1,6 @@
 //! The catalogue of metrics: every family with its unit and help, one struct per stage, handed in.
 
+mod config;
 mod durations;
 mod exposition;
 mod ingress;
@@ -7,6 +8,7 @@ mod process;
 mod sink;
 mod spool;
 
+pub use config::ConfigMetrics;
 pub use durations::Durations;
 pub use exposition::Exposition;
 pub use ingress::{
@@ -30,6 +32,8 @@ pub struct Metrics {
     pub ingress: IngressMetrics,
     /// Of the spool.
     pub spool: SpoolMetrics,
+    /// Of the configuration.
+    pub config: ConfigMetrics,
     sinks: SinkFamilies,
 }
 
@@ -63,13 +67,15 @@ impl Default for Metrics {
             "Log lines dropped because nobody reads stderr",
             crate::logging::dropped_lines(),
         );
+        let config = ConfigMetrics::default();
+        config.register(own.sub_registry_with_prefix("config"));
         let (ingress, spool, sinks) = (IngressMetrics::default(), SpoolMetrics::default(), SinkFamilies::default());
         let ingress = ingress.register(own.sub_registry_with_prefix("ingress"), &spool);
         spool.register_events(own.sub_registry_with_prefix("event"));
         spool.register(own.sub_registry_with_prefix("spool"));
         sinks.register(own.sub_registry_with_prefix("sink"));
         registry.register_collector(Box::new(Process::default()));
-        Self { registry, ingress, spool, sinks }
+        Self { registry, ingress, spool, config, sinks }
     }
 }
 
@@ -79,6 +85,12 @@ impl Metrics {
         // Shown from the start, as the others are.
         self.spool.skipped(name);
         self.sinks.of(name)
+    }
+
+    /// Shows a sink that was removed no longer.
+    pub fn remove_sink(&self, name: &str) {
+        self.spool.remove_sink(name);
+        self.sinks.remove(name);
     }
 
     /// All metrics as text.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub type Origins = BTreeMap<String, Origin>;
 
 /// The metadata of one ingress route.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Origin {
     /// The values of `{labels.name}`.
     pub labels: BTreeMap<String, String>,

@@ -27,6 +27,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use parking_lot::RwLock;
 use socket::Socket;
 use std::convert::Infallible;
 use std::error::Error;
@@ -107,11 +108,43 @@ pub struct Limits {
     pub metrics: LimitMetrics,
 }
 
+/// A service that can be replaced. Requests that it is answering are finished by the former one.
+#[derive(Debug)]
+pub struct Replaceable<S>(RwLock<Arc<S>>);
+
+impl<S: Service> Replaceable<S> {
+    /// Answers with `service`.
+    pub fn new(service: S) -> Self {
+        Self(RwLock::new(Arc::new(service)))
+    }
+
+    /// Answers requests from now on with `service`.
+    pub fn replace(&self, service: S) {
+        *self.0.write() = Arc::new(service);
+    }
+}
+
+impl<S: Service> Service for Arc<Replaceable<S>> {
+    async fn handle(&self, head: Parts, body: &mut RequestBody, peer: SocketAddr) -> Response<String> {
+        let service = self.0.read().clone();
+        service.handle(head, body, peer).await
+    }
+}
+
+/// What a server can be told to do otherwise while it runs. Connections keep the settings that they began with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds of connections.
+    pub limits: Limits,
+    /// The parts before HTTP.
+    pub preamble: Preamble,
+}
+
 /// The parts of a connection before HTTP, in this order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Preamble {
     /// The header with the client's address, if a proxy sends it.
-    pub proxy_protocol: Option<ProxyProtocol>,
+    pub proxy_protocol: Option<Arc<ProxyProtocol>>,
     /// The handshake, if the connection is encrypted.
     pub tls: Option<Tls>,
 }
@@ -120,49 +153,54 @@ pub struct Preamble {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// State that all connections of a listener share.
+/// State that connections of a listener share, as long as the settings do not change.
 struct Server<S> {
-    service: S,
+    service: Arc<S>,
     preamble: Preamble,
     limits: Limits,
     builder: Builder<TokioExecutor>,
     request_memory: Arc<Semaphore>,
-    malformed: LogThrottle,
+    malformed: Arc<LogThrottle>,
 }
 
 /// Serves connections until `stop` turns true, then accepts no more and lets open requests finish. Dropping the future closes all of
 /// them, which is how the caller bounds that wait.
 pub async fn serve<S: Service>(
     listener: TcpListener,
-    limits: Limits,
-    preamble: Preamble,
+    mut settings: watch::Receiver<Settings>,
     mut stop: watch::Receiver<bool>,
     service: S,
 ) {
     let request_memory = Arc::new(Semaphore::new(REQUEST_MEMORY));
-    let connections = Arc::new(Connections::new(&limits, request_memory.clone()));
-    let server = Arc::new(Server {
-        builder: builder(preamble.tls.is_some(), limits.idle_timeout),
-        service,
-        preamble,
-        limits,
-        request_memory,
-        malformed: LogThrottle::default(),
-    });
+    let current = settings.borrow_and_update().clone();
+    let connections = Arc::new(Connections::new(&current.limits, request_memory.clone()));
+    let (service, malformed) = (Arc::new(service), Arc::default());
+    let mut server = Arc::new(Server::new(current, service, request_memory, malformed));
     let mut tasks = JoinSet::new();
-    loop {
-        let accepted = async {
-            let (stream, peer) = accept(&listener).await;
-            let slot = server.admit(&connections, peer).await?;
-            Some((stream, peer, slot))
-        };
-        let accepted = tokio::select! {
+    'serving: loop {
+        if settings.has_changed().unwrap_or(false) {
+            server = Arc::new(server.with(settings.borrow_and_update().clone()));
+            connections.set_limits(&server.limits);
+        }
+        let (stream, peer) = tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            accepted = accepted => accepted,
+            () = changed(&mut settings) => continue,
+            accepted = accept(&listener) => accepted,
         };
         while tasks.try_join_next().is_some() {}
-        if let Some((stream, peer, slot)) = accepted {
+        // An accepted connection is served with the settings that it was admitted by. Only the bounds may change while it waits.
+        let mut bounds = settings.clone();
+        let mut admission = pin!(server.admit(&connections, peer));
+        let slot = loop {
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => break 'serving,
+                () = changed(&mut bounds) => connections.set_limits(&bounds.borrow_and_update().limits),
+                slot = &mut admission => break slot,
+            }
+        };
+        if let Some(slot) = slot {
             tasks.spawn(server.clone().serve_connection(stream, peer, slot, stop.clone()));
         }
     }
@@ -190,6 +228,14 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// An IPv4 client has an IPv4 address on a socket for both families too.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Resolves when there are settings that have not been looked at; never if there will be none.
+async fn changed(settings: &mut watch::Receiver<Settings>) {
+    if settings.changed().await.is_err() {
+        std::future::pending().await
+    }
+    settings.mark_changed();
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
@@ -238,6 +284,17 @@ fn builder(tls: bool, idle_timeout: Duration) -> Builder<TokioExecutor> {
 }
 
 impl<S: Service> Server<S> {
+    fn new(settings: Settings, service: Arc<S>, request_memory: Arc<Semaphore>, malformed: Arc<LogThrottle>) -> Self {
+        let Settings { limits, preamble } = settings;
+        let builder = builder(preamble.tls.is_some(), limits.idle_timeout);
+        Self { service, preamble, limits, builder, request_memory, malformed }
+    }
+
+    /// The same server with other settings.
+    fn with(&self, settings: Settings) -> Self {
+        Self::new(settings, self.service.clone(), self.request_memory.clone(), self.malformed.clone())
+    }
+
     /// Takes a slot for a connection; `None` if its address has no right to another one.
     async fn admit(&self, connections: &Arc<Connections>, peer: SocketAddr) -> Option<Slot> {
         if let Some(proxies) = &self.preamble.proxy_protocol {

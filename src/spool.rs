@@ -71,7 +71,7 @@ use disk::{Directory, Disk, LockError};
 use index::Index;
 use log::Log;
 use maintenance::{Maintenance, Signal};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use queue::{Append, Purpose, Queue};
 use recovery::{Proven, Recovered};
 use std::io;
@@ -134,7 +134,8 @@ pub struct Spool {
 struct Shared {
     log: Log,
     index: Mutex<Index>,
-    cursors: Vec<Arc<Cursor>>,
+    /// Of the sinks that run now. Held for reading while segments are removed.
+    cursors: RwLock<Vec<Arc<Cursor>>>,
     queue: Arc<Queue>,
     maintenance: Signal,
     metrics: SpoolMetrics,
@@ -244,7 +245,27 @@ impl Spool {
 
     /// The cursor of `sink`; `None` if the spool was opened without it.
     pub fn cursor(&self, sink: &str) -> Option<Arc<Cursor>> {
-        self.shared.cursors.iter().find(|cursor| cursor.sink() == sink).cloned()
+        self.shared.cursors.read().iter().find(|cursor| cursor.sink() == sink).cloned()
+    }
+
+    /// Adds a sink to the open spool. It begins where an earlier sink of that name ended, or at the oldest record. Waits for the disk.
+    pub fn add_sink(&self, sink: &str) -> io::Result<()> {
+        if self.cursor(sink).is_some() {
+            return Ok(());
+        }
+        let cursor = Cursor::open(&*self.shared.log.disk, sink)?;
+        let mut cursors = self.shared.cursors.write();
+        cursor.set(self.shared.log.status().start);
+        cursors.push(Arc::new(cursor));
+        Ok(())
+    }
+
+    /// Keeps no more records for a sink. Its position stays on disk, in case it is added again. Waits for the disk.
+    pub fn remove_sink(&self, sink: &str) -> io::Result<()> {
+        let removed = self.cursor(sink);
+        self.shared.cursors.write().retain(|cursor| cursor.sink() != sink);
+        self.shared.maintenance.wake();
+        removed.map_or(Ok(()), |cursor| cursor.sync())
     }
 
     /// Declares everything below `position` settled for the cursor's sink.
@@ -344,7 +365,7 @@ impl Shared {
         Ok(Self {
             log: Log::new(disk, config, [acknowledged_file, removed_file], segments, end),
             index: Mutex::new(index),
-            cursors,
+            cursors: RwLock::new(cursors),
             queue: Arc::default(),
             maintenance: Signal::default(),
             metrics,
@@ -355,7 +376,7 @@ impl Shared {
 
     /// The position of the sink that is furthest behind.
     fn slowest(&self) -> u64 {
-        self.cursors.iter().map(|cursor| cursor.position()).min().unwrap_or_default()
+        self.cursors.read().iter().map(|cursor| cursor.position()).min().unwrap_or_default()
     }
 
     /// Takes note of acknowledged records that cannot be read, and reports them once. A reader whose sink has passed them meanwhile proves
@@ -376,10 +397,11 @@ impl Shared {
     fn free(&self, size: u64) -> Result<(), AppendError> {
         let [_, missing] = self.log.missing_room(size);
         if missing > 0 {
-            let required = self.cursors.iter().filter(|cursor| !cursor.is_optional());
+            let cursors = self.cursors.read();
+            let required = cursors.iter().filter(|cursor| !cursor.is_optional());
             let passed = required.map(|cursor| cursor.position()).min().unwrap_or(self.log.end());
             let until = self.log.oldest(missing, passed);
-            for cursor in self.cursors.iter().filter(|cursor| cursor.is_optional()) {
+            for cursor in cursors.iter().filter(|cursor| cursor.is_optional()) {
                 let skipped = cursor.skip(until);
                 if skipped > 0 {
                     self.metrics.skipped(cursor.sink()).inc_by(skipped);

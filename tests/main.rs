@@ -30,6 +30,9 @@
 //! | it waits for the cursor instead of the record (`dispatch.rs`, `complete`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
 //! | a stop does not wait for sinks that are down (`bridge.rs`, `sinks::drained`) | `drain::a_stop_with_time_to_drain_delivers_what_waits_for_a_broker_that_comes_back` |
 //! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
+//! | a changed sink starts before its former dispatcher has ended (`bridge/sinks.rs`, `change`) | `reload::load::a_hundred_reloads_fail_no_request_and_open_no_connection_of_a_sink_that_stays` |
+//! | every sink is replaced by each reload (`bridge/change.rs`) | the same, and `bridge::change::tests` |
+//! | new sinks are not probed before they are used (`bridge/reload.rs`, `reach`) | `reload::refused::a_wrong_configuration_changes_nothing_and_every_error_names_file_and_key` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
 
 mod analytics;
@@ -71,6 +74,7 @@ mod proxy_protocol;
 mod readme;
 mod recovery;
 mod redact;
+mod reload;
 mod replay;
 mod routes;
 mod routing;

@@ -157,7 +157,7 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 21] = [
+const TABLES: [(&str, &[&str], &str); 22] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
@@ -171,6 +171,7 @@ const TABLES: [(&str, &[&str], &str); 21] = [
     ("`[spool.retain]`", &["spool.retain.age=1h"], "spool.retain"),
     ("`[shutdown]`", &[], "shutdown"),
     ("`[log]`", &[], "log"),
+    ("`[reload]`", &[], "reload"),
     ("`[sinks.NAME]`", &["sinks.x.type=stdout"], "sinks.x"),
     ("`[sinks.NAME.redact]`", &["sinks.x.type=stdout"], "sinks.x.redact"),
     ("`[sinks.NAME.retry]`", &["sinks.x.type=stdout"], "sinks.x.retry"),
@@ -243,8 +244,17 @@ fn the_defaults_are_those_of_the_program() {
         let of =
             |heading: &str| if written { defaults.get(heading).cloned().unwrap_or_default() } else { String::new() };
         let (sink, kafka, nats) = (of("`[sinks.NAME]`"), of("`[sinks.NAME]` of Kafka"), of("`[sinks.NAME]` of NATS"));
-        let own =
-            ["ingress", "ingress.decode", "ingress.rejected", "admin", "spool", "dead_letters", "shutdown", "log"];
+        let own = [
+            "ingress",
+            "ingress.decode",
+            "ingress.rejected",
+            "admin",
+            "spool",
+            "dead_letters",
+            "shutdown",
+            "log",
+            "reload",
+        ];
         let mut text: String = own.iter().map(|name| format!("[{name}]\n{}", of(&format!("`[{name}]`")))).collect();
         text += "[ingress.tls]\ncert_file = 'c'\nkey_file = 'k'\nclient_ca_file = 'a'\n";
         text += &of("`[ingress.tls]`");

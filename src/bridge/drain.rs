@@ -24,12 +24,12 @@ pub struct Left {
 
 /// Delivers until every sink has settled everything in the spool, `within` is over, or `stop` resolves.
 pub async fn drain(config: &Config, within: Duration, stop: impl Future<Output = ()>) -> Result<Left, RunError> {
-    let metrics = Metrics::default();
+    let metrics = Arc::new(Metrics::default());
     let prepared = sinks::prepare(config)?;
     let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
     let spool = Arc::new(Spool::open(&config.spool, &names, metrics.spool.clone())?);
     let mut sinks = Sinks::start(prepared, config, &spool, &metrics)?;
-    let healths = sinks.healths().to_vec();
+    let healths = sinks.healths().borrow().clone();
     let defect = tokio::select! {
         () = sinks::drained(&spool, &healths) => false,
         () = sleep(within) => false,

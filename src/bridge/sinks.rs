@@ -1,59 +1,39 @@
-//! The running sinks of a bridge: for each one a dispatcher, and a probe of its destination.
+//! The running sinks of a bridge.
 
 use super::RunError;
-use crate::config::{Config, Sink as SinkConfig};
-use crate::dead_letter::{self, DeadLetters};
-use crate::dispatch::{self, DeliveryWatch, Dispatcher, Health, Parts};
-use crate::ingress::Ack;
+use super::worker::{Prepared, Worker};
+use crate::config::Config;
+use crate::dispatch::{DeliveryWatch, Health, Healths};
 use crate::metrics::Metrics;
-use crate::redact;
-use crate::route::{Route, RouteError};
-use crate::sink::{SetupError, Sink};
+use crate::sink::Sink;
 use crate::spool::Spool;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
 
-/// How often a destination is asked whether it is there, and how often when it is not or publishing fails.
-const PROBE_UP: Duration = Duration::from_secs(10);
-const PROBE_DOWN: Duration = Duration::from_secs(1);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long sinks may take to disconnect.
 const CLOSE: Duration = Duration::from_secs(2);
+/// How long publishes in flight may take when a reload changes their sink.
+const HANDOVER: Duration = Duration::from_secs(3);
 /// How often a stop or a drain looks at the cursors.
 const CURSOR_POLL: Duration = Duration::from_millis(5);
 
-/// A sink with its compiled route.
-pub struct Prepared {
-    name: String,
-    config: SinkConfig,
-    route: Route,
-    sink: Arc<dyn Sink>,
-}
-
 /// Makes the sinks, which checks all their settings. They connect in the background; needs a tokio runtime.
 pub fn prepare(config: &Config) -> Result<Vec<Prepared>, RunError> {
-    let prepare = |(name, config): (&String, &SinkConfig)| {
-        let failed = |source| RunError::Sink { name: name.clone(), source };
-        let route = Route::compile(&config.route, config.destination.dialect());
-        let route = route.map_err(|error: RouteError| failed(SetupError(error.to_string())))?;
-        let sink = config.destination.build(name, &route).map_err(failed)?;
-        Ok(Prepared { name: name.clone(), config: config.clone(), route, sink })
-    };
-    config.sinks.iter().map(prepare).collect()
+    config.sinks.iter().map(|(name, config)| Prepared::build(name, config)).collect()
 }
 
 /// The sinks of a bridge while they deliver.
-pub(super) struct Sinks {
-    healths: Vec<Arc<Health>>,
-    delivery_watches: Vec<DeliveryWatch>,
-    destinations: Vec<Arc<dyn Sink>>,
-    dispatchers: JoinSet<()>,
-    background: JoinSet<()>,
-    stop: watch::Sender<bool>,
+pub struct Sinks {
+    spool: Arc<Spool>,
+    metrics: Arc<Metrics>,
+    workers: BTreeMap<String, Worker>,
+    healths: watch::Sender<Vec<Arc<Health>>>,
+    deliveries: watch::Sender<Vec<DeliveryWatch>>,
 }
 
 impl Sinks {
@@ -62,95 +42,143 @@ impl Sinks {
         prepared: Vec<Prepared>,
         config: &Config,
         spool: &Arc<Spool>,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Self, RunError> {
         let mut sinks = Self {
-            healths: Vec::new(),
-            delivery_watches: Vec::new(),
-            destinations: Vec::new(),
-            dispatchers: JoinSet::new(),
-            background: JoinSet::new(),
-            stop: watch::Sender::new(false),
+            spool: spool.clone(),
+            metrics: metrics.clone(),
+            workers: BTreeMap::new(),
+            healths: watch::Sender::default(),
+            deliveries: watch::Sender::default(),
         };
-        let mut all_dead_letters = Vec::new();
-        for Prepared { name, config: sink_config, route, sink } in prepared {
-            let health = Health::new(&name, sink_config.dispatch.required);
-            sinks.healths.push(health.clone());
-            sinks.background.spawn(probe(sink.clone(), health.clone()));
-            if let Some(key) = route.redact_key() {
-                let unusable = metrics.sink(&name).redact_key_unusable;
-                sinks.background.spawn(redact::watch(key.clone(), name.clone(), unusable));
-            }
-            sinks.destinations.push(sink.clone());
-            let mut deliveries = None;
-            if config.ingress.ack == Ack::Delivered && sink_config.dispatch.required {
-                let (watch, requests) = dispatch::delivery_watch();
-                sinks.delivery_watches.push(watch);
-                deliveries = Some(requests);
-            }
-            let letters = metrics.sink(&name).dead_letters;
-            let dead_letters = DeadLetters::new(&config.spool.path, &name, &config.dead_letters, letters);
-            all_dead_letters.push(dead_letters.clone());
-            let parts = Parts {
-                dead_letters,
-                metrics: metrics.sink(&name),
-                config: sink_config.dispatch,
-                name,
-                route,
-                sink,
-                health,
-                deliveries,
-            };
-            let dispatcher = Dispatcher::new(spool.clone(), parts, sinks.stop.subscribe()).ok_or(RunError::Defect)?;
-            sinks.dispatchers.spawn(dispatcher.run());
-        }
-        sinks.background.spawn(dead_letter::measure(all_dead_letters));
+        sinks.begin(prepared, BTreeMap::new(), config)?;
         Ok(sinks)
     }
 
     /// The health of each.
-    pub fn healths(&self) -> &[Arc<Health>] {
-        &self.healths
+    pub fn healths(&self) -> Healths {
+        self.healths.subscribe()
     }
 
-    /// With `ack = "delivered"`, tells of each required sink when it has settled a record.
-    pub fn take_delivery_watches(&mut self) -> Vec<DeliveryWatch> {
-        std::mem::take(&mut self.delivery_watches)
+    /// Tell of the required sinks when they have settled a record.
+    pub fn deliveries(&self) -> watch::Receiver<Vec<DeliveryWatch>> {
+        self.deliveries.subscribe()
     }
 
     /// Resolves when a task has ended, which none does by itself.
     pub async fn ended(&mut self) {
-        tokio::select! {
-            _ = self.dispatchers.join_next() => {}
-            _ = self.background.join_next() => {}
+        select_all(self.workers.values_mut().map(|worker| Box::pin(worker.ended()))).await;
+    }
+
+    /// Adds, replaces, adjusts and removes sinks. One that differs is stopped, and begins again at its cursor after that: what its
+    /// destination has not acknowledged is sent again before anything behind it, so that order within a conversation holds. `Err` of the
+    /// inner result: the spool cannot keep a position for a new sink, and nothing has changed.
+    pub async fn change(
+        &mut self,
+        prepared: Vec<Prepared>,
+        removed: &[String],
+        config: &Config,
+    ) -> Result<Result<(), String>, RunError> {
+        let names: Vec<String> = prepared.iter().map(|prepared| prepared.name.clone()).collect();
+        let added = names.iter().filter(|name| !self.workers.contains_key(*name));
+        if let Err(problem) = self.add_cursors(added.cloned().collect()).await {
+            return Ok(Err(problem));
         }
+        let names = names.iter().chain(removed);
+        let mut former: BTreeMap<_, _> = names.filter_map(|name| self.workers.remove_entry(name)).collect();
+        let deadline = Instant::now() + HANDOVER;
+        stop(
+            former.values_mut(),
+            deadline,
+            "publishes in flight were not confirmed in time; a changed sink sends them again",
+        )
+        .await;
+        let keeps_connection = |name: &String| prepared.iter().any(|new| new.name == *name && new.sink.is_none());
+        close(
+            former.iter().filter(|(name, _)| !keeps_connection(name)).map(|(_, worker)| &worker.sink),
+            deadline + CLOSE,
+        )
+        .await;
+        self.begin(prepared, former, config)?;
+        for name in removed {
+            self.forget(name).await;
+        }
+        Ok(Ok(()))
     }
 
     /// Lets publishes in flight finish until `to_close` before `deadline`, then disconnects.
     pub async fn stop(&mut self, deadline: Instant, to_close: Duration) {
-        self.stop.send_replace(true);
-        let all_done = async { while self.dispatchers.join_next().await.is_some() {} };
-        if timeout_at(deadline - to_close, all_done).await.is_err() {
-            tracing::warn!("publishes in flight were not confirmed in the grace period; they will be sent again");
-            self.dispatchers.shutdown().await;
+        let late = "publishes in flight were not confirmed in the grace period; they will be sent again";
+        stop(self.workers.values_mut(), deadline - to_close, late).await;
+        close(self.workers.values().map(|worker| &worker.sink), deadline.min(Instant::now() + CLOSE)).await;
+    }
+
+    /// Starts workers, and tells of all that run.
+    fn begin(
+        &mut self,
+        prepared: Vec<Prepared>,
+        mut former: BTreeMap<String, Worker>,
+        config: &Config,
+    ) -> Result<(), RunError> {
+        for prepared in prepared {
+            let name = prepared.name.clone();
+            let worker = Worker::start(prepared, former.remove(&name), config, &self.spool, &self.metrics)?;
+            self.workers.insert(name, worker);
         }
-        self.background.shutdown().await;
-        let close = join_all(self.destinations.iter().map(|sink| sink.close()));
-        if timeout_at(deadline.min(Instant::now() + CLOSE), close).await.is_err() {
-            tracing::warn!("a sink took too long to close");
+        self.healths.send_replace(self.workers.values().map(|worker| worker.health.clone()).collect());
+        let required = self.workers.values().filter(|worker| worker.health.required());
+        self.deliveries.send_replace(required.map(|worker| worker.deliveries.clone()).collect());
+        Ok(())
+    }
+
+    /// Has the spool keep records for these sinks from now on; for none of them if that fails.
+    async fn add_cursors(&self, names: Vec<String>) -> Result<(), String> {
+        let spool = self.spool.clone();
+        let added = spawn_blocking(move || {
+            let add = |name: &String| spool.add_sink(name).map_err(|error| format!("`sinks.{name}`: spool: {error}"));
+            names.iter().try_for_each(add).inspect_err(|_| {
+                let _ = names.iter().try_for_each(|name| spool.remove_sink(name));
+            })
+        });
+        added.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    /// Keeps no more records for a sink that was removed.
+    async fn forget(&self, name: &str) {
+        let end = self.spool.status().end;
+        let undelivered = self.spool.cursor(name).map_or(0, |cursor| end.saturating_sub(cursor.position()));
+        tracing::info!(sink = name, undelivered, "sink removed; what is undelivered to it is given up");
+        self.metrics.remove_sink(name);
+        let (spool, sink) = (self.spool.clone(), name.to_owned());
+        if let Ok(Err(error)) = spawn_blocking(move || spool.remove_sink(&sink)).await {
+            tracing::warn!(sink = name, %error, "the position of a removed sink was not kept; it would begin earlier if it came back");
         }
     }
 }
 
+/// Stops workers, all of them at once.
+async fn stop(workers: impl Iterator<Item = &mut Worker>, deadline: Instant, late: &str) {
+    if join_all(workers.map(|worker| worker.stop(deadline))).await.contains(&false) {
+        tracing::warn!("{late}");
+    }
+}
+
+/// Disconnects sinks, all of them at once.
+async fn close(sinks: impl Iterator<Item = &Arc<dyn Sink>>, deadline: Instant) {
+    if timeout_at(deadline, join_all(sinks.map(|sink| sink.close()))).await.is_err() {
+        tracing::warn!("a sink took too long to close");
+    }
+}
+
 /// Resolves when every sink has settled all that is stored, whether or not it takes messages now.
-pub(super) async fn drained(spool: &Spool, sinks: &[Arc<Health>]) {
+pub async fn drained(spool: &Spool, sinks: &[Arc<Health>]) {
     while sinks.iter().any(|sink| is_behind(spool, sink)) {
         tokio::time::sleep(CURSOR_POLL).await;
     }
 }
 
 /// Resolves when every sink that takes messages has settled all that is stored.
-pub(super) async fn caught_up(spool: &Spool, sinks: &[Arc<Health>]) {
+pub async fn caught_up(spool: &Spool, sinks: &[Arc<Health>]) {
     while sinks.iter().any(|sink| sink.check().is_ok() && is_behind(spool, sink)) {
         tokio::time::sleep(CURSOR_POLL).await;
     }
@@ -159,19 +187,4 @@ pub(super) async fn caught_up(spool: &Spool, sinks: &[Arc<Health>]) {
 fn is_behind(spool: &Spool, sink: &Health) -> bool {
     let position = spool.cursor(sink.sink()).map(|cursor| cursor.position());
     position.is_some_and(|position| position < spool.status().end)
-}
-
-async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
-    loop {
-        let result = match timeout(PROBE_TIMEOUT, sink.probe()).await {
-            Ok(result) => result.map_err(|failure| failure.to_string()),
-            Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
-        };
-        let up = result.is_ok();
-        health.probed(result);
-        tokio::time::sleep(PROBE_DOWN).await;
-        if up {
-            let _ = timeout(PROBE_UP - PROBE_DOWN, health.suspected()).await;
-        }
-    }
 }

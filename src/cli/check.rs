@@ -4,9 +4,7 @@ use super::CommandError;
 use super::output::{Output, note};
 use crate::bridge::{self, RunError};
 use crate::config::Config;
-use crate::ingress::routes::Routes;
 use crate::ingress::tls;
-use crate::metrics::Metrics;
 use crate::sink::{kafka, nats};
 use bytesize::ByteSize;
 
@@ -23,7 +21,7 @@ const OVERHEAD_BYTES: u64 = 16 << 10;
 /// again.
 pub fn execute(config: &Config) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Routes::open(&config.ingress, &Metrics::default().ingress).map_err(RunError::Ingress)?;
+    bridge::check_ingress(config)?;
     let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
     runtime.shutdown_background();
     for route in config.ingress.unauthenticated_routes() {

@@ -2,15 +2,16 @@
 
 use super::CommandError;
 use crate::bridge::{self, Listeners};
-use crate::config::Config;
+use crate::config::Source;
 use crate::logging;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// More workers than this only cost memory: the work is bound by disk and network.
 const MOST_WORKERS: usize = 4;
 
-/// Runs the bridge until SIGTERM or SIGINT; a second one ends the process at once.
-pub fn execute(config: Config) -> Result<(), CommandError> {
+/// Runs the bridge until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has it read its configuration again.
+pub fn execute(source: Source) -> Result<(), CommandError> {
+    let config = source.load()?;
     logging::start(&config.log)?;
     raise_file_limit();
     let runtime = runtime()?;
@@ -20,6 +21,8 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
         // Unless somebody listens for it, a file that meets the size limit (`ulimit -f`) ends the process; to the spool it is a
         // failed write like any other.
         let _file_too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
+        // Until the bridge listens for it too, SIGHUP must not end the process.
+        let _hangup = signal(SignalKind::hangup())?;
         let listeners = Listeners::bind(&config).await?;
         let stop = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
@@ -30,7 +33,7 @@ pub fn execute(config: Config) -> Result<(), CommandError> {
                 std::process::exit(1);
             });
         };
-        Ok(bridge::run(config, listeners, stop).await?)
+        Ok(bridge::run_reloading(source, config, listeners, stop).await?)
     });
     // A client library may still be waiting for an answer on a blocking thread.
     runtime.shutdown_background();

@@ -26,6 +26,11 @@ impl ConfigError {
         Self { problems: vec![problem.into()] }
     }
 
+    /// A line for each problem.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
     /// The errors of reading a value from `figment`.
     pub(super) fn reading(figment: &Figment, error: figment::Error) -> Self {
         Self { problems: error.into_iter().map(|error| describe(figment, &error)).collect() }
@@ -34,6 +39,11 @@ impl ConfigError {
 
 /// The line for a problem with the value of `key`, which is set in figment or missing.
 pub fn problem(figment: &Figment, key: &str, text: impl fmt::Display) -> String {
+    format!("{}`{key}`: {text}", origin_of(figment, key))
+}
+
+/// The file, variable or option that sets `key`, or the table around it, and a colon.
+pub fn origin_of(figment: &Figment, key: &str) -> String {
     // figment has no metadata for elements of lists and for missing values: the table or list around them has it.
     let mut holder = key;
     let metadata = loop {
@@ -42,7 +52,7 @@ pub fn problem(figment: &Figment, key: &str, text: impl fmt::Display) -> String 
             (metadata, _) => break metadata,
         }
     };
-    format!("{}`{key}`: {text}", origin(metadata))
+    origin(metadata)
 }
 
 /// The text for a key that no struct has.

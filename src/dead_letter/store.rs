@@ -323,6 +323,11 @@ impl Store {
         Self { dir, max_size, at_bound, next: None, active: None, unsynced: BTreeMap::new(), new_names: false }
     }
 
+    /// Changes how many bytes it may take.
+    pub fn set_max_size(&mut self, max_size: u64) {
+        self.max_size = max_size;
+    }
+
     /// Adds lines, which survive the end of the process from then on, and a power cut after [`Self::sync`].
     pub fn append<T: Line>(&mut self, batch: &mut [T]) -> io::Result<Appended> {
         let result = self.write(batch);

@@ -6,12 +6,15 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// How often the log repeats that a sink is down.
 const REMINDER: Duration = Duration::from_secs(30);
 /// How many places the log names in that time. A sender may be able to choose their names.
 const NAMED_IN_LOG: usize = 10;
+
+/// The health of each sink that runs now. A reload replaces the list.
+pub type Healths = watch::Receiver<Vec<Arc<Health>>>;
 
 /// Whether one sink's destination takes messages.
 #[derive(Debug)]
@@ -116,6 +119,11 @@ impl Health {
     /// The places that are away, also while the sink is ready.
     pub fn places(&self) -> PlacesAway {
         self.state.lock().places.clone()
+    }
+
+    /// The result of the last probe; `None` before the first one.
+    pub fn last_probe(&self) -> Option<Result<(), String>> {
+        self.state.lock().probed.clone()
     }
 
     /// Takes the result of a probe. When the destination has recovered, failed messages are retried at once.

@@ -17,7 +17,7 @@ const REQUEST: usize = 16;
 /// Waits for all sinks that a request has to wait for.
 #[derive(Debug)]
 pub struct Delivery {
-    watches: Vec<DeliveryWatch>,
+    watches: watch::Receiver<Vec<DeliveryWatch>>,
     timeout: Duration,
     places: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
@@ -33,8 +33,8 @@ pub struct Delivered {
 }
 
 impl Delivery {
-    /// Waits for these sinks, up to `timeout`, and no longer than until `stop` turns true.
-    pub fn new(watches: Vec<DeliveryWatch>, timeout: Duration, stop: watch::Receiver<bool>) -> Self {
+    /// Waits for the sinks that run when a request is stored, up to `timeout`, and no longer than until `stop` turns true.
+    pub fn new(watches: watch::Receiver<Vec<DeliveryWatch>>, timeout: Duration, stop: watch::Receiver<bool>) -> Self {
         Self { watches, timeout, places: Arc::new(Semaphore::new(PLACES)), stop }
     }
 
@@ -44,7 +44,8 @@ impl Delivery {
         let count = placed.count();
         let size = (REQUEST + count.stored + count.duplicates).min(PLACES);
         let Ok(_place) = self.places.try_acquire_many(size as u32) else { return nothing_known };
-        let settled = join_all(self.watches.iter().map(|watch| watch.settled(&placed)));
+        let watches = self.watches.borrow().clone();
+        let settled = join_all(watches.iter().map(|watch| watch.settled(&placed)));
         let mut stop = self.stop.clone();
         let settled = tokio::select! {
             biased;
@@ -52,7 +53,7 @@ impl Delivery {
             _ = stop.wait_for(|stop| *stop) => Vec::new(),
         };
         let dead_letters = settled.iter().flatten().sum();
-        let all_settled = settled.len() == self.watches.len() && settled.iter().all(Option::is_some);
+        let all_settled = settled.len() == watches.len() && settled.iter().all(Option::is_some);
         Delivered { complete: all_settled && dead_letters == 0, dead_letters }
     }
 }

@@ -9,7 +9,7 @@ pub use certificate::Certificate;
 pub use files::TlsError;
 
 use crate::metrics::TlsMetrics;
-use crate::reloaded::{Change, Reloaded};
+use crate::reloaded::{Change, Content, Reloaded};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,29 +71,35 @@ struct Loaded {
 
 /// Reads the files once. Fails if they cannot be used.
 pub fn check(config: &Config) -> Result<Certificate, TlsError> {
-    Ok(open(config)?.current().certificate.clone())
+    Ok(Files::open(config)?.0.current().certificate.clone())
 }
 
-/// Reads the files. Returns the configuration of the next handshake, and the task that keeps it up to date.
-pub fn start(
-    config: &Config,
-    metrics: TlsMetrics,
-) -> Result<(watch::Receiver<Arc<ServerConfig>>, impl Future<Output = ()> + Send + use<>), TlsError> {
-    let files = Arc::new(open(config)?);
-    let loaded = files.current();
-    tracing::info!(certificate = %loaded.certificate, "the ingress speaks TLS");
-    if let Some(problem) = loaded.certificate.problem() {
-        tracing::warn!("{problem}");
+/// The files of a listener.
+pub struct Files(Arc<Reloaded<Loaded, TlsError>>);
+
+impl Files {
+    /// Reads the files. Fails if they cannot be used.
+    pub fn open(config: &Config) -> Result<Self, TlsError> {
+        let paths = [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()];
+        let config = config.clone();
+        let load = move |contents: &[Content]| files::load(&config, contents);
+        Ok(Self(Arc::new(Reloaded::open(paths.into_iter().flatten().cloned().collect(), load)?)))
     }
-    metrics.not_after.set(loaded.certificate.not_after());
-    let (sender, receiver) = watch::channel(loaded.server.clone());
-    Ok((receiver, keep_up(files, sender, metrics)))
-}
 
-fn open(config: &Config) -> Result<Reloaded<Loaded, TlsError>, TlsError> {
-    let paths = [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()];
-    let config = config.clone();
-    Reloaded::open(paths.into_iter().flatten().cloned().collect(), move |contents| files::load(&config, contents))
+    /// Returns the configuration of the next handshake, and the task that keeps it up to date.
+    pub fn start(
+        self,
+        metrics: TlsMetrics,
+    ) -> (watch::Receiver<Arc<ServerConfig>>, impl Future<Output = ()> + Send + use<>) {
+        let loaded = self.0.current();
+        tracing::info!(certificate = %loaded.certificate, "the ingress speaks TLS");
+        if let Some(problem) = loaded.certificate.problem() {
+            tracing::warn!("{problem}");
+        }
+        metrics.not_after.set(loaded.certificate.not_after());
+        let (sender, receiver) = watch::channel(loaded.server.clone());
+        (receiver, keep_up(self.0, sender, metrics))
+    }
 }
 
 async fn keep_up(

@@ -70,6 +70,12 @@ pub struct DeadLetterMetrics {
     pub max_bytes: Gauge,
 }
 
+const UNAVAILABLE: &str = "unavailable";
+const THROTTLED: &str = "throttled";
+const PLACE: &str = "place";
+const DEAD_LETTERS: &str = "dead_letters";
+const RETRY_CAUSES: [&str; 4] = [UNAVAILABLE, THROTTLED, PLACE, DEAD_LETTERS];
+
 #[derive(Clone, Debug, Default)]
 pub struct SinkFamilies {
     published: Family<SinkLabel, Counter>,
@@ -102,10 +108,10 @@ impl SinkFamilies {
             published: self.published.get_or_create_owned(&label),
             duplicates: self.duplicates.get_or_create_owned(&label),
             retried: RetryMetrics {
-                unavailable: retried("unavailable"),
-                throttled: retried("throttled"),
-                place: retried("place"),
-                dead_letters: retried("dead_letters"),
+                unavailable: retried(UNAVAILABLE),
+                throttled: retried(THROTTLED),
+                place: retried(PLACE),
+                dead_letters: retried(DEAD_LETTERS),
             },
             publish_durations: self.publish_durations.get_or_create_owned(&label),
             settle_durations: self.settle_durations.get_or_create_owned(&label),
@@ -126,6 +132,36 @@ impl SinkFamilies {
             lag_seconds: self.lag_seconds.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
         }
+    }
+
+    /// Removes every series of the sink called `name`.
+    pub fn remove(&self, name: &str) {
+        let label = SinkLabel { sink: name.to_owned() };
+        for counters in [&self.published, &self.duplicates, &self.dead_lettered, &self.filtered, &self.filter_failures]
+        {
+            counters.remove(&label);
+        }
+        for cause in RETRY_CAUSES {
+            self.retried.remove(&(label.clone(), CauseLabel { cause }));
+        }
+        for durations in [&self.publish_durations, &self.settle_durations] {
+            durations.remove(&label);
+        }
+        for gauges in [
+            &self.dead_letter_bytes,
+            &self.dead_letter_max_bytes,
+            &self.in_flight,
+            &self.retrying,
+            &self.parked_records,
+            &self.places_unavailable,
+            &self.lag_records,
+            &self.lag_bytes,
+            &self.redact_key_unusable,
+            &self.up,
+        ] {
+            gauges.remove(&label);
+        }
+        self.lag_seconds.remove(&label);
     }
 
     pub fn register(&self, at: &mut Registry) {

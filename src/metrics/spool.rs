@@ -75,6 +75,10 @@ impl SpoolMetrics {
         self.skipped_records.get_or_create_owned(&SinkLabel { sink: sink.to_owned() })
     }
 
+    pub(super) fn remove_sink(&self, sink: &str) {
+        self.skipped_records.remove(&SinkLabel { sink: sink.to_owned() });
+    }
+
     pub(super) fn register(&self, at: &mut Registry) {
         at.register("appended_records", "Records written and synced", self.appended_records.clone());
         at.register("written_bytes", "Bytes written and synced", self.written_bytes.clone());

@@ -19,8 +19,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The connections of a listener.
 #[derive(Debug)]
 pub struct Connections {
-    max: usize,
-    max_per_peer: usize,
     eviction_age: Duration,
     metrics: LimitMetrics,
     request_memory: Arc<Semaphore>,
@@ -30,6 +28,8 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
+    max: usize,
+    max_per_peer: usize,
     next: u64,
     activities: HashMap<u64, Arc<Activity>>,
     by_peer: HashMap<IpAddr, usize>,
@@ -86,20 +86,28 @@ pub struct AwaitedBody(Arc<Activity>);
 
 impl Connections {
     pub fn new(limits: &Limits, request_memory: Arc<Semaphore>) -> Self {
-        Self {
-            max: limits.max_connections,
-            max_per_peer: limits.max_connections_per_peer.unwrap_or(usize::MAX),
+        let connections = Self {
             eviction_age: limits.eviction_age,
             metrics: limits.metrics.clone(),
             request_memory,
             open: Mutex::default(),
             freed: Notify::new(),
-        }
+        };
+        connections.set_limits(limits);
+        connections
+    }
+
+    /// New connections are admitted up to these numbers; those that are open stay.
+    pub fn set_limits(&self, limits: &Limits) {
+        let mut open = self.open.lock();
+        open.max = limits.max_connections;
+        open.max_per_peer = limits.max_connections_per_peer.unwrap_or(usize::MAX);
     }
 
     /// Whether this address has all connections that it may have.
     pub fn is_full_for(&self, peer: IpAddr) -> bool {
-        self.open.lock().by_peer.get(&peer).is_some_and(|count| *count >= self.max_per_peer)
+        let open = self.open.lock();
+        open.by_peer.get(&peer).is_some_and(|count| *count >= open.max_per_peer)
     }
 
     /// Waits for a slot, and closes a connection for it if need be.
@@ -121,7 +129,7 @@ impl Connections {
 
     fn try_admit(self: &Arc<Self>) -> Option<Slot> {
         let mut open = self.open.lock();
-        if open.activities.len() >= self.max {
+        if open.activities.len() >= open.max {
             return None;
         }
         open.next += 1;
@@ -149,8 +157,9 @@ impl Slot {
     /// Counts the connection for this address. Returns false if the address has all connections that it may have.
     pub fn set_peer(&self, peer: IpAddr) -> bool {
         let mut open = self.connections.open.lock();
+        let max = open.max_per_peer;
         let count = open.by_peer.entry(peer).or_default();
-        if *count >= self.connections.max_per_peer {
+        if *count >= max {
             return false;
         }
         *count += 1;

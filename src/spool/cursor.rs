@@ -143,9 +143,9 @@ impl Cursor {
         self.position.load(Ordering::Acquire)
     }
 
-    /// From now on the sink's oldest records may be skipped when the spool is full.
-    pub fn make_optional(&self) {
-        self.optional.store(true, Ordering::Relaxed);
+    /// Whether the sink's oldest records may be skipped from now on when the spool is full.
+    pub fn set_optional(&self, optional: bool) {
+        self.optional.store(optional, Ordering::Relaxed);
     }
 
     /// Whether records may be skipped.

@@ -144,7 +144,7 @@ impl Maintenance {
     }
 
     fn write_cursors(&mut self, sync: bool) -> io::Result<()> {
-        let cursors = &self.shared.cursors;
+        let cursors = self.shared.cursors.read().clone();
         if !sync {
             return cursors.iter().try_for_each(|cursor| cursor.note());
         }
@@ -161,7 +161,9 @@ impl Maintenance {
     /// back the last of them, never an earlier one without it, so that the log has no gaps.
     fn remove(&mut self) -> io::Result<()> {
         let log = &self.shared.log;
-        let durable = self.shared.cursors.iter().map(|cursor| cursor.durable()).min().unwrap_or_default();
+        // Held to the end: a sink that is added meanwhile must not begin in a segment that is being removed.
+        let cursors = self.shared.cursors.read();
+        let durable = cursors.iter().map(|cursor| cursor.durable()).min().unwrap_or_default();
         let removable = log.removable(durable);
         let Some(until) = removable.last().map(|offsets| offsets.end) else { return Ok(()) };
         log.removed.sync(until)?;

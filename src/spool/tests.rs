@@ -117,7 +117,7 @@ impl Life {
 
     /// Lets every sink settle everything below `position`, durably.
     fn settle(&mut self, position: u64) {
-        self.shared.cursors.iter().for_each(|cursor| cursor.set(position));
+        self.shared.cursors.read().iter().for_each(|cursor| cursor.set(position));
         self.maintenance.round(true);
     }
 

@@ -196,6 +196,11 @@ impl Bridge {
         self.process.terminate();
     }
 
+    /// SIGHUP, and does not wait.
+    pub fn hang_up(&self) {
+        self.process.reload();
+    }
+
     /// Waits until the bridge has ended.
     pub async fn wait(&mut self, within: Duration) -> ExitStatus {
         self.process.wait(within).await

@@ -36,6 +36,8 @@ pub struct Load {
     pub events: usize,
     /// How long a conversation waits after an acknowledgement, on average.
     pub pause: Duration,
+    /// Over one connection of HTTP/2.
+    pub http2: bool,
 }
 
 /// A load under way.
@@ -74,7 +76,7 @@ struct Mark {
 
 impl Load {
     pub fn new(name: &'static str) -> Self {
-        Self { name, seed: fastrand::u64(..), conversations: 50, events: 20, pause: Duration::ZERO }
+        Self { name, seed: fastrand::u64(..), conversations: 50, events: 20, pause: Duration::ZERO, http2: false }
     }
 
     /// As a call would: the first event names no team, and neither do some of the others.
@@ -96,7 +98,7 @@ impl Load {
     pub fn start(self, url: &str) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged: Arc<[_]> = (0..self.conversations).map(|_| AtomicUsize::new(0)).collect();
-        let client = client(false);
+        let client = client(self.http2);
         let conversations = (0..self.conversations).map(|conversation| {
             let (load, url, client) = (self.clone(), url.to_owned(), client.clone());
             let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
@@ -183,6 +185,10 @@ impl Running {
 }
 
 impl Sent {
+    pub fn seed(&self) -> u64 {
+        self.load.seed
+    }
+
     pub fn count(&self) -> usize {
         self.acknowledged.iter().sum()
     }

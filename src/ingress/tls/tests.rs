@@ -119,7 +119,7 @@ fn one_file_may_hold_both() {
 #[test]
 fn a_changed_pair_is_taken_if_it_is_valid_now() {
     let place = Place::new();
-    let files = open(&place.config).unwrap();
+    let Files(files) = Files::open(&place.config).unwrap();
     let put = |pair: &(String, String)| {
         place.put(pair);
         (files.poll(Loaded::valid_now), files.poll(Loaded::valid_now)).1

@@ -314,7 +314,7 @@ fn damage_in_the_last_group_commit_is_known_by_what_was_settled() {
     let machine = Machine::new(0);
     let mut life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
     life.store(events(0..5, 30)).unwrap();
-    life.shared.cursors[0].set(4);
+    life.shared.cursors.read()[0].set(4);
     life.maintenance.round(true);
     machine.kill();
     machine.take(log::ACKNOWLEDGED);
@@ -358,7 +358,8 @@ fn a_lost_or_broken_cursor_means_delivery_again() {
     life.settle(5);
     machine.kill();
     machine.take("cursor-analytics");
-    let positions = |life: &Life| -> Vec<u64> { life.shared.cursors.iter().map(|cursor| cursor.position()).collect() };
+    let positions =
+        |life: &Life| -> Vec<u64> { life.shared.cursors.read().iter().map(|cursor| cursor.position()).collect() };
     let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
     assert_eq!(positions(&life), [0, 5]);
     assert_eq!(life.events_from(0), events(0..9, 300));
@@ -393,7 +394,7 @@ fn a_torn_cursor_slot_leaves_the_one_before() {
             changed[..count].iter().for_each(|at| torn[*at] = durable[later][*at]);
             machine.put("cursor-analytics", &torn);
             let life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-            let position = life.shared.cursors[0].position();
+            let position = life.shared.cursors.read()[0].position();
             assert_eq!(position, [3, 4, 6][earlier], "torn after {count} bytes");
             machine.kill();
         }
@@ -413,7 +414,7 @@ fn the_cursor_of_a_sink_that_is_not_configured_keeps_offsets_from_being_reused()
     assert_eq!(offsets(&life.read_from(life.start())), [5]);
     machine.kill();
     let life = Life::begin(&machine, &config(), &["old", "new"]).unwrap();
-    assert!(life.shared.cursors.iter().all(|cursor| cursor.position() == 5));
+    assert!(life.shared.cursors.read().iter().all(|cursor| cursor.position() == 5));
 }
 
 /// Flips bits anywhere in the segments, and asks for everything that they did not hit.

@@ -68,7 +68,7 @@ fn a_spool_of_version_3_is_read() {
     fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
     let mut life = Life::begin(&machine, &config(), &["analytics", "new"]).unwrap();
     assert_eq!(life.events_from(0), fixed());
-    let positions: Vec<u64> = life.shared.cursors.iter().map(|cursor| cursor.position()).collect();
+    let positions: Vec<u64> = life.shared.cursors.read().iter().map(|cursor| cursor.position()).collect();
     assert_eq!(positions, [3, 0]);
     assert_eq!((life.start(), life.end(), life.damaged_records()), (0, 9, 0));
     assert_eq!(life.store(vec![event(1, 10)]), Ok(Appended { stored: 1, duplicates: 0 }));

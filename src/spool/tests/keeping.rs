@@ -92,10 +92,10 @@ fn a_segment_goes_when_the_last_sink_has_durably_passed_it() {
     for number in 0..12 {
         life.store(vec![event(number, 900)]).unwrap();
     }
-    life.shared.cursors[0].set(12);
+    life.shared.cursors.read()[0].set(12);
     life.maintenance.round(true);
     assert_eq!(life.start(), 0);
-    life.shared.cursors[1].set(7);
+    life.shared.cursors.read()[1].set(7);
     life.maintenance.round(false);
     assert_eq!(life.start(), 0, "a position that may be lost removes nothing");
     machine.fail(Operation::Sync, 1);
@@ -193,6 +193,6 @@ fn the_position_of_a_new_sink_survives_a_power_cut() {
         life.settle(5);
         machine.crash();
         let life = Life::begin(&machine, &config(), &["analytics", "billing"]).unwrap();
-        assert_eq!(life.shared.cursors[1].position(), 5, "seed {seed}");
+        assert_eq!(life.shared.cursors.read()[1].position(), 5, "seed {seed}");
     }
 }

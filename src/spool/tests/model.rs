@@ -135,7 +135,7 @@ impl Run {
                 let consumer = &mut consumers[at];
                 consumer.settled = self.random.u64(consumer.settled..=consumer.reader.position().max(consumer.settled));
                 consumer.most = consumer.most.max(consumer.settled);
-                life.shared.cursors[at].set(consumer.settled);
+                life.shared.cursors.read()[at].set(consumer.settled);
             }
             72..82 => life.maintenance.round(self.random.bool()),
             82..84 => life.writer.seal(),
@@ -209,7 +209,8 @@ impl Run {
         self.machine.mend();
         self.held_at_start = life.shared.log.status().bytes;
         self.take_over(&life);
-        let consumers = life.shared.cursors.iter().zip(cursors).map(|(cursor, bounds)| {
+        let opened = life.shared.cursors.read().clone();
+        let consumers = opened.iter().zip(cursors).map(|(cursor, bounds)| {
             let position = cursor.position();
             assert!(bounds.contains(&position), "the cursor at {position} has to be within {bounds:?}");
             assert!(life.start() <= position, "records that are not settled were removed");
@@ -368,6 +369,7 @@ impl Run {
 
 /// Where cursors may be after this life: not before what was durable, not beyond what was ever settled.
 fn bounds(life: &Life, consumers: &[Consumer]) -> Vec<std::ops::RangeInclusive<u64>> {
-    let durable = life.shared.cursors.iter().map(|cursor| cursor.durable());
+    let cursors = life.shared.cursors.read();
+    let durable = cursors.iter().map(|cursor| cursor.durable());
     durable.zip(consumers).map(|(durable, consumer)| durable..=consumer.most).collect()
 }

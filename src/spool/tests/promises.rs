@@ -184,7 +184,7 @@ fn how_long_to_wait_for_room_follows_from_who_is_behind() {
     let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
     life.store(events(0..60, 900)).unwrap();
     assert_eq!(life.shared.until_free(1000), Duration::from_secs(60));
-    life.shared.cursors[0].set(60);
+    life.shared.cursors.read()[0].set(60);
     assert_eq!(life.store(vec![event(99, 9000)]), Err(AppendError::Full { retry_after: Duration::from_secs(1) }));
     life.maintenance.round(true);
     assert!(life.store(vec![event(99, 9000)]).is_ok());
