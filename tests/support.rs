@@ -3,6 +3,7 @@
 //! - [`Bridge`], the cdrelay binary in a directory of its own, with an HTTP client for its two ports.
 //! - [`kafka`], the shared Kafka, private ones to break, topics, consumers.
 //! - [`nats`], the same for NATS.
+//! - [`chart`], Helm and what checks its objects.
 //! - [`fault`], what tests of a fault have in common.
 //! - [`oracle`], a load whose every event is accounted for.
 //! - [`prometheus`], which judges metrics, alerts and the dashboard.
@@ -13,6 +14,7 @@
 //! - [`eventually`], [`until`], which wait for a condition, never for a time.
 
 pub mod bridge;
+pub mod chart;
 pub mod fault;
 pub mod kafka;
 pub mod nats;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cdrelay::soak::oracle::{Delivery, Oracle, Position};
+use cdrelay::soak::oracle::{Delivery, Oracle, Position, Verdict};
 use fastrand::Rng;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -202,11 +202,15 @@ impl Sent {
 
     /// Every conversation in one partition, complete and in order. Returns the number of duplicates.
     pub fn check_kafka(&self, consumed: &[Consumed]) -> usize {
-        let place = |message: &Consumed| Position {
-            place: message.partition.try_into().unwrap(),
-            offset: message.offset.try_into().unwrap(),
-        };
-        self.check("Kafka", consumed.iter().map(|message| (message.payload.as_slice(), place(message))))
+        self.check("Kafka", in_kafka(consumed))
+    }
+
+    /// What is lost, duplicated and out of order. Messages of other loads may lie in the same topic.
+    pub fn judge_kafka(&self, consumed: &[Consumed]) -> Verdict {
+        let mark = format!("\"conversation_uuid\":\"{:016x}-", self.load.seed);
+        let own = |message: &&Consumed| String::from_utf8_lossy(&message.payload).contains(&mark);
+        let own: Vec<_> = consumed.iter().filter(own).cloned().collect();
+        self.judge("Kafka", in_kafka(&own))
     }
 
     /// Every conversation complete and in order. Returns the number of duplicates.
@@ -224,8 +228,14 @@ impl Sent {
         self.check("stdout", events.enumerate().map(|(line, event)| (event.as_bytes(), place(line))))
     }
 
-    /// The verdict is that of `cdrelay soak`.
     fn check<'a>(&self, sink: &str, payloads: impl Iterator<Item = (&'a [u8], Position)>) -> usize {
+        let verdict = self.judge(sink, payloads);
+        assert!(verdict.is_clean(), "seed {}: {verdict:?}", self.load.seed);
+        verdict.duplicated.try_into().unwrap()
+    }
+
+    /// The verdict is that of `cdrelay soak`.
+    fn judge<'a>(&self, sink: &str, payloads: impl Iterator<Item = (&'a [u8], Position)>) -> Verdict {
         let Load { name, seed, .. } = &self.load;
         let mut oracle = Oracle::default();
         for (conversation, (&acknowledged, &gone)) in self.acknowledged.iter().zip(&self.gone).enumerate() {
@@ -253,9 +263,15 @@ impl Sent {
             self.refused,
             self.slowest,
         );
-        assert!(verdict.is_clean(), "seed {seed}: {verdict:?}");
-        verdict.duplicated.try_into().unwrap()
+        verdict
     }
+}
+
+fn in_kafka(consumed: &[Consumed]) -> impl Iterator<Item = (&[u8], Position)> {
+    consumed.iter().map(|message| {
+        let (place, offset) = (message.partition.try_into().unwrap(), message.offset.try_into().unwrap());
+        (message.payload.as_slice(), Position { place, offset })
+    })
 }
 
 /// Waits until these sinks have delivered everything that was acknowledged.
