@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 const MANIFEST: &str = include_str!("../deploy/sidecar.yaml");
 const CONTAINERFILE: &str = include_str!("../deploy/Containerfile");
+const COMPOSE: &str = include_str!("../deploy/compose/compose.yaml");
+const IMAGE: &str = include_str!("../deploy/image/build");
 const PORTS: &str = "[ingress]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n";
 
 fn objects(kind: &str) -> Vec<Value> {
@@ -234,7 +236,9 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
     let (user, group) = only("USER").split_once(':').unwrap();
     assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0);
     assert_eq!(pod()["securityContext"]["runAsUser"].to_string(), user);
-    let owned = format!("--from=build --chown={user}:{group} /out/lib/ /var/lib/");
+    assert_eq!(group, user);
+    // Any user may write there who has group 0.
+    let owned = format!("--from=build --chown={user}:0 /out/lib/ /var/lib/");
     assert!(last.iter().any(|(name, text)| *name == "COPY" && *text == owned));
     assert_eq!(only("ENTRYPOINT"), "[\"cdrelay\"]");
     assert_eq!(only("EXPOSE"), "8080 9090");
@@ -245,4 +249,76 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let volumes: Vec<String> = serde_json::from_str(only("VOLUME")).unwrap();
     assert!(arguments.iter().any(|argument| argument.starts_with(&format!("spool.path={}/", volumes[0]))));
+}
+
+/// The Job uses what the replica had: its configuration, its secrets, its claim, its place for the spool, its rights.
+#[test]
+fn the_drain_of_a_claim_is_like_the_sidecar_that_had_it() {
+    let job: Value = serde_saphyr::from_str(include_str!("../deploy/drain-job.yaml")).unwrap();
+    let (sidecar, pod, drain) = (sidecar(), pod(), &job["spec"]["template"]["spec"]);
+    let container = named(&drain["containers"], "drain");
+    assert_eq!(drain["securityContext"], pod["securityContext"]);
+    for field in ["image", "securityContext", "resources", "volumeMounts", "terminationMessagePolicy"] {
+        assert_eq!(container[field], sidecar[field], "{field}");
+    }
+    for volume in ["config", "secrets"] {
+        assert_eq!(named(&drain["volumes"], volume), named(&pod["volumes"], volume));
+    }
+    let stateful = object("StatefulSet");
+    let claim = named(&drain["volumes"], "spool")["persistentVolumeClaim"]["claimName"].clone();
+    let template = stateful["spec"]["volumeClaimTemplates"][0]["metadata"]["name"].as_str().unwrap();
+    assert_eq!(claim, format!("{template}-{}-1", stateful["metadata"]["name"].as_str().unwrap()));
+    let arguments = container["args"].as_array().unwrap();
+    assert_eq!(arguments[0], "drain");
+    assert_eq!(arguments[1..3], sidecar["args"].as_array().unwrap()[1..3]);
+}
+
+/// The image that is made without an engine runs the same program as the same user.
+#[test]
+fn both_ways_to_the_image_start_the_same_command() {
+    let instructions = instructions();
+    let only = |name: &str| {
+        let mut found = instructions.iter().filter(|(instruction, _)| *instruction == name);
+        found.next_back().unwrap().1.as_str()
+    };
+    let list = |text: &str| serde_json::from_str::<Vec<String>>(text).unwrap();
+    let given = |option: &str| -> Vec<&str> {
+        let option = format!("--config.{option} ");
+        IMAGE.split(option.as_str()).skip(1).map(|rest| rest.split_whitespace().next().unwrap()).collect()
+    };
+    assert_eq!(given("user"), [only("USER")]);
+    assert_eq!(given("entrypoint"), list(only("ENTRYPOINT")));
+    assert_eq!(given("cmd"), list(only("CMD")));
+    assert_eq!(given("volume"), list(only("VOLUME")));
+    assert_eq!(given("exposedports"), only("EXPOSE").split(' ').collect::<Vec<_>>());
+}
+
+#[test]
+fn the_laptop_has_a_bridge_with_sound_settings_and_time_to_stop() {
+    let compose: Value = serde_saphyr::from_str(COMPOSE).unwrap();
+    let text = |name: &str| compose["configs"][name]["content"].as_str().unwrap();
+    let config = Config::from_toml(text("bridge")).unwrap();
+    let bridge = &compose["services"]["bridge"];
+    let published: Vec<_> = bridge["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap()).collect();
+    for address in [config.ingress.listen, config.admin.listen] {
+        let suffix = format!(":{}", address.port());
+        assert!(address.ip().is_unspecified() && published.iter().any(|port| port.ends_with(&suffix)), "{address}");
+    }
+    assert!(published.iter().all(|port| port.starts_with("127.0.0.1:")), "{published:?}");
+    let time: u64 = bridge["stop_grace_period"].as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap();
+    let disconnecting = Duration::from_secs(2) * config.sinks.len() as u32;
+    let own = config.shutdown.drain_delay + config.shutdown.grace_period + config.shutdown.drain + disconnecting;
+    assert!(Duration::from_secs(time) > own, "{own:?}");
+    let volume = bridge["volumes"][0].as_str().unwrap().split_once(':').unwrap().1;
+    assert!(config.spool.path.starts_with(volume) && bridge["read_only"] == true);
+    assert!(Path::new("deploy/compose").join(bridge["build"]["context"].as_str().unwrap()).join("Cargo.toml").exists());
+    let scraped: Value = serde_saphyr::from_str(text("prometheus")).unwrap();
+    let target = format!("bridge:{}", config.admin.listen.port());
+    assert_eq!(scraped["scrape_configs"][0]["static_configs"][0]["targets"], json!([target]));
+    // Each configuration that a service mounts exists, and each one that exists is mounted.
+    let services = compose["services"].as_object().unwrap().values();
+    let mounted = services.flat_map(|service| service["configs"].as_array().cloned().unwrap_or_default());
+    let mounted: std::collections::BTreeSet<_> =
+        mounted.map(|config| config["source"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(mounted, compose["configs"].as_object().unwrap().keys().cloned().collect());
 }
