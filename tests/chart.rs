@@ -102,6 +102,28 @@ fn every_configuration_is_sound_to_the_program() {
     assert_eq!(checked, value_sets().len() - 1, "one set names a ConfigMap of its own");
 }
 
+/// The values that deploy/README.md shows can be installed as they stand there.
+#[test]
+fn the_values_shown_make_a_configuration_that_is_sound() {
+    let Some(tools) = Tools::find() else { return };
+    let (_, shown) = include_str!("../deploy/README.md").split_once("```yaml\nconfig:").unwrap();
+    let shown = format!("config:{}", shown.split_once("```").unwrap().0);
+    let directory = TempDir::new().unwrap();
+    let here = format!("{}/", directory.path().display());
+    for file in ["kafka-password", "webhook-token"] {
+        fs::write(directory.path().join(file), "a long secret\n").unwrap();
+    }
+    let values = directory.path().join("values.yaml");
+    fs::write(&values, shown).unwrap();
+    let mut helm = tools.helm();
+    helm.args(["template", "calls", CHART, "--kube-version", KUBERNETES[1], "--values", values.to_str().unwrap()]);
+    let objects = objects(&finished(&mut helm).success());
+    let config = of_kind(&objects, "ConfigMap")[0]["data"]["cdrelay.yaml"].as_str().unwrap();
+    let file = directory.path().join("cdrelay.yaml");
+    fs::write(&file, config.replace("/etc/cdrelay/secrets/", &here)).unwrap();
+    cdrelay(&["check", "--config", file.to_str().unwrap()]).success();
+}
+
 /// `restricted`, the strictest of the Kubernetes pod security standards, without a change of the values.
 #[test]
 fn every_pod_is_restricted() {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const CONFIG: &str = include_str!("../deploy/haproxy.cfg");
-const CONVERSATIONS: usize = 100;
+const CONVERSATIONS: usize = 160;
 const HASHING: &str = "balance hash var(txn.call)\n    hash-type consistent sdbm avalanche";
 
 struct HaProxy {
@@ -120,7 +120,7 @@ fn conversations(bridges: &[Bridge]) -> Vec<BTreeSet<String>> {
     bridges.iter().map(of).collect()
 }
 
-/// More than 300 events a second.
+/// More than 300 events a second, unless the machine is busy: each conversation waits for its acknowledgement.
 fn load(name: &'static str, events: usize) -> Load {
     Load { conversations: CONVERSATIONS, events, pause: Duration::from_millis(250), ..Load::new(name) }
 }
@@ -136,7 +136,7 @@ async fn no_webhook_fails_and_none_is_lost_while_three_bridges_are_restarted_one
         let haproxy = HaProxy::start(&program, &bridges, balance).await;
 
         let begun = Instant::now();
-        let steady = load("steady", 25).start(&haproxy.url()).finish().await;
+        let steady = load("steady", 20).start(&haproxy.url()).finish().await;
         println!("{:.0} events a second", steady.count() as f64 / begun.elapsed().as_secs_f64());
         if balance.is_none() {
             let at = conversations(&bridges);
