@@ -382,5 +382,9 @@ mod tests {
         let replayed = serde_json::from_str::<ReplayEvent>(&line).unwrap().event().unwrap();
         assert_eq!(replayed, event);
         assert_eq!(replayed.query(), Some("n=1&m=%C3%A9"));
+        assert!(replayed.call().is_some(), "it was never stored, so its conversation has yet to be resolved");
+        let stored = event.resolved(Some("other".into()));
+        let line = serde_json::to_string(&ReplayEvent::of(&stored)).unwrap();
+        assert_eq!(serde_json::from_str::<ReplayEvent>(&line).unwrap().event().unwrap(), stored);
     }
 }

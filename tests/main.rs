@@ -44,6 +44,7 @@ mod chart;
 mod clusters;
 mod command_line;
 mod conformance;
+mod conversations;
 mod damage;
 mod dead_letters;
 mod delivered;

@@ -1,8 +1,8 @@
 //! What later records are compared with: the identities of events, so that a resent webhook is not stored twice; the names of calls, so
 //! that an event finds its conversation; the legs that have their CDR, for reconciliation.
 //!
-//! Everything in it was read from a durable record. After a restart it is read from the segments, and for removed segments from the files
-//! of each [`Window`].
+//! All of it follows from durable records. A start reads the identities from the segments, as long as these are there, so that a damaged
+//! record has none; names and legs, whose windows are long, from a file for each segment that is full, see [`Window`].
 
 use super::disk::Disk;
 use super::log::Segment;
@@ -80,12 +80,15 @@ pub struct Index {
     pub ids: Window<()>,
     names: Window<Arc<str>>,
     legs: Window<()>,
+    /// The names and legs of segments below this offset are in files.
+    kept: u64,
 }
 
 impl Index {
     /// An empty index.
     pub fn new(config: &Config) -> Self {
         Self {
+            kept: 0,
             ids: Window::new("dedup", config.dedup_window, config.dedup_capacity),
             names: Window::new("names", config.names_window, config.names_capacity),
             legs: Window::new("legs", config.legs_window, config.legs_capacity),
@@ -155,21 +158,19 @@ impl Index {
         }
     }
 
-    /// Adds a record before all others, as far as it is within the windows.
-    fn recall(&mut self, record: Indexed, now: Arrival) {
+    /// Adds a record before all others, as far as no file covers it.
+    fn recall(&mut self, record: &Indexed, now: Arrival) {
         let Indexed { offset, stored, id, conversation, names, legs } = record;
-        if self.legs.is_within(stored, now) {
-            legs.iter().rev().for_each(|leg| self.legs.recall(Entry { key: leg.0, offset, stored, value: () }));
+        let (offset, stored) = (*offset, *stored);
+        if offset >= self.legs.covered() {
+            legs.iter().rev().for_each(|leg| self.legs.recall(Entry { key: leg.0, offset, stored, value: () }, now));
         }
-        if self.names.is_within(stored, now) {
-            let value = || conversation.clone();
-            names
-                .iter()
-                .rev()
-                .for_each(|name| self.names.recall(Entry { key: name.0, offset, stored, value: value() }));
+        if offset >= self.names.covered() {
+            let entry = |name: &CallName| Entry { key: name.0, offset, stored, value: conversation.clone() };
+            names.iter().rev().for_each(|name| self.names.recall(entry(name), now));
         }
-        if self.ids.is_within(stored, now) {
-            id.into_iter().for_each(|id| self.ids.recall(Entry { key: id.0, offset, stored, value: () }));
+        if offset >= self.ids.covered() {
+            id.iter().for_each(|id| self.ids.recall(Entry { key: id.0, offset, stored, value: () }, now));
         }
     }
 
@@ -180,12 +181,24 @@ impl Index {
         self.legs.forget(lost);
     }
 
-    /// The files for what is needed of a segment that is about to be removed.
-    pub fn keep(&mut self, segment: &Range<u64>) -> Changes {
+    /// Up to which offset there are files for names and legs.
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// The files for the names and legs of a segment that is full.
+    pub fn keep_calls(&mut self, segment: &Range<u64>) -> Changes {
         let mut changes = Changes::default();
-        self.ids.keep(segment, &mut changes);
         self.names.keep(segment, &mut changes);
         self.legs.keep(segment, &mut changes);
+        self.kept = segment.end;
+        changes
+    }
+
+    /// The file for the identities of a segment that is about to be removed.
+    pub fn keep_ids(&mut self, segment: &Range<u64>) -> Changes {
+        let mut changes = Changes::default();
+        self.ids.keep(segment, &mut changes);
         changes
     }
 
@@ -198,27 +211,26 @@ impl Index {
                  find the conversation of its call"
             );
         };
-        let longest =
-            [self.ids.length(), self.names.length(), self.legs.length()].into_iter().max().unwrap_or_default();
-        let mut limit = end;
+        let found = [self.ids.find_files(disk, end), self.names.find_files(disk, end), self.legs.find_files(disk, end)];
+        found.iter().filter_map(|found| found.as_ref().err()).for_each(unread);
+        self.kept = self.names.covered().min(self.legs.covered());
+        let (mut limit, mut newest) = (end, now);
         for (&base, segment) in segments.iter().rev() {
-            if self.ids.is_full() && self.names.is_full() && self.legs.is_full() {
+            let lacks = self.ids.lacks(limit, newest, now)
+                || self.names.lacks(limit, newest, now)
+                || self.legs.lacks(limit, newest, now);
+            if !lacks {
                 break;
             }
-            let Ok(mut records) = records_of(disk, base..limit).inspect_err(unread) else { break };
+            let Ok(records) = records_of(disk, base..limit).inspect_err(unread) else { break };
+            records.iter().rev().for_each(|record| self.recall(record, now));
             limit = base;
-            while let Some(record) = records.pop() {
-                self.recall(record, now);
-            }
-            // No record below was stored later.
-            if segment.begun != Arrival::default() && now.0.saturating_sub(segment.begun.0) > longest.as_millis() as u64
-            {
-                break;
+            // An unreadable segment does not tell.
+            if segment.begun != Arrival::default() {
+                newest = segment.begun;
             }
         }
-        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
-        let loaded =
-            [self.ids.load(disk, start, now), self.names.load(disk, start, now), self.legs.load(disk, start, now)];
+        let loaded = [self.ids.load(disk, now), self.names.load(disk, now), self.legs.load(disk, now)];
         loaded.iter().filter_map(|loaded| loaded.as_ref().err()).for_each(unread);
     }
 }

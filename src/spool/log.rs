@@ -404,6 +404,18 @@ impl Log {
         }
     }
 
+    /// The offsets of the segments that are not written to any more, from those with offset `from` on.
+    pub fn sealed(&self, from: u64) -> Vec<Range<u64>> {
+        let end = self.end();
+        let state = self.state.lock();
+        let limits = state.segments.keys().skip(1).copied().chain([end]);
+        let segments = state.segments.keys().copied().zip(limits);
+        segments
+            .filter(|(base, limit)| *limit > from && !state.is_active(*base))
+            .map(|(base, limit)| base..limit)
+            .collect()
+    }
+
     /// The offsets of the segments that can be removed, oldest first: all below `passed`, but for those that are retained.
     pub fn removable(&self, passed: u64) -> Vec<Range<u64>> {
         let end = self.end();

@@ -120,6 +120,7 @@ impl Maintenance {
             return;
         }
         self.shared.log.trim_cache(self.shared.slowest());
+        self.keep_calls();
         match self.write_cursors(sync) {
             Ok(()) if self.failing => {
                 self.failing = false;
@@ -168,17 +169,25 @@ impl Maintenance {
         let Some(until) = removable.last().map(|offsets| offsets.end) else { return Ok(()) };
         log.removed.sync(until)?;
         for offsets in &removable {
-            let changes = self.shared.index.lock().keep(offsets);
+            let changes = self.shared.index.lock().keep_ids(offsets);
             if let Err(error) = changes.make(&*log.disk) {
-                tracing::warn!(
-                    %error,
-                    "part of the index is lost at the next restart: resent events may be stored twice, and call detail records may \
-                     not find the conversation of their call"
-                );
+                tracing::warn!(%error, "events that are resent after a restart may be stored twice");
             }
             log.remove(offsets.start)?;
         }
         Ok(())
+    }
+
+    /// Writes the names of calls and the legs in segments that are full, so that a start need not read these.
+    fn keep_calls(&self) {
+        let log = &self.shared.log;
+        let kept = self.shared.index.lock().kept();
+        for offsets in log.sealed(kept) {
+            let changes = self.shared.index.lock().keep_calls(&offsets);
+            if let Err(error) = changes.make(&*log.disk) {
+                tracing::warn!(%error, "call detail records may not find the conversation of their call after a restart");
+            }
+        }
     }
 
     /// Measures how fast the slowest sink advances.

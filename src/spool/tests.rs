@@ -1,6 +1,7 @@
 //! The spool against a simulated disk. Most tests drive the writer and the maintenance by hand, without their threads: then everything
 //! that happens follows from a seed.
 
+mod conversations;
 mod damage;
 mod deadline;
 mod format;

@@ -5,10 +5,11 @@
 //! it exactly.
 //!
 //! # On disk
-//! When a segment is removed, its keys that are still within a window go into the file `<window>-<base>`, twenty decimal digits: the eight
-//! bytes `CDRINDEX`; for each key its 16 bytes, the offset (u64), the time at which the record was stored, in milliseconds since 1970
-//! (u64), the length of a text (u32) and the text; the CRC-32C of all that (u32). A small file is replaced by one that also holds the keys
-//! of the next segment. A file is removed when the window has passed it.
+//! The keys of a segment that are still within a window go into a file, so that a start need not read the segment for them, which may also
+//! have been removed. The file is called `<window>-<base>`, the first offset it covers in twenty decimal digits. It holds the eight bytes
+//! `CDRINDEX` and the offset behind the last one it covers (u64); for each key its 16 bytes, the offset (u64), the time at which the record
+//! was stored, in milliseconds since 1970 (u64), the length of a text (u32) and the text; the CRC-32C of all that (u32). A small file is
+//! replaced by one that covers the next segment too. A file is removed when the window has passed it.
 
 use super::disk::{Disk, missing_is_ok};
 use crate::event::Arrival;
@@ -66,7 +67,7 @@ pub struct Entry<V> {
     pub value: V,
 }
 
-/// The files to be written and removed before a segment is removed.
+/// The files to be written and removed.
 #[derive(Debug, Default)]
 pub struct Changes {
     passed: Vec<String>,
@@ -100,7 +101,7 @@ pub struct Window<V> {
     first: u32,
     /// The number of the latest entry of each key.
     latest: HashMap<Key, u32>,
-    /// The offsets of the removed segments that have a file.
+    /// The offsets that each file covers.
     files: VecDeque<Range<u64>>,
 }
 
@@ -117,14 +118,13 @@ impl<V: Value> Window<V> {
         self.capacity > 0
     }
 
-    /// How long a key is found; zero if it holds nothing.
-    pub fn length(&self) -> Duration {
-        if self.is_on() { self.length } else { Duration::ZERO }
+    fn is_full(&self) -> bool {
+        self.entries.len() >= self.capacity
     }
 
-    /// Whether it takes no more from [`Self::recall`].
-    pub fn is_full(&self) -> bool {
-        self.entries.len() >= self.capacity
+    /// Whether it lacks keys of records below offset `limit`, which were stored at `newest` or before.
+    pub fn lacks(&self, limit: u64, newest: Arrival, now: Arrival) -> bool {
+        !self.is_full() && limit > self.covered() && self.is_within(newest, now)
     }
 
     /// How many keys it holds.
@@ -178,9 +178,9 @@ impl<V: Value> Window<V> {
         }
     }
 
-    /// Adds a key of a record before all others, unless the window is full.
-    pub fn recall(&mut self, entry: Entry<V>) {
-        if !self.is_full() {
+    /// Adds a key of a record before all others, if it is within the window at `now` and the window is not full.
+    pub fn recall(&mut self, entry: Entry<V>, now: Arrival) {
+        if !self.is_full() && self.is_within(entry.stored, now) {
             self.first = self.first.wrapping_sub(1);
             self.latest.entry(entry.key).or_insert(self.first);
             self.grow();
@@ -199,22 +199,32 @@ impl<V: Value> Window<V> {
         }
     }
 
-    /// Hands over the entries of a segment that is about to be removed, for a file of their own, and the files that the window has passed.
+    /// The offset behind the last one that a file covers.
+    pub fn covered(&self) -> u64 {
+        self.files.back().map_or(0, |last| last.end)
+    }
+
+    /// Hands over the entries of a segment for a file, and the files that the window has passed.
     pub fn keep(&mut self, segment: &Range<u64>, changes: &mut Changes) {
+        if !self.is_on() || segment.end <= self.covered() {
+            return;
+        }
         let oldest = self.entries.front().map_or(segment.end, |oldest| oldest.offset);
         while let Some(passed) = self.files.front().filter(|file| file.end <= oldest) {
             changes.passed.push(self.file(passed.start));
             self.files.pop_front();
         }
-        let last = self.files.back().filter(|last| self.range(&(last.start..segment.end)).len() < SMALL);
-        let start = last.map_or(segment.start, |last| last.start);
-        if let Some(bytes) = self.encode(&(start..segment.end)) {
-            if self.files.back().is_some_and(|last| last.start >= start) {
-                self.files.pop_back();
-            }
-            self.files.push_back(start..segment.end);
-            changes.new.push((self.file(start), bytes));
+        let start = match self.files.back() {
+            Some(last) if self.range(&(last.start..segment.end)).len() < SMALL => last.start,
+            Some(last) => last.end,
+            None => segment.start,
+        };
+        if self.files.back().is_some_and(|last| last.start == start) {
+            self.files.pop_back();
         }
+        let covers = start..segment.end;
+        changes.new.push((self.file(start), self.encode(&covers)));
+        self.files.push_back(covers);
     }
 
     /// The indices of the entries with these offsets.
@@ -224,11 +234,12 @@ impl<V: Value> Window<V> {
         from..until
     }
 
-    /// The file of these offsets; `None` if there is nothing to keep.
-    fn encode(&self, offsets: &Range<u64>) -> Option<Vec<u8>> {
+    /// The content of the file that covers these offsets.
+    fn encode(&self, offsets: &Range<u64>) -> Vec<u8> {
         // Also those that another one has replaced since: they count for the capacity.
         let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest.contains_key(&entry.key));
         let mut bytes = MAGIC.to_vec();
+        bytes.extend(offsets.end.to_le_bytes());
         for Entry { key, offset, stored, value } in entries {
             let text = value.text();
             bytes.extend(key);
@@ -236,37 +247,41 @@ impl<V: Value> Window<V> {
             bytes.extend((text.len() as u32).to_le_bytes());
             bytes.extend(text.as_bytes());
         }
-        (bytes.len() > MAGIC.len()).then(|| {
-            bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-            bytes
-        })
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        bytes
     }
 
-    /// Adds the keys in the files of removed segments before all others. The log begins at `start`. A file that cannot be read is left
-    /// out.
-    pub fn load(&mut self, disk: &dyn Disk, start: u64, now: Arrival) -> io::Result<()> {
+    /// Finds the window's files in a log that ends at `end`. A last one that cannot be read covers nothing.
+    pub fn find_files(&mut self, disk: &dyn Disk, end: u64) -> io::Result<()> {
         let names = disk.list()?;
         let digits = |name: &String| name.strip_prefix(self.name)?.strip_prefix('-').map(str::to_owned);
         let bases = names.iter().filter_map(digits).filter(|digits| digits.len() == 20);
         let mut bases: Vec<u64> = bases.filter_map(|digits| digits.parse().ok()).collect();
         bases.sort_unstable();
         let mut problem = Ok(());
-        let mut end = start;
-        for base in bases.into_iter().rev() {
-            let wanted = base < start && !self.is_full();
-            let entries = if wanted { read(disk, &self.file(base)) } else { Ok(Vec::new()) };
-            let entries = entries.unwrap_or_else(|error| {
-                problem = Err(error);
-                Vec::new()
-            });
-            for entry in entries.into_iter().rev() {
-                // A crash may have left the segment too.
-                if entry.offset < start && self.is_within(entry.stored, now) {
-                    self.recall(entry);
+        while let Some(last) = bases.pop() {
+            match read::<V>(disk, &self.file(last)) {
+                Ok((covered, _)) => {
+                    bases.extend([last, covered.min(end)]);
+                    self.files =
+                        bases.windows(2).filter_map(<[u64]>::first_chunk).map(|[start, end]| *start..*end).collect();
+                    break;
                 }
+                Err(error) => problem = Err(error),
             }
-            self.files.push_front(base..end.max(base));
-            end = base;
+        }
+        problem
+    }
+
+    /// Adds the keys in the files before all others. A file that cannot be read is left out.
+    pub fn load(&mut self, disk: &dyn Disk, now: Arrival) -> io::Result<()> {
+        let mut problem = Ok(());
+        for index in (0..self.files.len()).rev() {
+            let Some(covers) = self.files.get(index).filter(|_| !self.is_full()) else { break };
+            match read::<V>(disk, &self.file(covers.start)) {
+                Ok((_, entries)) => entries.into_iter().rev().for_each(|entry| self.recall(entry, now)),
+                Err(error) => problem = Err(error),
+            }
         }
         problem
     }
@@ -276,16 +291,20 @@ impl<V: Value> Window<V> {
     }
 }
 
-fn read<V: Value>(disk: &dyn Disk, name: &str) -> io::Result<Vec<Entry<V>>> {
+/// The offset behind the last one that a file covers, and its entries.
+type Content<V> = (u64, Vec<Entry<V>>);
+
+fn read<V: Value>(disk: &dyn Disk, name: &str) -> io::Result<Content<V>> {
     let file = disk.open(name)?;
     let mut bytes = vec![0; file.size()? as usize];
     file.read_at(&mut bytes, 0)?;
     decode(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{name} is corrupt")))
 }
 
-fn decode<V: Value>(bytes: &[u8]) -> Option<Vec<Entry<V>>> {
+fn decode<V: Value>(bytes: &[u8]) -> Option<Content<V>> {
     let (covered, sum) = bytes.split_last_chunk()?;
-    let mut rest = covered.strip_prefix(MAGIC).filter(|_| crc32c::crc32c(covered).to_le_bytes() == *sum)?;
+    let rest = covered.strip_prefix(MAGIC).filter(|_| crc32c::crc32c(covered).to_le_bytes() == *sum)?;
+    let (end, mut rest) = rest.split_first_chunk()?;
     let mut entries = Vec::new();
     while let Some((fixed, behind)) = rest.split_first_chunk::<ENTRY>() {
         let long = |at: usize| fixed.get(at..)?.first_chunk().map(|raw| u64::from_le_bytes(*raw));
@@ -295,7 +314,7 @@ fn decode<V: Value>(bytes: &[u8]) -> Option<Vec<Entry<V>>> {
         entries.push(Entry { key: *fixed.first_chunk()?, offset: long(16)?, stored: Arrival(long(24)?), value });
         rest = behind;
     }
-    rest.is_empty().then_some(entries)
+    rest.is_empty().then(|| (u64::from_le_bytes(*end), entries))
 }
 
 #[cfg(test)]
@@ -366,8 +385,7 @@ mod tests {
                 all.push(entry);
             }
             let mut recalled = window(capacity);
-            let within = all.into_iter().rev().filter(|entry| lived.is_within(entry.stored, Arrival(now)));
-            within.for_each(|entry| recalled.recall(entry));
+            all.into_iter().rev().for_each(|entry| recalled.recall(entry, Arrival(now)));
             for _ in 0..20 {
                 assert_eq!(recalled.entries, lived.entries);
                 for key in 0..20 {
@@ -384,10 +402,10 @@ mod tests {
     #[test]
     fn a_file_comes_back_complete_or_not_at_all() {
         let mut window = window(10);
-        assert_eq!(window.encode(&(0..100)), None);
+        assert_eq!(decode::<Arc<str>>(&window.encode(&(0..100))), Some((100, Vec::new())));
         (0..5).for_each(|n| window.insert(entry(n, 1_000)));
-        let bytes = window.encode(&(1..3)).unwrap();
-        assert_eq!(decode(&bytes).unwrap(), [entry(1, 1_000), entry(2, 1_000)]);
+        let bytes = window.encode(&(1..3));
+        assert_eq!(decode(&bytes), Some((3, vec![entry(1, 1_000), entry(2, 1_000)])));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;

@@ -73,6 +73,8 @@ fn a_spool_of_version_3_is_read() {
     assert_eq!((life.start(), life.end(), life.damaged_records()), (0, 9, 0));
     assert_eq!(life.store(vec![event(1, 10)]), Ok(Appended { stored: 1, duplicates: 0 }));
 
+    let machine = Machine::new(0);
+    fixture().iter().for_each(|(name, bytes)| machine.put(name, bytes));
     let mut life = Life::begin_at(THEN, &machine, &config(), &["analytics"]).unwrap();
     let legs: Vec<_> = call()[1].legs().collect();
     assert_eq!(legs.len(), 2);
