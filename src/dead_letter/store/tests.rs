@@ -1,5 +1,8 @@
+use super::dir::MARKS;
 use super::*;
+use serde::Deserialize;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Entry {
