@@ -122,6 +122,8 @@ impl<W: Write> Writer<W> {
         let (mut lines, mut batch) = (Vec::new(), Vec::new());
         while let Some(first) = waiting.blocking_recv() {
             batch.clear();
+            // Lets further publishes join the batch.
+            std::thread::yield_now();
             let mut next = Some(first);
             while let Some(line) = next {
                 batch.extend_from_slice(&line.text);

@@ -2,7 +2,7 @@
 
 use super::segment;
 use crate::event::Events;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -198,6 +198,8 @@ impl Queue {
             }
         }
         state.writing_since = Some(Instant::now());
+        // Lets threads that are handling requests finish them: where processors are scarce, every request would get a commit of its own.
+        MutexGuard::unlocked(&mut state, std::thread::yield_now);
         let mut left = COMMIT_BYTES;
         let fits = |(_, append): &&(u64, Append)| {
             let fits = left > 0;
