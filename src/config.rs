@@ -4,6 +4,7 @@
 
 mod environment;
 mod error;
+mod expectations;
 pub(crate) mod keys;
 mod renamed;
 mod source;
@@ -11,6 +12,7 @@ mod validate;
 mod values;
 
 pub use error::ConfigError;
+pub use expectations::{Expected, Outcome, Test};
 pub use source::Source;
 pub use values::Values;
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub sinks: BTreeMap<String, Sink>,
     /// All of it as it is written.
     pub values: Values,
+    /// `[[tests]]`
+    pub tests: Vec<Test>,
 }
 
 /// `[admin]`
@@ -135,6 +139,7 @@ struct Document {
     log: Option<Value>,
     reload: Option<Value>,
     sinks: BTreeMap<String, Value>,
+    tests: Option<Value>,
 }
 
 /// What every sink has, whatever its type.
@@ -185,6 +190,7 @@ impl Config {
         let shutdown = table(figment, "shutdown", &mut problems);
         let log = table(figment, "log", &mut problems);
         let reload = table(figment, "reload", &mut problems);
+        let tests = table(figment, "tests", &mut problems);
         let tables_are_sound = problems.is_empty();
         ingress.complete();
         let origins = Arc::new(ingress.origins());
@@ -196,7 +202,7 @@ impl Config {
             }
         }
         let values = Values::new(figment);
-        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, reload, sinks, values };
+        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, reload, sinks, tests, values };
         if tables_are_sound {
             problems.extend(config.validate(figment));
         }

@@ -67,6 +67,7 @@ mod kafka_sink;
 mod limits;
 mod logging;
 mod metrics;
+mod monitoring;
 mod nats_faults;
 mod nats_sink;
 mod openapi;

@@ -5,7 +5,7 @@ use crate::{dispatch, route};
 use std::collections::BTreeMap;
 
 /// Keys, and tables with all keys in them, that take effect without a restart.
-const RELOADED: [&str; 6] = ["ingress", "sinks", "dead_letters", "log.level", "shutdown", "reload"];
+const RELOADED: [&str; 7] = ["ingress", "sinks", "dead_letters", "log.level", "shutdown", "reload", "tests"];
 /// The exceptions to that.
 const FIXED: [&str; 2] = ["ingress.listen", "ingress.rejected"];
 

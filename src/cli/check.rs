@@ -3,7 +3,7 @@
 use super::CommandError;
 use super::output::{Output, note};
 use crate::bridge::{self, RunError};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::ingress::tls;
 use crate::sink::{kafka, nats};
 use bytesize::ByteSize;
@@ -43,6 +43,10 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
         if let Some(problem) = certificate.problem() {
             note(format_args!("warning: {problem}"));
         }
+    }
+    let failed = config.failed_tests();
+    if !failed.is_empty() {
+        return Err(CommandError::Config(ConfigError::new(failed.join("\n"))));
     }
     let mut out = Output::new();
     out.line(format_args!("configuration is sound: {} sink(s)", sinks?))?;
