@@ -1,6 +1,6 @@
 //! What NATS and the way to it can do while webhooks come in: nothing acknowledged is lost, and order is held.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
@@ -192,19 +192,64 @@ async fn a_denied_reply_inbox_is_named_stops_publishing_and_recovers_when_it_is_
     server.reload(&users(""));
     catch_up(&bridge, "nats", "the inbox is permitted").await;
 
+    let before = nats::stream_length(&server.url(), "CDR").await as usize;
+
     // Taken away while messages are in flight.
     server.reload(&users(DENIED));
     unready(&bridge, "nats", "Permissions Violation for Subscription").await;
     load.progress(600).await;
+    let denied = nats::stream_length(&server.url(), "CDR").await as usize;
     server.reload(&users(""));
     catch_up(&bridge, "nats", "the inbox is permitted again").await;
     let sent = load.stop().await;
     settled(&bridge, &["nats"]).await;
-    let copies = sent.check_nats(&nats::stream_all(&server.url(), "CDR").await);
-    println!("{} events, {copies} copies", sent.count());
-    // Messages in flight when the inbox is taken away may be stored without an answer: the sink has at most 100 of them.
-    assert!(copies <= 100, "{copies} copies of {} events", sent.count());
+    let stored = nats::stream_all(&server.url(), "CDR").await;
+    let copies = sent.check_nats(&stored);
+    println!(
+        "{} events, {before} before the inbox is taken away, {denied} until it is back, {copies} copies",
+        sent.count()
+    );
+    assert_eq!(copies_among(&stored[..before]), 0, "nothing was taken away yet");
+    assert_eq!(copies_among(&stored[denied..]), 0, "nothing is taken away any more");
+    // Messages in flight when the inbox is taken away are stored without an answer. Up to 100 can be in flight.
+    assert!(copies <= 10, "{copies} copies of {} events", sent.count());
     no_dead_letters(&bridge, "nats").await;
+}
+
+/// How many of the messages are copies of others.
+fn copies_among(stored: &[nats::Received]) -> usize {
+    let id = |message: &nats::Received| {
+        message.headers.iter().find(|(name, _)| name == "Nats-Msg-Id").map(|(_, id)| id.clone())
+    };
+    let ids: HashSet<_> = stored.iter().map(|message| id(message).expect("every message has an id")).collect();
+    stored.len() - ids.len()
+}
+
+#[tokio::test]
+async fn without_any_stream_events_become_dead_letters_after_max_age_and_a_new_stream_gets_the_next_ones() {
+    let server = nats::Server::start("").await;
+    let sink = format!("[sinks.nats]\ntype = 'nats'\nservers = '{}'\nretry = {{ max_age = '3s' }}\n", server.url());
+    let bridge = Bridge::start(&format!("{ANY_PORTS}{sink}stream = {{ name = 'CDR' }}\n")).await;
+    let post = async |conversation: usize| {
+        let event = format!(r#"{{"team":"a","conversation_uuid":"{conversation}"}}"#);
+        assert_eq!(bridge.post(event, "application/json").await.status, 200);
+    };
+    let dead_lettered = async || bridge.metric("cdrelay_sink_dead_lettered_total{sink=\"nats\"}").await.unwrap();
+    let begun = Instant::now();
+    for conversation in 0..50 {
+        post(conversation).await;
+    }
+    unready(&bridge, "nats", "stream CDR: no JetStream stream takes subject").await;
+    eventually(PATIENCE, "the events are dead letters", async || dead_lettered().await == 50.0).await;
+    println!("50 dead letters after {:.1?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+    unready(&bridge, "nats", "stream CDR: no JetStream stream takes subject").await;
+
+    post(50).await;
+    nats::create_stream(&server.url(), "CDR", &["telecmi.cdr.>"]).await;
+    settled(&bridge, &["nats"]).await;
+    ready(&bridge).await;
+    assert_eq!((nats::stream_length(&server.url(), "CDR").await, dead_lettered().await), (1, 50.0));
 }
 
 /// Teams whose subjects are away, in front of one that can be served.

@@ -8,7 +8,8 @@
 //! - A publish given up here may still be stored: it can sit in the library's queue, in a socket or in the server. If it
 //!   arrives before its retry, the retry is answered as a duplicate, which is a success. If it arrives after (then out of an
 //!   old connection, since one connection keeps its order), the server drops it, because the dispatcher moves on in
-//!   that conversation only after the retry was stored. Both hold within the stream's `duplicate_window`.
+//!   that conversation only after the retry was stored. Both hold within the stream's `duplicate_window`. After that the stream is
+//!   asked for its last message of the subject before a retry ([`unconfirmed`]).
 //! - Core NATS stores nothing. There, each message is followed by an empty one to ourselves, on the same connection: once it is
 //!   back, the server has processed the message. A server that fails right then, or a subject without subscribers, loses it.
 //!
@@ -18,12 +19,16 @@
 
 mod auth;
 mod config;
-pub(crate) mod connection;
+mod connection;
+pub(crate) mod options;
+mod permissions;
 mod replies;
 mod stream;
+mod stream_config;
+mod unconfirmed;
 
 pub use config::{Config, Mode, TlsConfig};
-pub use stream::{Discard, Storage, StreamConfig};
+pub use stream_config::{Discard, Storage, StreamConfig};
 
 use crate::route::{Dialect, Route};
 use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
@@ -36,9 +41,10 @@ use futures_util::future::BoxFuture;
 use hyper::body::Bytes;
 use replies::Answer;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stream::Streams;
 use tokio::task::JoinSet;
+use unconfirmed::Unconfirmed;
 
 /// The longest subject that is sent. A server drops the whole connection at a protocol line over 4096 bytes
 /// (`max_control_line`), so one over-long subject would stop every other message. The rest of the line holds verb, inbox and
@@ -52,6 +58,7 @@ pub struct NatsSink {
     connection: Arc<Connection>,
     /// `None` in core mode.
     streams: Option<Streams>,
+    unconfirmed: Unconfirmed,
     ack_timeout: Duration,
     max_payload_bytes: Option<usize>,
     /// The task of the connection, aborted when the sink is dropped.
@@ -76,6 +83,7 @@ impl NatsSink {
         Ok(Self {
             connection: Connection::open(name, config, &mut tasks)?,
             streams,
+            unconfirmed: Unconfirmed::default(),
             ack_timeout: config.ack_timeout,
             max_payload_bytes: config.max_payload.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
             _tasks: tasks,
@@ -87,46 +95,67 @@ impl NatsSink {
         check_subject(subject)?;
         let headers = self.headers(message)?;
         let payload = Bytes::from_owner(message.payload().clone());
-        let confirm = match &self.streams {
-            Some(streams) => {
-                streams.admit(&self.connection, subject).await?;
-                Confirm::Reply
-            }
-            None => Confirm::Echo,
-        };
-        let permit = self.connection.permit().await;
-        let answer = self.connection.publish(subject, headers, payload, confirm, self.ack_timeout).await?;
+        if let Some(streams) = &self.streams {
+            return self.store(streams, message, headers, payload).await;
+        }
+        let _permit = self.connection.permit().await;
+        match self.connection.publish(subject, headers, payload, Confirm::Echo, self.ack_timeout).await? {
+            Answer::Reply(_) => Ok(()),
+            Answer::Denied(text) => Err(denied(subject, &text)),
+            Answer::Lost => Err(self.connection.lost()),
+            Answer::TimedOut => Err(Failure::unavailable(self.describe_timeout(subject))),
+        }
+    }
+
+    /// Publishes to JetStream and reads the stream's answer.
+    async fn store(
+        &self,
+        streams: &Streams,
+        message: &Message,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), Failure> {
+        let (connection, subject, id) = (&self.connection, message.topic(), message.dedup_id());
+        streams.admit(connection, subject).await?;
+        let permit = connection.permit().await;
+        if let Some(age) = self.unconfirmed.age(&id)
+            && streams.holds(connection, subject, &id, age + self.ack_timeout).await
+        {
+            self.unconfirmed.remove(&id);
+            message.mark_duplicate();
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let answer = connection.publish(subject, headers, payload, Confirm::Reply, self.ack_timeout).await?;
         drop(permit);
-        let mut since = Duration::MAX;
-        let error = match answer {
-            Some(Answer::Denied(text)) => {
-                return Err(Failure::Place {
-                    place: place(subject),
-                    cause: format!("nats refused: {text}"),
-                    expires: true,
-                });
+        let (error, since) = match answer {
+            Answer::Denied(text) => return Err(denied(subject, &text)),
+            Answer::Lost => {
+                self.unconfirmed.insert(&id, begun);
+                return Err(connection.lost());
             }
-            Some(Answer::Reply(_)) if self.streams.is_none() => return Ok(()),
-            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => None,
-            Some(Answer::Reply(reply)) => match acknowledged(subject, &reply.payload) {
-                Err(Refused::Stream(error)) => Some(error),
+            Answer::TimedOut => {
+                self.unconfirmed.insert(&id, begun);
+                (Some(self.describe_timeout(subject)), self.ack_timeout)
+            }
+            Answer::Reply(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => (None, Duration::MAX),
+            Answer::Reply(reply) => match acknowledged(subject, &reply.payload) {
+                Err(Refused::Stream(error)) => (Some(error), Duration::MAX),
                 Err(Refused::Message(failure)) => return Err(failure),
                 Ok(ack) => {
+                    self.unconfirmed.remove(&id);
                     if ack.duplicate {
                         message.mark_duplicate();
                     }
                     return Ok(());
                 }
             },
-            Some(Answer::Lost) | None => {
-                since = self.ack_timeout;
-                Some(format!("nats did not acknowledge a message to `{subject}` within {:?}", self.ack_timeout))
-            }
         };
-        Err(match &self.streams {
-            Some(streams) => streams.explain(&self.connection, subject, error, since).await,
-            None => Failure::unavailable(error.unwrap_or_default()),
-        })
+        Err(streams.explain(connection, subject, error, since).await)
+    }
+
+    fn describe_timeout(&self, subject: &str) -> String {
+        format!("nats did not acknowledge a message to `{subject}` within {:?}", self.ack_timeout)
     }
 
     /// The headers of a message that the server accepts.
@@ -203,6 +232,10 @@ fn acknowledged(subject: &str, payload: &[u8]) -> Result<PublishAck, Refused> {
         ErrorCode::STREAM_STORE_FAILED if error.to_string().contains("per subject") => place(),
         _ => Refused::Stream(format!("the stream does not take messages: {error}")),
     })
+}
+
+fn denied(subject: &str, text: &str) -> Failure {
+    Failure::Place { place: place(subject), cause: format!("nats refused: {text}"), expires: true }
 }
 
 /// The name of a subject as a place, in bounded length.

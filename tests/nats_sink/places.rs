@@ -2,6 +2,7 @@
 
 use super::{context, deliver, fails_with, message, probe_turns_good, sink, stream};
 use crate::support::nats::Server;
+use crate::support::{PATIENCE, eventually};
 use async_nats::jetstream;
 use cdrelay::sink::nats::NatsSink;
 use cdrelay::sink::{Failure, Message, Sink};
@@ -214,6 +215,33 @@ async fn the_subscription_to_the_inbox_is_awaited_before_anything_is_published()
     server.reload(&users("[\"_INBOX.>\"]"));
     deliver(&sink, &message(1, SUBJECT)).await;
     assert_eq!(stored(&stream).await, 1);
+}
+
+#[tokio::test]
+async fn a_message_stored_without_an_answer_is_not_stored_again_behind_the_duplicate_window() {
+    const WINDOW: Duration = Duration::from_millis(200);
+    let server = Server::start("").await;
+    let stream = stream(&server, |config| config.duplicate_window = WINDOW).await;
+    let sink = sink(&server, "ack_timeout = '300ms'");
+    let (first, second) = (message(1, SUBJECT), message(2, "telecmi.cdr.a.c"));
+    deliver(&sink, &message(0, "telecmi.cdr.a.d")).await;
+    for (lost, expected) in [(&first, 2), (&second, 3)] {
+        // The server has the message in its socket, and stores it when nobody waits for the answer any more.
+        server.pause();
+        assert!(sink.publish(lost).await.is_err());
+        server.resume();
+        eventually(PATIENCE, "the lost one is stored", async || stored(&stream).await == expected).await;
+        // Not a wait for anything: the stream forgets the message's id.
+        tokio::time::sleep(2 * WINDOW).await;
+        deliver(&sink, lost).await;
+        assert_eq!(stored(&stream).await, expected);
+        assert!(lost.is_duplicate());
+    }
+    // Of another message of the subject nothing is concluded, nor of one that is answered for.
+    deliver(&sink, &message(3, SUBJECT)).await;
+    tokio::time::sleep(2 * WINDOW).await;
+    deliver(&sink, &message(3, SUBJECT)).await;
+    assert_eq!(stored(&stream).await, 5);
 }
 
 async fn stored(stream: &jetstream::stream::Stream) -> u64 {

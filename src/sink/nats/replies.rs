@@ -29,8 +29,10 @@ pub(super) enum Answer {
     Reply(Message),
     /// The server refused it, with this text.
     Denied(String),
-    /// The connection was lost first.
+    /// The connection was lost first: the destination may have it.
     Lost,
+    /// None came in time: the destination may have it.
+    TimedOut,
 }
 
 /// An answer that is awaited. Dropping it gives it up.

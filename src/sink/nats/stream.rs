@@ -1,14 +1,17 @@
 //! The streams that take the sink's subjects: whether they are there, and the creation of one where the settings ask for it.
 
 use super::connection::{Confirm, Connection};
+use super::permissions::{denies, matches};
+use super::place;
 use super::replies::Answer;
-use crate::setting::period;
+use super::stream_config::{StreamConfig, creation, differences};
 use crate::sink::{Failure, SetupError};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
-use async_nats::{HeaderMap, StatusCode};
-use bytesize::ByteSize;
+use async_nats::jetstream::stream;
+use async_nats::{HeaderMap, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -17,77 +20,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-const USER_INFO: &str = "$SYS.REQ.USER.INFO";
-const API_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const API_TIMEOUT: Duration = Duration::from_secs(3);
 /// The answer of the server about its streams serves for so long, however many publishes ask.
 const FRESH: Duration = Duration::from_secs(1);
 /// The server is asked about no more streams than these.
 const MAX_STREAMS: usize = 32;
-
-/// The JetStream stream that stores the messages.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamConfig {
-    /// Its name. Every message is sent with `Nats-Expected-Stream`, so that it cannot land in another one.
-    pub name: String,
-    /// Create it when it is missing, with the settings below. An existing stream is never changed: what differs is logged.
-    #[serde(default)]
-    pub create: bool,
-    /// The subjects it takes. Default: the sink's subject with a wildcard for each templated token.
-    #[serde(default)]
-    pub subjects: Vec<String>,
-    /// Its largest size. Default: no limit.
-    #[serde(default)]
-    pub max_bytes: Option<ByteSize>,
-    /// How long it keeps a message. Default: for ever.
-    #[serde(default, with = "period")]
-    pub max_age: Option<Duration>,
-    /// How many messages it keeps. Default: no limit.
-    #[serde(default)]
-    pub max_messages: Option<u32>,
-    /// Copies in a cluster, 1 to 5. Default: 1.
-    #[serde(default = "one")]
-    pub replicas: usize,
-    /// Where it keeps messages: `file` (default) or `memory`, which does not survive a restart of the server.
-    #[serde(default)]
-    pub storage: Storage,
-    /// How long the server remembers `Nats-Msg-Id`. Default: 1 hour (or `max_age` where that is shorter). A message stored by
-    /// the server whose acknowledgement got lost is sent again when the connection is back; within this window the server
-    /// drops the second copy. One hour covers restarts of either side, and the 45 minutes in which the ingress recognises a
-    /// resend; after a longer outage the last messages in flight may be stored twice.
-    #[serde(default, with = "period")]
-    pub duplicate_window: Option<Duration>,
-    /// When a limit is reached: `old` (default) drops the oldest messages, as a log does; `new` refuses new ones, which then
-    /// wait in the spool.
-    #[serde(default)]
-    pub discard: Discard,
-}
-
-/// Where a stream keeps its messages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Storage {
-    /// On disk.
-    #[default]
-    File,
-    /// In the server's memory.
-    Memory,
-}
-
-/// The messages that a full stream drops.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Discard {
-    /// Its oldest messages.
-    #[default]
-    Old,
-    /// The message that no longer fits.
-    New,
-}
-
-fn one() -> usize {
-    1
-}
 
 /// The streams that take the sink's subjects, as settings and server describe them.
 pub(super) struct Streams {
@@ -101,14 +38,16 @@ pub(super) struct Streams {
     /// The sink's subject, with a wildcard for each templated token.
     subject: String,
     /// Held while the server is asked.
-    asking: tokio::sync::Mutex<()>,
-    seen: Mutex<Option<(Instant, Seen)>>,
+    fetching: tokio::sync::Mutex<()>,
+    fetched: Mutex<Option<(Instant, Fetched)>>,
+    /// The streams as the server described them last.
+    described: Mutex<Option<Arc<Vec<Found>>>>,
     /// The differences between settings and stream that were logged.
     differences: Mutex<String>,
 }
 
 /// The streams as the server described them; `None` if this user may not ask.
-type Seen = Result<Option<Arc<Vec<Found>>>, Failure>;
+type Fetched = Result<Option<Arc<Vec<Found>>>, Failure>;
 
 /// A stream that takes subjects of the sink.
 #[derive(Debug)]
@@ -136,28 +75,25 @@ struct Names {
     streams: Option<Vec<String>>,
 }
 
-/// The used part of the answer to `$SYS.REQ.USER.INFO`.
+/// The used part of the answer to `STREAM.MSG.GET`.
 #[derive(Deserialize)]
-struct UserInfo {
-    data: User,
+struct LastMessage {
+    message: RawMessage,
 }
 
 #[derive(Deserialize)]
-struct User {
+struct RawMessage {
+    /// In base64.
     #[serde(default)]
-    permissions: Permissions,
+    hdrs: String,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Permissions {
-    publish: Subjects,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Subjects {
-    deny: Vec<String>,
+impl RawMessage {
+    fn has_id(&self, id: &str) -> bool {
+        let headers = STANDARD.decode(&self.hdrs).unwrap_or_default();
+        let line = format!("{}: {id}", header::NATS_MESSAGE_ID);
+        String::from_utf8_lossy(&headers).lines().any(|header| header == line)
+    }
 }
 
 impl Streams {
@@ -182,8 +118,9 @@ impl Streams {
             name: config.map(|config| config.name.clone()),
             creation: config.filter(|config| config.create).map(|config| creation(config, subject)).transpose()?,
             subject: subject.to_owned(),
-            asking: tokio::sync::Mutex::default(),
-            seen: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
+            fetched: Mutex::default(),
+            described: Mutex::default(),
             differences: Mutex::default(),
         })
     }
@@ -195,28 +132,44 @@ impl Streams {
     /// Whether a stream takes messages, as far as the server lets this user ask.
     pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Failure> {
         if let Some(text) = connection.recent_denial()
-            && self.denies_all(connection).await
+            && denies(connection, &self.subject).await
         {
             return Err(Failure::unavailable(format!("nats refused: {text}")));
         }
         // A user may publish and still be forbidden to ask; then being connected has to do.
-        let Some(found) = self.look(connection).await? else { return Ok(()) };
-        self.none_confirms(&found, &self.subject).map_or(Ok(()), Err)
+        let Some(found) = self.refresh(connection).await? else { return Ok(()) };
+        match found.as_slice() {
+            [] => Err(self.no_stream()),
+            [first, ..] if found.iter().all(Found::never_confirms) => Err(never_confirms(&first.name)),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a message for a stream that never confirms, before it is published again and again.
     pub(super) async fn admit(&self, connection: &Connection, subject: &str) -> Result<(), Failure> {
-        let known = self.seen.lock().as_ref().map(|(_, seen)| seen.clone());
-        let seen = match known {
-            Some(seen) => seen,
-            None => self.ask(connection, FRESH).await,
-        };
-        match seen {
-            Ok(Some(found)) if found.iter().any(|stream| stream.never_confirms() && stream.takes(subject)) => {
-                Err(self.failure(&found, subject, None))
-            }
-            // Where the server did not tell, the publish will show.
-            _ => Ok(()),
+        let found = self.described(connection).await.unwrap_or_default();
+        match found.iter().find(|stream| stream.never_confirms() && stream.takes(subject)) {
+            Some(stream) => Err(never_confirms(&stream.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a stream has the message `id`, which was published to `subject` so long ago without an acknowledgement. Within the
+    /// stream's `duplicate_window` the answer is no: the stream recognises a copy by itself. Looks at the last message of
+    /// the subject, which is this one where the subject names the conversation, since nothing of the conversation was published
+    /// behind it.
+    pub(super) async fn holds(&self, connection: &Connection, subject: &str, id: &str, age: Duration) -> bool {
+        let found = self.described(connection).await.unwrap_or_default();
+        let Some(stream) = found.iter().find(|stream| stream.takes(subject)) else { return false };
+        if stream.config.as_ref().is_some_and(|config| age < config.duplicate_window) {
+            return false;
+        }
+        let (request, query) =
+            (format!("STREAM.MSG.GET.{}", stream.name), serde_json::json!({ "last_by_subj": subject }));
+        match self.request::<LastMessage>(connection, &request, &query).await {
+            Ok(Some(Response::Ok(last))) => last.message.has_id(id),
+            // The user may not ask, or there is no such message.
+            _ => false,
         }
     }
 
@@ -228,43 +181,39 @@ impl Streams {
         error: Option<String>,
         since: Duration,
     ) -> Failure {
-        match (self.ask(connection, since.min(FRESH)).await, error) {
+        match (self.recent(connection, since.min(FRESH)).await, error) {
             (Ok(Some(found)), error) => self.failure(&found, subject, error),
             (_, Some(error)) => Failure::unavailable(error),
-            (Ok(None), None) => missing(subject, self.describe_missing(subject)),
+            (Ok(None), None) => self.missing(place(subject), subject),
             (Err(failure), None) => failure,
         }
     }
 
-    /// The fault is the stream's, or the subject's where no stream takes it. It is the destination's where there is no other stream.
+    /// The fault is the stream's, or the subject's where no stream takes it. A stream that fails is the destination's fault where there is
+    /// no other.
     fn failure(&self, found: &[Found], subject: &str, error: Option<String>) -> Failure {
-        if let Some(failure) = self.none_confirms(found, subject) {
-            return failure;
-        }
         let Some(stream) = found.iter().find(|stream| stream.takes(subject)) else {
-            return missing(subject, self.describe_missing(subject));
+            return if found.is_empty() { self.no_stream() } else { self.missing(place(subject), subject) };
         };
         let name = &stream.name;
-        let (cause, expires) = match error {
-            _ if stream.never_confirms() => (never_confirms(name), true),
-            Some(error) => (error, false),
-            None => (format!("stream `{name}` takes subject `{subject}` and does not answer"), false),
-        };
+        if stream.never_confirms() {
+            return never_confirms(name);
+        }
+        let cause = error.unwrap_or_else(|| format!("stream `{name}` takes subject `{subject}` and does not answer"));
         match found {
             [_] => Failure::unavailable(cause),
-            _ => Failure::Place { place: format!("stream {name}"), cause, expires },
+            _ => Failure::Place { place: format!("stream {name}"), cause, expires: false },
         }
     }
 
-    /// Why no message of this sink can be confirmed, if so.
-    fn none_confirms(&self, found: &[Found], subject: &str) -> Option<Failure> {
-        match found {
-            [] => Some(Failure::unavailable(self.describe_missing(subject))),
-            [first, ..] if found.iter().all(Found::never_confirms) => {
-                Some(Failure::unavailable(never_confirms(&first.name)))
-            }
-            _ => None,
-        }
+    /// No stream takes any subject of the sink: one place for all of them.
+    fn no_stream(&self) -> Failure {
+        let place = self.name.as_ref().map_or_else(|| place(&self.subject), |name| format!("stream {name}"));
+        self.missing(place, &self.subject)
+    }
+
+    fn missing(&self, place: String, subject: &str) -> Failure {
+        Failure::Place { place, cause: self.describe_missing(subject), expires: true }
     }
 
     fn describe_missing(&self, subject: &str) -> String {
@@ -275,34 +224,37 @@ impl Streams {
         format!("no JetStream stream takes subject `{subject}`; {remedy}")
     }
 
-    /// Whether the server denies every subject of this sink to this user, as far as it tells. `$SYS.REQ.USER.INFO` is answered by
-    /// nats-server 2.9 and newer.
-    async fn denies_all(&self, connection: &Connection) -> bool {
-        let request = connection.publish(USER_INFO, HeaderMap::new(), Default::default(), Confirm::Reply, API_TIMEOUT);
-        let Ok(Some(Answer::Reply(reply))) = request.await else { return false };
-        let user = serde_json::from_slice::<UserInfo>(&reply.payload);
-        user.is_ok_and(|user| user.data.permissions.publish.deny.iter().any(|denied| matches(denied, &self.subject)))
+    /// The streams as the server described them last.
+    async fn described(&self, connection: &Connection) -> Option<Arc<Vec<Found>>> {
+        if self.fetched.lock().is_none() {
+            // Where the server does not tell, the publish will show.
+            let _ = self.recent(connection, FRESH).await;
+        }
+        self.described.lock().clone()
     }
 
     /// Asks the server for its streams, unless it answered so short a time ago.
-    async fn ask(&self, connection: &Connection, max_age: Duration) -> Seen {
+    async fn recent(&self, connection: &Connection, max_age: Duration) -> Fetched {
         connection.client()?;
-        let _asking = self.asking.lock().await;
-        let fresh = self.seen.lock().clone().filter(|(at, _)| at.elapsed() < max_age);
-        if let Some((_, seen)) = fresh {
-            return seen;
+        let _fetching = self.fetching.lock().await;
+        let fresh = self.fetched.lock().clone().filter(|(at, _)| at.elapsed() < max_age);
+        if let Some((_, fetched)) = fresh {
+            return fetched;
         }
-        self.look(connection).await
+        self.refresh(connection).await
     }
 
-    async fn look(&self, connection: &Connection) -> Seen {
+    async fn refresh(&self, connection: &Connection) -> Fetched {
         connection.client()?;
-        let seen = self.find(connection).await.map(|found| found.map(Arc::new));
-        *self.seen.lock() = Some((Instant::now(), seen.clone()));
-        seen
+        let fetched = self.fetch(connection).await.map(|found| found.map(Arc::new));
+        *self.fetched.lock() = Some((Instant::now(), fetched.clone()));
+        if let Ok(Some(found)) = &fetched {
+            *self.described.lock() = Some(Arc::clone(found));
+        }
+        fetched
     }
 
-    async fn find(&self, connection: &Connection) -> Result<Option<Vec<Found>>, Failure> {
+    async fn fetch(&self, connection: &Connection) -> Result<Option<Vec<Found>>, Failure> {
         let query = serde_json::json!({ "subject": self.subject });
         let mut names = match self.request::<Names>(connection, "STREAM.NAMES", &query).await? {
             Some(Response::Ok(names)) => names.streams.unwrap_or_default(),
@@ -368,101 +320,22 @@ impl Streams {
         let subject = format!("{}.{request}", self.api);
         let body = serde_json::to_vec(body).map_err(|error| failed(error.to_string()))?.into();
         match connection.publish(&subject, HeaderMap::new(), body, Confirm::Reply, API_TIMEOUT).await? {
-            Some(Answer::Reply(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(Failure::unavailable(
+            Answer::Reply(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(Failure::unavailable(
                 "JetStream is not enabled on the nats server for this account; enable it, or set mode = \"core\"",
             )),
-            Some(Answer::Reply(reply)) => {
+            Answer::Reply(reply) => {
                 serde_json::from_slice(&reply.payload).map(Some).map_err(|error| failed(error.to_string()))
             }
-            Some(Answer::Denied(_)) => Ok(None),
-            _ => Err(failed(format!("nothing within {API_TIMEOUT:?}"))),
+            Answer::Denied(_) => Ok(None),
+            Answer::Lost => Err(connection.lost()),
+            Answer::TimedOut => Err(failed(format!("nothing within {API_TIMEOUT:?}"))),
         }
     }
 }
 
-fn missing(subject: &str, cause: String) -> Failure {
-    Failure::Place { place: super::place(subject), cause, expires: true }
-}
-
-fn never_confirms(stream: &str) -> String {
-    format!("stream `{stream}` has no_ack set, so it never confirms a message; unset it")
-}
-
-/// Whether the stream subject `pattern` takes `subject`, which may hold wildcards itself.
-fn matches(pattern: &str, subject: &str) -> bool {
-    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
-    loop {
-        match (pattern.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(pattern), Some(subject)) if pattern == "*" || pattern == subject => {}
-            _ => return false,
-        }
-    }
-}
-
-fn creation(config: &StreamConfig, subject: &str) -> Result<stream::Config, SetupError> {
-    let subjects = match config.subjects.as_slice() {
-        [] => vec![subject.to_owned()],
-        subjects => subjects.to_vec(),
-    };
-    if let Some(bad) = subjects.iter().find(|subject| !async_nats::Subject::from(subject.as_str()).is_valid()) {
-        return Err(SetupError(format!("`stream.subjects`: `{bad}` is not a subject")));
-    }
-    if !(1..=5).contains(&config.replicas) {
-        return Err(SetupError(format!("`stream.replicas`: {} is not between 1 and 5", config.replicas)));
-    }
-    let duplicate_window = match (config.duplicate_window, config.max_age) {
-        (Some(window), Some(age)) if window > age => {
-            return Err(SetupError(
-                "`stream.duplicate_window` is longer than `stream.max_age`, which the server refuses".to_owned(),
-            ));
-        }
-        (Some(window), _) => window,
-        (None, age) => age.unwrap_or(Duration::MAX).min(Duration::from_secs(3600)),
-    };
-    let unlimited = -1;
-    Ok(stream::Config {
-        name: config.name.clone(),
-        description: Some("call detail records from cdrelay".to_owned()),
-        subjects,
-        max_bytes: config.max_bytes.map_or(unlimited, |size| i64::try_from(size.as_u64()).unwrap_or(i64::MAX)),
-        max_age: config.max_age.unwrap_or(Duration::ZERO),
-        max_messages: config.max_messages.map_or(unlimited, i64::from),
-        max_messages_per_subject: unlimited,
-        max_consumers: -1,
-        num_replicas: config.replicas,
-        storage: match config.storage {
-            Storage::File => StorageType::File,
-            Storage::Memory => StorageType::Memory,
-        },
-        discard: match config.discard {
-            Discard::Old => DiscardPolicy::Old,
-            Discard::New => DiscardPolicy::New,
-        },
-        duplicate_window,
-        ..Default::default()
-    })
-}
-
-/// The settings in which an existing stream differs, as `setting: found, not wanted`.
-fn differences(found: &stream::Config, wanted: &stream::Config) -> String {
-    // A server may report "no limit" as 0 or as -1.
-    let limit = |value: i64| if value <= 0 { "no limit".to_owned() } else { value.to_string() };
-    let settings = |config: &stream::Config| {
-        [
-            ("subjects", config.subjects.join(" ")),
-            ("max_bytes", limit(config.max_bytes)),
-            ("max_age", format!("{:?}", config.max_age)),
-            ("max_messages", limit(config.max_messages)),
-            ("replicas", config.num_replicas.to_string()),
-            ("storage", format!("{:?}", config.storage)),
-            ("duplicate_window", format!("{:?}", config.duplicate_window)),
-            ("discard", format!("{:?}", config.discard)),
-        ]
-    };
-    let pairs = settings(found).into_iter().zip(settings(wanted)).filter(|(found, wanted)| found != wanted);
-    let texts: Vec<_> = pairs.map(|((name, found), (_, wanted))| format!("{name}: {found}, not {wanted}")).collect();
-    texts.join(", ")
+fn never_confirms(stream: &str) -> Failure {
+    let cause = format!("stream `{stream}` has no_ack set, so it never confirms a message; unset it");
+    Failure::Place { place: format!("stream {stream}"), cause, expires: true }
 }
 
 #[cfg(test)]
@@ -475,17 +348,6 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_take_the_sinks_subject_and_remember_ids_for_an_hour() {
-        let wanted = creation(&config("name = 'CDR'\ncreate = true"), "telecmi.cdr.*.*").unwrap();
-        assert_eq!(wanted.subjects, ["telecmi.cdr.*.*"]);
-        assert_eq!(wanted.duplicate_window, Duration::from_secs(3600));
-        assert_eq!((wanted.max_bytes, wanted.max_messages, wanted.max_age), (-1, -1, Duration::ZERO));
-        let short = creation(&config("name = 'CDR'\nmax_age = '10m'\nmax_bytes = '1MiB'"), "a").unwrap();
-        assert_eq!(short.duplicate_window, Duration::from_secs(600));
-        assert_eq!(short.max_bytes, 1 << 20);
-    }
-
-    #[test]
     fn settings_that_the_server_would_refuse_are_refused_at_load() {
         let error = |toml: &str| Streams::new("n", None, Some(&config(toml)), "a").err().unwrap().to_string();
         assert!(error("name = 'a.b'").contains("`stream.name`"));
@@ -493,16 +355,6 @@ mod tests {
         assert!(error("name = 'C'\ncreate = true\nsubjects = ['a..b']").contains("`a..b`"));
         let window = "name = 'C'\ncreate = true\nmax_age = '1m'\nduplicate_window = '2m'";
         assert!(error(window).contains("longer than `stream.max_age`"));
-    }
-
-    #[test]
-    fn a_stream_takes_the_subjects_that_its_patterns_match() {
-        for (pattern, subject) in [("a.b", "a.b"), ("a.*", "a.b"), ("a.>", "a.b.c"), (">", "a"), ("a.*.c", "a.b.c")] {
-            assert!(matches(pattern, subject), "{pattern} {subject}");
-        }
-        for (pattern, subject) in [("a.b", "a"), ("a", "a.b"), ("a.>", "a"), ("a.*", "a.b.c"), ("a.b", "a.c")] {
-            assert!(!matches(pattern, subject), "{pattern} {subject}");
-        }
     }
 
     #[test]
@@ -518,24 +370,15 @@ mod tests {
         let both = [found("A", "a.b", false), found("B", "a.c", false)];
         let Failure::Place { place, cause, expires } = refused(&both, full) else { panic!() };
         assert_eq!((place.as_str(), cause.as_str(), expires), ("stream A", "maximum messages exceeded", false));
-        let Failure::Place { place, expires, .. } = refused(&both[1..], None) else { panic!() };
-        assert_eq!((place.as_str(), expires), ("subject a.b", true));
-        let Failure::Place { cause, expires, .. } = refused(&[found("A", "a.b", true), found("B", "a.c", false)], None)
-        else {
-            panic!()
+        let place = |found: &[Found]| match refused(found, None) {
+            Failure::Place { place, cause, expires: true } => (place, cause),
+            other => panic!("{other}"),
         };
-        assert!(cause.contains("`A` has no_ack") && expires, "{cause}");
-        for found in [vec![], vec![found("A", "a.b", true)]] {
-            assert!(matches!(refused(&found, None), Failure::Unavailable { .. }));
+        assert_eq!(place(&both[1..]).0, "subject a.b");
+        for found in [vec![found("A", "a.b", true), found("B", "a.c", false)], vec![found("A", "a.b", true)]] {
+            let (place, cause) = place(&found);
+            assert!(place == "stream A" && cause.contains("`A` has no_ack"), "{place}: {cause}");
         }
-    }
-
-    #[test]
-    fn only_what_differs_is_named() {
-        let wanted = creation(&config("name = 'CDR'"), "a.*").unwrap();
-        let same = stream::Config { max_bytes: 0, ..wanted.clone() };
-        assert!(differences(&same, &wanted).is_empty());
-        let other = stream::Config { max_bytes: 5, discard: DiscardPolicy::New, ..wanted.clone() };
-        assert_eq!(differences(&other, &wanted), "max_bytes: 5, not no limit, discard: New, not Old");
+        assert_eq!(place(&[]).0, "subject a.*", "one place for all subjects");
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{Consumer, Ended, START, unreadable};
 use crate::sink::SetupError;
-use crate::sink::nats::connection::{connect_options, parse_servers};
+use crate::sink::nats::options::{connect_options, parse_servers};
 use crate::sink::nats::{Config, Mode};
 use crate::soak::SoakError;
 use crate::soak::observer::Observer;
