@@ -2,7 +2,12 @@
 
 use crate::support::fault::{catch_up, kafka_sink, no_dead_letters, steady, through_a_bad_network, unready};
 use crate::support::oracle::settled;
-use crate::support::{ANY_PORTS, Bridge, PATIENCE, kafka};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, kafka};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 #[tokio::test]
 async fn a_topic_deleted_and_created_again_gets_everything_that_came_since() {
@@ -90,6 +95,54 @@ async fn a_kafka_that_comes_back_with_an_empty_disk_gets_everything_that_came_si
     );
     assert_eq!(sent.refused, 0);
     no_dead_letters(&bridge, "kafka").await;
+}
+
+/// Opens so many connections. Those that the broker closes or accepts late were beyond its limit; others may take their places for as long
+/// as these are open.
+async fn hold_connections(broker: &kafka::Broker, count: usize) -> JoinSet<()> {
+    let mut held = JoinSet::new();
+    for _ in 0..count {
+        let address = broker.address();
+        held.spawn(async move {
+            loop {
+                // The broker sends nothing to a client that asks nothing: the read ends when the broker closes the connection.
+                if let Ok(mut connection) = TcpStream::connect(&address).await {
+                    let _ = connection.read(&mut [0]).await;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    held
+}
+
+/// The broker answers nobody who comes beyond the limit: it closes such a connection at once (the limit of an address), or does not accept
+/// it before another one ends (the limit of a listener).
+#[tokio::test]
+async fn a_kafka_without_a_free_connection_is_named_and_gets_everything_once_there_is_one() {
+    const LIMIT: usize = 20;
+    for (limit, cause) in [
+        ("max.connections.per.ip", "Disconnected"),
+        ("listener.name.plaintext.max.connections", "ApiVersionRequest failed: Local: Timed out"),
+    ] {
+        let broker = kafka::Broker::start(&[(limit, &LIMIT.to_string())]).await;
+        kafka::create_topic(&broker.address(), "cdr", 6).await;
+        let held = hold_connections(&broker, 2 * LIMIT).await;
+        let bridge = Bridge::start(&format!("{ANY_PORTS}{}", kafka_sink(&broker.address(), "cdr"))).await;
+        let load = steady("Kafka's connection limit", &bridge);
+        load.progress(300).await;
+        let reason = unready(&bridge, "kafka", cause).await;
+        assert!(reason.contains(&broker.address()), "{reason}");
+        eventually(PATIENCE, "the log names the cause", async || bridge.stderr().contains(cause)).await;
+        drop(held);
+        catch_up(&bridge, "kafka", &format!("{limit}: connections are free")).await;
+        load.progress(300).await;
+        let sent = load.stop().await;
+        settled(&bridge, &["kafka"]).await;
+        assert_eq!(sent.check_kafka(&kafka::consume_all(&broker.address(), "cdr", PATIENCE).await), 0);
+        assert_eq!(sent.refused, 0);
+        no_dead_letters(&bridge, "kafka").await;
+    }
 }
 
 #[tokio::test]

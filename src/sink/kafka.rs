@@ -11,11 +11,13 @@ mod config;
 mod partition;
 mod partitioner;
 mod producer;
+mod properties;
 mod status;
 mod supervisor;
 mod topics;
 
-pub use config::{Compression, Config, Mechanism, Properties, Sasl, Tls};
+pub use config::{Compression, Config, Mechanism, Sasl, Tls};
+pub use properties::Properties;
 
 use crate::route::Route;
 use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
@@ -27,6 +29,7 @@ use status::Status;
 use std::sync::Arc;
 use std::time::Duration;
 use supervisor::Supervisor;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use topics::Topics;
 
@@ -126,9 +129,9 @@ impl KafkaSink {
         })
     }
 
-    async fn send(&self, message: &Message, partition: &Arc<Partition>, alone: bool) -> Result<(), Undelivered> {
+    async fn send(&self, message: &Message, partition: &Arc<Partition>, single: bool) -> Result<(), Undelivered> {
         let share = self.queue.share(partition, queued_bytes(message)).await?;
-        let producer = if alone { self.producers.alone().await? } else { self.producers.batching()? };
+        let producer = if single { self.producers.single().await? } else { self.producers.batching()? };
         let answer = producer.send(message, partition.id, share).map_err(Undelivered::Refused)?;
         drop(producer);
         self.acknowledgement(message, partition, answer).await
@@ -144,7 +147,7 @@ impl KafkaSink {
         tokio::select! {
             biased;
             answer = &mut answer => answer.unwrap_or(Err(RDKafkaErrorCode::PurgeInflight)).map_err(Undelivered::Refused),
-            failure = partition.gone() => {
+            failure = partition.until_away() => {
                 partition.abandon(message.id(), answer);
                 Err(failure.into())
             }
@@ -174,6 +177,19 @@ impl KafkaSink {
             | Code::PolicyViolation => self.topics.refused(topic, code),
             code => Failure::unavailable(format!("topic `{topic}`: {code}")),
         }
+    }
+}
+
+/// The first result of `check`, which is made now and at each notification.
+async fn notified<T>(changed: &Notify, mut check: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let mut notified = std::pin::pin!(changed.notified());
+        // Before the check, so that no notification in between is missed.
+        notified.as_mut().enable();
+        if let Some(found) = check() {
+            return found;
+        }
+        notified.await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The settings of a Kafka sink, and the librdkafka properties made of them.
 
+use super::properties::Properties;
 use super::status::STATISTICS;
 use crate::setting::{Secret, period};
 use crate::sink::SetupError;
@@ -7,7 +8,6 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use serde::{Deserialize, Deserializer};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,46 +101,6 @@ pub enum Compression {
     Zstd,
 }
 
-/// librdkafka properties by name. Values are kept secret: some of them are passwords.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(from = "BTreeMap<String, Property>")]
-pub struct Properties(pub BTreeMap<String, Secret>);
-
-/// A property, or the inner table that TOML makes of a dotted name without quotes.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a librdkafka property is a text, a number or a boolean")]
-enum Property {
-    Boolean(bool),
-    Integer(i64),
-    Float(f64),
-    Text(String),
-    Table(BTreeMap<String, Property>),
-}
-
-impl From<BTreeMap<String, Property>> for Properties {
-    fn from(table: BTreeMap<String, Property>) -> Self {
-        fn flatten(prefix: &str, table: BTreeMap<String, Property>, properties: &mut BTreeMap<String, Secret>) {
-            for (key, property) in table {
-                let name = format!("{prefix}{key}");
-                let value = match property {
-                    Property::Boolean(value) => value.to_string(),
-                    Property::Integer(value) => value.to_string(),
-                    Property::Float(value) => value.to_string(),
-                    Property::Text(value) => value,
-                    Property::Table(inner) => {
-                        flatten(&format!("{name}."), inner, properties);
-                        continue;
-                    }
-                };
-                properties.insert(name, Secret::new(value));
-            }
-        }
-        let mut properties = BTreeMap::new();
-        flatten("", table, &mut properties);
-        Self(properties)
-    }
-}
-
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected \"host:port,…\" or a list of \"host:port\"")]
@@ -194,7 +154,7 @@ impl Config {
         client.set("statistics.interval.ms", STATISTICS.as_millis().to_string());
         client.set("linger.ms", (self.linger.as_secs_f64() * 1000.0).to_string());
         client.set("compression.type", format!("{:?}", self.compression).to_lowercase());
-        self.pass_through(&mut client)?;
+        self.librdkafka.apply(&mut client)?;
         client.create_native_config().map_err(|error| refused(&error))?;
         Ok(client)
     }
@@ -203,7 +163,7 @@ impl Config {
     /// and joins no group. Where an offset is gone it goes on with the oldest.
     pub fn consumer(&self) -> Result<ClientConfig, SetupError> {
         let mut client = self.connection()?;
-        self.pass_through(&mut client)?;
+        self.librdkafka.apply(&mut client)?;
         for (property, value) in [
             ("group.id", "librdkafka demands one"),
             ("enable.auto.commit", "false"),
@@ -242,7 +202,6 @@ impl Config {
         // clients wait 30 s as well.
         client.set("socket.timeout.ms", "30000");
         client.set("socket.keepalive.enable", "true");
-        client.set("log.connection.close", "false");
         self.secure(&mut client)?;
         Ok(client)
     }
@@ -282,47 +241,7 @@ impl Config {
         client.set("security.protocol", protocol);
         Ok(())
     }
-
-    fn pass_through(&self, client: &mut ClientConfig) -> Result<(), SetupError> {
-        for (name, value) in &self.librdkafka.0 {
-            let name = canonical(name);
-            let guard =
-                GUARDED.iter().find(|(guarded, allowed, _)| *guarded == name && !allowed.contains(&value.reveal()));
-            if let Some((_, _, reason)) = guard {
-                return Err(SetupError(format!("`librdkafka`: `{name}` cannot be set here: {reason}")));
-            }
-            client.set(name, value.reveal());
-        }
-        Ok(())
-    }
 }
-
-/// One name for properties that have several, so that a property that is passed through replaces ours instead of racing it.
-fn canonical(name: &str) -> &str {
-    match name {
-        "request.required.acks" => "acks",
-        "delivery.timeout.ms" => "message.timeout.ms",
-        "queue.buffering.max.ms" => "linger.ms",
-        "compression.codec" => "compression.type",
-        "sasl.mechanism" => "sasl.mechanisms",
-        "metadata.broker.list" => "bootstrap.servers",
-        name => name,
-    }
-}
-
-/// Properties that the guarantees depend on, the values they may have, and why no others.
-const GUARDED: [(&str, &[&str], &str); 10] = [
-    ("enable.idempotence", &["true", "1", "t"], "without idempotence a retry can duplicate and reorder messages"),
-    ("acks", &["all", "-1"], "anything but \"all\" acknowledges messages that a broker's failure can still lose"),
-    ("message.timeout.ms", &["0"], "a broker may still append a message that is given up; the spool is the buffer"),
-    ("enable.gapless.guarantee", &["false", "0", "f"], "one message that is too large would stop all others"),
-    ("delivery.report.only.error", &["false", "0", "f"], "deliveries would never be confirmed"),
-    ("transactional.id", &[], "the sink does not use transactions"),
-    ("partitioner", &[], "`partition_by` chooses the partition"),
-    ("queue.buffering.max.messages", &[], "the sink bounds its queue itself; see `max_in_flight`"),
-    ("queue.buffering.max.kbytes", &[], "the sink bounds its queue itself; see `max_in_flight`"),
-    ("bootstrap.servers", &[], "use `brokers`"),
-];
 
 /// librdkafka's complaint about a property, without the value where that may be a secret.
 pub(super) fn refused(error: &KafkaError) -> SetupError {
@@ -398,34 +317,6 @@ mod tests {
         }
         assert_eq!(consumer.get("enable.auto.commit"), Some("false"));
         assert_ne!(consumer.get("group.id"), Some("g"));
-    }
-
-    #[test]
-    fn properties_pass_through_by_either_spelling_and_any_type() {
-        let client = parse("brokers = 'a:1'\n[librdkafka]\nsocket.timeout.ms = 1234\n\"socket.keepalive.enable\" = false\n\"queue.buffering.max.ms\" = 7.5").client().unwrap();
-        assert_eq!(client.get("socket.timeout.ms"), Some("1234"));
-        assert_eq!(client.get("socket.keepalive.enable"), Some("false"));
-        assert_eq!(client.get("linger.ms"), Some("7.5"));
-    }
-
-    #[test]
-    fn properties_that_conflict_with_the_guarantees_are_refused_with_the_reason() {
-        for (property, reason) in [
-            ("'enable.idempotence' = false", "duplicate"),
-            ("acks = 1", "lose"),
-            ("'request.required.acks' = 0", "lose"),
-            ("'delivery.timeout.ms' = 5000", "spool"),
-            ("partitioner = 'random'", "partition_by"),
-            ("'transactional.id' = 't'", "transactions"),
-            ("'bootstrap.servers' = 'b:1'", "brokers"),
-            ("'queue.buffering.max.kbytes' = 1", "max_in_flight"),
-        ] {
-            let refusal = refusal(&format!("brokers = 'a:1'\n[librdkafka]\n{property}"));
-            assert!(refusal.contains(reason), "{property}: {refusal}");
-        }
-        parse("brokers = 'a:1'\n[librdkafka]\nacks = -1\n'message.timeout.ms' = 0\n'enable.idempotence' = true")
-            .client()
-            .unwrap();
     }
 
     #[test]

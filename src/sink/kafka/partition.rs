@@ -1,5 +1,6 @@
 //! One partition of a topic: its share of librdkafka's queue, and whether it takes messages.
 
+use super::notified;
 use super::producer::Answer;
 use crate::event::EventId;
 use crate::sink::Failure;
@@ -39,25 +40,10 @@ impl Queue {
 
     /// Waits until librdkafka may hold so many bytes more of this partition; fails as soon as the partition is away.
     pub(super) async fn share(self: &Arc<Self>, partition: &Arc<Partition>, bytes: usize) -> Result<Share, Failure> {
-        if let Some(cause) = &*partition.away.borrow() {
-            return Err(partition.failure(cause));
-        }
-        if let Some(share) = self.try_share(partition, bytes) {
-            return Ok(share);
-        }
-        let freed = async {
-            loop {
-                let mut freed = std::pin::pin!(self.freed.notified());
-                freed.as_mut().enable();
-                if let Some(share) = self.try_share(partition, bytes) {
-                    break share;
-                }
-                freed.await;
-            }
-        };
         tokio::select! {
-            share = freed => Ok(share),
-            failure = partition.gone() => Err(failure),
+            biased;
+            failure = partition.until_away() => Err(failure),
+            share = notified(&self.freed, || self.try_share(partition, bytes)) => Ok(share),
         }
     }
 
@@ -154,7 +140,7 @@ impl Partition {
     }
 
     /// Resolves with the failure to answer when the partition is away.
-    pub(super) async fn gone(&self) -> Failure {
+    pub(super) async fn until_away(&self) -> Failure {
         match self.away.subscribe().wait_for(Option::is_some).await.as_deref() {
             Ok(Some(cause)) => self.failure(cause),
             _ => Failure::unavailable("the sink is closed"),
@@ -299,7 +285,7 @@ mod tests {
         let share = queue.share(&partition, 10).await.unwrap();
         partition.observe(leaderless.clone());
         let failure = queue.share(&partition, 10).await.err().unwrap();
-        assert_eq!(failure, partition.gone().await);
+        assert_eq!(failure, partition.until_away().await);
         assert!(failure.to_string().starts_with("topic cdr partition 3: LeaderNotAvailable"), "{failure}");
         partition.observe(Leadership::default());
         assert!(partition.is_away(), "what librdkafka holds will tell");

@@ -91,7 +91,7 @@ impl Producer {
     }
 
     /// Ends the thread when no message is left, or after `grace`.
-    fn retire(&self, grace: Grace) {
+    pub(super) fn retire(&self, grace: Grace) {
         self.retired.lock().get_or_insert((Instant::now(), grace));
     }
 }
@@ -102,7 +102,7 @@ pub(super) struct Producers {
     status: Arc<Status>,
     current: Mutex<Current>,
     /// Sends each message in a batch of its own. Made when a broker refuses a batch.
-    alone: tokio::sync::Mutex<Option<Arc<Producer>>>,
+    single: tokio::sync::Mutex<Option<Arc<Producer>>>,
 }
 
 struct Current {
@@ -115,7 +115,7 @@ impl Producers {
     pub(super) fn new(settings: Config, status: Arc<Status>) -> Result<Self, SetupError> {
         let (batching, thread) = Producer::start(&settings.client()?, &status)?;
         let current = Mutex::new(Current { batching: Some(batching), threads: vec![thread] });
-        Ok(Self { settings, status, current, alone: tokio::sync::Mutex::default() })
+        Ok(Self { settings, status, current, single: tokio::sync::Mutex::default() })
     }
 
     /// The producer for all messages. Not to be kept.
@@ -124,9 +124,9 @@ impl Producers {
     }
 
     /// The producer for messages of a batch that a broker refused.
-    pub(super) async fn alone(&self) -> Result<Arc<Producer>, Failure> {
-        let mut alone = self.alone.lock().await;
-        match &*alone {
+    pub(super) async fn single(&self) -> Result<Arc<Producer>, Failure> {
+        let mut single = self.single.lock().await;
+        match &*single {
             Some(producer) if producer.client.client().fatal_error().is_none() => return Ok(Arc::clone(producer)),
             Some(failed) => failed.retire(Grace::default()),
             None => {}
@@ -134,7 +134,7 @@ impl Producers {
         let mut config = self.settings.client().map_err(Failure::unavailable)?;
         config.set("batch.num.messages", "1").set("linger.ms", "0");
         let producer = self.start(config).await.map_err(Failure::unavailable)?;
-        *alone = Some(Arc::clone(&producer));
+        *single = Some(Arc::clone(&producer));
         Ok(producer)
     }
 
@@ -156,14 +156,9 @@ impl Producers {
             None => successor,
         };
         former.retire(grace);
-        if let Some(alone) = self.alone.lock().await.take() {
-            alone.retire(grace);
+        if let Some(single) = self.single.lock().await.take() {
+            single.retire(grace);
         }
-    }
-
-    /// Gives up a [`Self::candidate`].
-    pub(super) fn discard(candidate: &Producer) {
-        candidate.retire(Grace::default());
     }
 
     /// A client for questions about settings of topics.
@@ -174,8 +169,8 @@ impl Producers {
     /// Ends all producers, and waits for their threads.
     pub(super) async fn close(&self, grace: Grace) {
         let former = self.current.lock().batching.take();
-        let alone = self.alone.lock().await.take();
-        for producer in former.into_iter().chain(alone) {
+        let single = self.single.lock().await.take();
+        for producer in former.into_iter().chain(single) {
             producer.retire(grace);
         }
         let threads = std::mem::take(&mut self.current.lock().threads);
@@ -198,8 +193,8 @@ impl Producers {
 impl Drop for Producers {
     /// Without [`Self::close`] the threads end by themselves.
     fn drop(&mut self) {
-        let alone = self.alone.get_mut().take();
-        for producer in self.current.get_mut().batching.take().into_iter().chain(alone) {
+        let single = self.single.get_mut().take();
+        for producer in self.current.get_mut().batching.take().into_iter().chain(single) {
             producer.retire(Grace::default());
         }
     }

@@ -3,7 +3,7 @@
 use crate::sink::Failure;
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -93,7 +93,10 @@ impl Status {
     /// A request was not answered.
     pub(super) fn unreachable(&self, error: &KafkaError) -> Failure {
         let cause = self.state.lock().complaint.clone();
-        let cause = cause.unwrap_or_else(|| super::producer::code(error).to_string());
+        let cause = cause.unwrap_or_else(|| match super::producer::code(error) {
+            RDKafkaErrorCode::BrokerTransportFailure => "no connection to a broker yet".to_owned(),
+            code => code.to_string(),
+        });
         Failure::unavailable(format!("kafka at {} does not answer: {cause}", self.brokers))
     }
 
@@ -120,7 +123,12 @@ impl Status {
         }
     }
 
+    /// A log line of librdkafka: `[thrd:…]: BROKER: …` with facility `FAIL` where a connection failed.
     pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if facility == "FAIL" {
+            // A connection that the broker closes is an error to librdkafka only in its log.
+            self.complain(line.split_once("]: ").map_or(line, |(_, complaint)| complaint));
+        }
         if (level as i32) <= (RDKafkaLogLevel::Warning as i32) && self.may_warn(facility) {
             tracing::warn!(sink = self.sink, facility, "{line}");
         } else {

@@ -3,6 +3,7 @@
 //! librdkafka asks the cluster in a blocking call. One task makes these calls, for all topics that were asked for meanwhile: for few of
 //! them topic by topic, for many in one request for all topics of the cluster.
 
+use super::notified;
 use super::partition::{Leadership, Partition};
 use super::producer::{Client, Producers, code};
 use super::status::Status;
@@ -20,26 +21,26 @@ use tokio::sync::Notify;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How long topics that are asked for at the same time are gathered.
-const GATHER: Duration = Duration::from_millis(5);
-/// So many topics are asked for one by one.
-const FEW: usize = 4;
+/// How long the names for one request are gathered.
+const BATCH_DELAY: Duration = Duration::from_millis(5);
+/// Up to so many topics are asked for one by one, more in one request for all topics of the cluster.
+const MAX_SINGLE_TOPICS: usize = 4;
 /// The least time between two requests for all topics of the cluster.
 const ALL_TOPICS_INTERVAL: Duration = Duration::from_secs(1);
 /// Partitions found longer ago are asked for again, while they still serve.
-const REFRESH: Duration = Duration::from_secs(60);
-/// How long it stands that a topic is missing, or that the cluster does not answer.
-const FAULT: Duration = Duration::from_secs(1);
-/// Topics remembered at once; a template can name any number of them.
-const REMEMBERED: usize = 4096;
-/// A partition that holds messages without an acknowledgement for so long is asked for.
-const SUSPECT: Duration = Duration::from_secs(1);
-/// And after so long it is away, if the cluster answers.
-const AWAY: Duration = Duration::from_secs(3);
-/// A producer without any acknowledgement for so long hangs.
-const HANGING: Duration = Duration::from_secs(15);
-/// And so does one that knows no partition of a topic for so long, although the metadata has it. It is asked again after [`FAULT`].
-const UNKNOWN: Duration = Duration::from_secs(4);
+const REFRESH_AFTER: Duration = Duration::from_secs(60);
+/// For how long an answer counts that a topic is missing, or that the cluster does not answer.
+const FAULT_TTL: Duration = Duration::from_secs(1);
+/// How many topics are remembered: a template can name any number.
+const MAX_TOPICS: usize = 4096;
+/// The metadata of a partition that has acknowledged nothing for so long is asked for.
+const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+/// A partition that has acknowledged nothing for so long is away, if the cluster answers.
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+/// A producer that got no acknowledgement for so long hangs.
+const HANGING_AFTER: Duration = Duration::from_secs(15);
+/// A producer that does not know a partition which the metadata has for so long hangs as well.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(4);
 
 /// The partitions of a topic, by number.
 pub(super) type Partitions = Arc<[Arc<Partition>]>;
@@ -98,34 +99,24 @@ impl Topics {
 
     /// The partitions of `topic`: at once where they are known, or where the topic has been missing a moment ago.
     pub(super) async fn partitions(&self, topic: &str) -> Result<Partitions, Failure> {
-        if let Some(known) = self.known(topic) {
-            return known;
-        }
-        loop {
-            let mut answered = std::pin::pin!(self.answered.notified());
-            answered.as_mut().enable();
-            if let Some(known) = self.known(topic) {
-                return known;
-            }
-            answered.await;
-        }
+        notified(&self.answered, || self.cached(topic)).await
     }
 
-    fn known(&self, topic: &str) -> Option<Result<Partitions, Failure>> {
+    fn cached(&self, topic: &str) -> Option<Result<Partitions, Failure>> {
         let mut table = self.table.lock();
         let now = Instant::now();
         let found = table.topics.get(topic).and_then(|known| {
             let age = now.saturating_duration_since(known.fetched);
             match &known.fault {
-                Some(fault) if age < FAULT => Some((Err(fault.clone()), false)),
-                None if !known.partitions.is_empty() => Some((Ok(Arc::clone(&known.partitions)), age > REFRESH)),
+                Some(fault) if age < FAULT_TTL => Some((Err(fault.clone()), false)),
+                None if !known.partitions.is_empty() => Some((Ok(Arc::clone(&known.partitions)), age > REFRESH_AFTER)),
                 _ => None,
             }
         });
         if let Some((known, false)) = found {
             return Some(known);
         }
-        let silent = table.silent.as_ref().filter(|(since, _)| now.saturating_duration_since(*since) < FAULT);
+        let silent = table.silent.as_ref().filter(|(since, _)| now.saturating_duration_since(*since) < FAULT_TTL);
         if let (None, Some((_, failure))) = (&found, silent) {
             return Some(Err(failure.clone()));
         }
@@ -148,14 +139,7 @@ impl Topics {
             topic
         };
         self.wanted.notify_one();
-        loop {
-            let mut answered = std::pin::pin!(self.answered.notified());
-            answered.as_mut().enable();
-            if let Some(result) = self.table.lock().result_since(asked, &topic) {
-                return result;
-            }
-            answered.await;
-        }
+        notified(&self.answered, || self.table.lock().result_since(asked, &topic)).await
     }
 
     /// A broker answered a message with `code`: the topic cannot be used as it was thought to be. Returns what to answer.
@@ -167,7 +151,7 @@ impl Topics {
             known.fetched = now;
         }
         if code == RDKafkaErrorCode::UnknownPartition {
-            let lately = table.unknown.filter(|(_, last)| now.saturating_duration_since(*last) < 3 * FAULT);
+            let lately = table.unknown.filter(|(_, last)| now.saturating_duration_since(*last) < 3 * FAULT_TTL);
             table.unknown = Some((lately.map_or(now, |(since, _)| since), now));
         }
         fault
@@ -179,7 +163,7 @@ impl Topics {
         let (now, up, throttled) = (Instant::now(), self.status.is_up(), self.status.is_throttled());
         let mut table = self.table.lock();
         let unknown =
-            table.unknown.take_if(|(since, last)| last.saturating_duration_since(*since) >= UNKNOWN).is_some();
+            table.unknown.take_if(|(since, last)| last.saturating_duration_since(*since) >= UNKNOWN_AFTER).is_some();
         let (mut wanted, mut hanging) = (HashSet::new(), None);
         for (name, topic) in &table.topics {
             if unknown && topic.fault.is_some() {
@@ -187,19 +171,19 @@ impl Topics {
             }
             for partition in topic.partitions.iter() {
                 let stalled = partition.stalled_for(now);
-                if stalled < SUSPECT && !partition.is_away() {
+                if stalled < SUSPECT_AFTER && !partition.is_away() {
                     continue;
                 }
                 wanted.insert(Arc::clone(name));
                 let leadership = partition.leadership();
-                if leadership.is_broken() || stalled < AWAY || throttled {
+                if leadership.is_broken() || stalled < AWAY_AFTER || throttled {
                     continue;
                 }
                 if up {
                     partition.declare_away(&self.status.complaint_of(leadership.leader.as_deref()));
                 }
                 let in_sync = leadership.in_sync == leadership.replicas.len();
-                if in_sync && stalled >= HANGING && !self.status.acknowledged_within(HANGING) {
+                if in_sync && stalled >= HANGING_AFTER && !self.status.acknowledged_within(HANGING_AFTER) {
                     hanging = Some(Arc::clone(name));
                 }
             }
@@ -216,8 +200,8 @@ impl Topics {
         let mut next_of_all = Instant::now();
         loop {
             self.wanted.notified().await;
-            tokio::time::sleep(GATHER).await;
-            if self.table.lock().wanted.len() > FEW {
+            tokio::time::sleep(BATCH_DELAY).await;
+            if self.table.lock().wanted.len() > MAX_SINGLE_TOPICS {
                 tokio::time::sleep_until(next_of_all.into()).await;
                 next_of_all = Instant::now() + ALL_TOPICS_INTERVAL;
             }
@@ -252,7 +236,7 @@ impl Topics {
             return None;
         }
         let now = Instant::now();
-        let stalls = |partition: &Arc<Partition>| partition.stalled_for(now) >= SUSPECT;
+        let stalls = |partition: &Arc<Partition>| partition.stalled_for(now) >= SUSPECT_AFTER;
         match self.table.lock().topics.get(name) {
             Some(known) if known.min_in_sync.is_none() && known.partitions.iter().any(stalls) => {}
             known => return known.and_then(|known| known.min_in_sync),
@@ -262,9 +246,9 @@ impl Topics {
 
     fn learn(&self, name: &Arc<str>, answer: Answer, min_in_sync: Option<Option<usize>>) {
         let mut table = self.table.lock();
-        if table.topics.len() >= REMEMBERED && !table.topics.contains_key(name) {
+        if table.topics.len() >= MAX_TOPICS && !table.topics.contains_key(name) {
             table.topics.retain(|_, topic| topic.fault.is_none());
-            if table.topics.len() >= REMEMBERED {
+            if table.topics.len() >= MAX_TOPICS {
                 table.topics.retain(|_, topic| topic.partitions.iter().any(|partition| partition.is_busy()));
             }
         }
@@ -306,7 +290,7 @@ impl Topics {
 fn fetch(client: &Client, names: &[Arc<str>]) -> Result<Vec<(Arc<str>, Answer)>, KafkaError> {
     let client = client.client();
     let mut answers = Vec::new();
-    if (1..=FEW).contains(&names.len()) && names.iter().all(|name| !name.is_empty()) {
+    if (1..=MAX_SINGLE_TOPICS).contains(&names.len()) && names.iter().all(|name| !name.is_empty()) {
         for name in names {
             let metadata = client.fetch_metadata(Some(name), TIMEOUT)?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == &**name);
