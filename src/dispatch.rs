@@ -14,6 +14,7 @@ mod backoff;
 mod delivery;
 mod gate;
 mod health;
+mod open_records;
 mod places;
 mod publish;
 pub mod replay;
@@ -34,14 +35,17 @@ use delivery::Request;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use gate::{KeyGate, Parked, Waiting};
+use open_records::{OpenRecords, Settled};
 use places::Places;
 use publish::{Away, Outcome, Publisher};
 use reread::Rereader;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
@@ -88,6 +92,8 @@ const READ_BYTES: usize = 16 << 10;
 const IN_FLIGHT_BYTES: usize = 2048;
 /// How many records may be parked. Each takes about 100 bytes. Beyond that nothing more is read.
 const MAX_PARKED: usize = 65_536;
+/// How often the offsets of the open records are saved while records are parked.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The parts that a [`Dispatcher`] is put together from.
 pub struct Parts {
@@ -107,6 +113,8 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// Requests of the ingress that wait until records are settled, with `ack = "delivered"`.
     pub deliveries: Option<DeliveryRequests>,
+    /// The spool's directory.
+    pub directory: PathBuf,
 }
 
 /// The loop that delivers to one sink.
@@ -117,6 +125,12 @@ pub struct Dispatcher {
     publisher: Arc<Publisher>,
     reader: Reader,
     acks: AckTracker,
+    /// Records behind the cursor that a former process settled.
+    settled_before: Settled,
+    open_records: OpenRecords,
+    saving: Option<JoinHandle<()>>,
+    saved_at: Instant,
+    save_interval: Duration,
     gate: KeyGate,
     places: Places,
     /// Parked records that may be published now and are not read again yet: the hash of the conversation by offset.
@@ -138,7 +152,13 @@ impl Dispatcher {
         let (config, deliveries) = (parts.config.clone(), parts.deliveries.take());
         let reader = spool.reader(&parts.name)?;
         parts.health.set_progress(reader.position(), 0, None);
+        let open_records = OpenRecords::of(&parts.directory, &parts.name);
         Some(Self {
+            settled_before: open_records.load(cursor.position(), spool.status().end),
+            open_records,
+            saving: None,
+            saved_at: Instant::now(),
+            save_interval: SAVE_INTERVAL,
             reader,
             places: Places::new(parts.route.constant_topic().is_some(), parts.health.clone()),
             rereader: Rereader::new(spool.clone(), &parts.name),
@@ -164,7 +184,7 @@ impl Dispatcher {
         let mut stop = self.stop.clone();
         loop {
             self.reader.advance(self.cursor.position());
-            let room = self.room();
+            let free_bytes = self.free_bytes();
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 Some((record, outcome)) = self.in_flight.next() => self.complete(record, outcome),
@@ -173,12 +193,15 @@ impl Dispatcher {
                     let due = self.places.take_due();
                     self.want(due);
                 }
-                () = pause_until(self.not_before), if room > 0 && !self.wanted.is_empty() => self.read_again(room).await,
-                () = readable(&mut self.reader, self.not_before), if room > 0 && self.gate.on_disk() < self.max_parked => {
-                    self.read(room).await;
+                () = pause_until(self.not_before), if free_bytes > 0 && !self.wanted.is_empty() => self.read_again(free_bytes).await,
+                () = readable(&mut self.reader, self.not_before), if free_bytes > 0 && self.gate.on_disk() < self.max_parked => {
+                    self.read(free_bytes).await;
                 }
             }
             self.settle();
+            if self.gate.on_disk() > 0 && self.saved_at.elapsed() >= self.save_interval {
+                self.save_open_records();
+            }
             // Other tasks run after some records, even if neither spool nor destination keeps this one waiting.
             tokio::task::coop::consume_budget().await;
         }
@@ -186,19 +209,49 @@ impl Dispatcher {
             self.complete(record, outcome);
             self.settle();
         }
+        if self.acks.open() > 0 {
+            if let Some(saving) = self.saving.take() {
+                // A failure was logged.
+                let _ = saving.await;
+            }
+            self.save_open_records();
+            if let Some(saving) = self.saving.take() {
+                let _ = saving.await;
+            }
+        }
+    }
+
+    /// Saves the offsets of the open records in the background.
+    fn save_open_records(&mut self) {
+        let position = self.reader.position();
+        // Until all of them are read again, the file of the former process tells more.
+        if !self.settled_before.is_over(position) || self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+            return;
+        }
+        self.saved_at = Instant::now();
+        let (file, open) = (self.open_records.clone(), self.acks.open_offsets().collect::<Vec<_>>());
+        let sink = self.cursor.sink().to_owned();
+        self.saving = Some(spawn_blocking(move || {
+            if let Err(error) = file.save(position, open.into_iter()) {
+                tracing::warn!(sink, %error, "the open records cannot be saved; a restart would deliver settled ones again");
+            }
+        }));
     }
 
     /// How many bytes of records may be read now.
-    fn room(&self) -> usize {
+    fn free_bytes(&self) -> usize {
         let held = self.gate.resident_bytes() + IN_FLIGHT_BYTES * self.in_flight.len();
         usize::try_from(self.config.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX).saturating_sub(held)
     }
 
-    async fn read(&mut self, room: usize) {
-        match self.reader.read(room.min(READ_BYTES)).await {
+    async fn read(&mut self, free_bytes: usize) {
+        match self.reader.read(free_bytes.min(READ_BYTES)).await {
             Ok(records) => {
                 self.disk_reads();
                 for record in records {
+                    if self.settled_before.contains(record.offset) {
+                        continue;
+                    }
                     self.acks.push(&record);
                     if let Some(record) = self.gate.enter(record) {
                         self.start(record);
@@ -211,8 +264,8 @@ impl Dispatcher {
     }
 
     /// Reads parked records that may be published now.
-    async fn read_again(&mut self, room: usize) {
-        match self.rereader.next(&mut self.wanted, room.min(READ_BYTES)).await {
+    async fn read_again(&mut self, free_bytes: usize) {
+        match self.rereader.next(&mut self.wanted, free_bytes.min(READ_BYTES)).await {
             Ok(found) => {
                 self.disk_reads();
                 for record in found.records {

@@ -99,6 +99,7 @@ impl Worker {
             metrics,
             health: health.clone(),
             deliveries: Some(requests),
+            directory: config.spool.path.clone(),
         };
         // The spool has a cursor for every configured sink.
         let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).ok_or(RunError::Defect)?;

@@ -29,6 +29,11 @@ impl AckTracker {
         self.open
     }
 
+    /// The offsets of the open records, in order.
+    pub fn open_offsets(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().filter(|entry| entry.open).map(|entry| entry.offset)
+    }
+
     /// Adds the next record as open.
     pub fn push(&mut self, record: &Record) {
         // A replayed event waits since its replay.
@@ -125,6 +130,7 @@ mod tests {
                 }
                 assert_eq!(acks.low_watermark().map(|(offset, _)| offset), open.iter().min().copied());
                 assert_eq!(acks.open(), open.len());
+                assert!(acks.open_offsets().is_sorted() && acks.open_offsets().count() == open.len());
                 assert!(open.iter().all(|offset| acks.is_open(*offset)));
             }
         }

@@ -28,8 +28,7 @@ pub struct Health {
     /// The offset of the record to be read next, and how many records before it are open.
     position: AtomicU64,
     open: AtomicUsize,
-    recoveries: AtomicU64,
-    recovered: Notify,
+    recoveries: watch::Sender<u64>,
     suspected: Notify,
     replays: Replays,
 }
@@ -78,8 +77,7 @@ impl Health {
             oldest: AtomicU64::new(0),
             position: AtomicU64::new(0),
             open: AtomicUsize::new(0),
-            recoveries: AtomicU64::new(0),
-            recovered: Notify::new(),
+            recoveries: watch::Sender::new(0),
             suspected: Notify::new(),
             replays: Replays::default(),
         })
@@ -133,8 +131,7 @@ impl Health {
             (Some(Ok(())) | None, Err(cause)) => tracing::warn!(sink = self.sink, cause, "sink cannot be reached"),
             (Some(Err(_)), Ok(())) => {
                 tracing::info!(sink = self.sink, "sink is back");
-                self.recoveries.fetch_add(1, Ordering::SeqCst);
-                self.recovered.notify_waiters();
+                self.recoveries.send_modify(|recoveries| *recoveries += 1);
             }
             _ => {}
         }
@@ -143,19 +140,13 @@ impl Health {
 
     /// How often the destination has recovered so far: taken before an attempt, for [`Self::recovered_since`].
     pub(super) fn recoveries(&self) -> u64 {
-        self.recoveries.load(Ordering::SeqCst)
+        *self.recoveries.borrow()
     }
 
     /// Resolves once the destination has recovered more often than `recoveries`.
     pub(super) async fn recovered_since(&self, recoveries: u64) {
-        loop {
-            // Made before the count is read, so that no recovery in between is missed.
-            let recovered = self.recovered.notified();
-            if self.recoveries() > recoveries {
-                return;
-            }
-            recovered.await;
-        }
+        // The sender lives as long as this.
+        let _ = self.recoveries.subscribe().wait_for(|count| *count > recoveries).await;
     }
 
     /// An attempt failed: a reason to probe.

@@ -9,14 +9,19 @@ use crate::route::{Route, Routed};
 use crate::sink::{Failure, Message, Sink};
 use crate::spool::Record;
 use prometheus_client::metrics::counter::Counter;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::task::{JoinError, spawn_blocking};
 
 /// How long a message that cannot be kept as a dead letter waits at the most before the next attempt. A command that frees
 /// space tells nobody.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(2);
+
+/// Records up to this size are rendered at once. `when` can take a millisecond for ten KiB, if it asks for a field of thousands of values.
+const RENDER_INLINE_BYTES: usize = 32 << 10;
 
 /// Publishes the records of one sink, many at a time.
 pub struct Publisher {
@@ -25,6 +30,8 @@ pub struct Publisher {
     sink: Arc<dyn Sink>,
     dead_letters: DeadLetters,
     permits: Semaphore,
+    /// Held while a large record is rendered: `when` makes many times its size of it.
+    rendering: Mutex<()>,
     /// The offset behind the last record that was sent.
     sent_end: AtomicU64,
     pub metrics: SinkMetrics,
@@ -59,32 +66,49 @@ impl Publisher {
     pub fn new(parts: Parts, stop: watch::Receiver<bool>) -> Self {
         let Parts { name, config, route, sink, dead_letters, metrics, health, .. } = parts;
         let permits = Semaphore::new(config.max_in_flight.clamp(1, Semaphore::MAX_PERMITS));
-        Self { name, route, sink, dead_letters, permits, sent_end: AtomicU64::new(0), metrics, health, stop }
+        let (rendering, sent_end) = (Mutex::default(), AtomicU64::new(0));
+        Self { name, route, sink, dead_letters, permits, rendering, sent_end, metrics, health, stop }
     }
 
     /// Publishes the record until it is settled or its place is away.
     pub async fn publish(self: Arc<Self>, record: Arc<Record>) -> (Arc<Record>, Outcome) {
-        let outcome = match self.render(&record) {
-            Routed::Message(message) => self.send(&record, &message).await,
-            Routed::Refused { cause, message } => self.dead_letter(&record, &message, &cause).await,
-            Routed::Filtered => Outcome::Filtered,
+        let outcome = match self.clone().render(&record).await {
+            Some(Routed::Message(message)) => self.send(&record, &message).await,
+            Some(Routed::Refused { cause, message }) => self.dead_letter(&record, &message, &cause).await,
+            Some(Routed::Filtered) => Outcome::Filtered,
+            None => Outcome::Deferred,
         };
         (record, outcome)
     }
 
     /// Makes a dead letter of a record that has waited for its place as long as it may.
     pub async fn give_up(self: Arc<Self>, record: Arc<Record>, away: Away) -> (Arc<Record>, Outcome) {
-        let outcome = match self.render(&record) {
-            Routed::Message(message) | Routed::Refused { message, .. } => {
+        let outcome = match self.clone().render(&record).await {
+            Some(Routed::Message(message) | Routed::Refused { message, .. }) => {
                 let cause = format!("{}: {}", away.place, away.cause);
                 self.dead_letter(&record, &message, &cause).await
             }
-            Routed::Filtered => Outcome::Filtered,
+            Some(Routed::Filtered) => Outcome::Filtered,
+            None => Outcome::Deferred,
         };
         (record, outcome)
     }
 
-    fn render(&self, record: &Record) -> Routed {
+    /// Renders the record, without holding up other tasks; `None` if the bridge stops.
+    async fn render(self: Arc<Self>, record: &Arc<Record>) -> Option<Routed> {
+        if record.event.payload().len() <= RENDER_INLINE_BYTES {
+            return Some(self.render_now(record));
+        }
+        let (publisher, record) = (self.clone(), record.clone());
+        let _alone = self.rendering.lock().await;
+        match spawn_blocking(move || publisher.render_now(&record)).await.map_err(JoinError::try_into_panic) {
+            Ok(routed) => Some(routed),
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => None,
+        }
+    }
+
+    pub(super) fn render_now(&self, record: &Record) -> Routed {
         if !record.is_for(&self.name) {
             return Routed::Filtered;
         }

@@ -4,7 +4,7 @@ mod sinks;
 use super::*;
 use crate::event::{Arrival, Event};
 use crate::metrics::Metrics;
-use crate::route::Dialect;
+use crate::route::{Dialect, Routed};
 use crate::sink::{Failure, Message};
 use crate::spool::Placed;
 use futures_util::FutureExt as _;
@@ -39,13 +39,22 @@ impl Bench {
     }
 
     async fn with_topic(sink: Arc<dyn Sink>, config: Config, topic: Option<&str>, events: Vec<Event>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let route = crate::route::Config { topic: topic.map(str::to_owned), ..Default::default() };
+        Self::begin(tempfile::tempdir().unwrap(), sink, config, route, events).await
+    }
+
+    async fn begin(
+        dir: tempfile::TempDir,
+        sink: Arc<dyn Sink>,
+        config: Config,
+        route: crate::route::Config,
+        events: Vec<Event>,
+    ) -> Self {
         // A paused clock would reach any deadline while the disk works.
         let settings =
             crate::spool::Config { path: dir.path().to_owned(), append_timeout: Duration::ZERO, ..Default::default() };
         let spool = Arc::new(Spool::open(&settings, &["sink"], Metrics::default().spool).unwrap());
         spool.append(events).await.unwrap();
-        let route = crate::route::Config { topic: topic.map(str::to_owned), ..Default::default() };
         let parts = Parts {
             name: "sink".into(),
             config,
@@ -55,6 +64,7 @@ impl Bench {
             metrics: SinkMetrics::default(),
             health: Health::new("sink", true),
             deliveries: None,
+            directory: dir.path().to_owned(),
         };
         let (stop, stopped) = watch::channel(false);
         let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).unwrap();
@@ -203,4 +213,30 @@ async fn others_have_their_turn_while_a_sink_has_much_to_do() {
     }
     running.abort();
     assert!(longest < 128, "{longest} records before the next one had its turn");
+}
+
+#[tokio::test]
+async fn a_large_event_with_many_values_holds_up_no_other_task() {
+    let event = Event::parse(&format!("{{\"custom\":[{}0]}}", "0,".repeat(500_000)), 9, Arrival::now()).unwrap();
+    let when = Some("event.custom.size() == 500001".to_owned());
+    let route = crate::route::Config { when, ..Default::default() };
+    let (sink, dir) = (Arc::new(Counting::default()), tempfile::tempdir().unwrap());
+    let bench = Bench::begin(dir, sink.clone(), Config::default(), route, vec![event.clone()]).await;
+    let begun = Instant::now();
+    assert!(matches!(
+        bench.dispatcher.publisher.render_now(&Record { offset: 0, target: None, event }),
+        Routed::Message(_)
+    ));
+    let rendering = begun.elapsed();
+    let running = tokio::spawn(bench.dispatcher.run());
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while sink.0.load(Ordering::Relaxed) == 0 {
+        yield_now().await;
+        let now = Instant::now();
+        longest = longest.max(now - last);
+        last = now;
+    }
+    running.abort();
+    println!("rendered in {rendering:?}, others held up for {longest:?}");
+    assert!(longest < rendering / 3, "{longest:?} of {rendering:?}");
 }

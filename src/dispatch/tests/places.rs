@@ -139,10 +139,10 @@ async fn parked_events_take_a_bounded_share_of_memory_and_the_way_back_as_well()
                 let due = dispatcher.places.take_due();
                 dispatcher.want(due);
             }
-            () = std::future::ready(()), if dispatcher.room() > 0 && !dispatcher.wanted.is_empty() => {
-                dispatcher.read_again(dispatcher.room()).await;
+            () = std::future::ready(()), if dispatcher.free_bytes() > 0 && !dispatcher.wanted.is_empty() => {
+                dispatcher.read_again(dispatcher.free_bytes()).await;
             }
-            () = dispatcher.reader.ready(), if dispatcher.room() > 0 => dispatcher.read(dispatcher.room()).await,
+            () = dispatcher.reader.ready(), if dispatcher.free_bytes() > 0 => dispatcher.read(dispatcher.free_bytes()).await,
         }
         dispatcher.settle();
         highest = highest.max(dispatcher.gate.resident_bytes());
@@ -300,4 +300,90 @@ async fn whatever_goes_away_and_comes_back_nothing_is_lost_and_conversations_sta
         assert_eq!(sink.count() as u64, EVENTS, "seed {seed}: each once");
         assert!(sink.delivered.lock().values().all(|numbers| numbers.is_sorted()), "seed {seed}");
     }
+}
+
+/// Restarts the dispatcher of a spool, whose sink it is.
+async fn restarted(dir: tempfile::TempDir, sink: &Arc<Topics>) -> Bench {
+    let route = crate::route::Config { topic: Some("cdr.{team}".to_owned()), ..Default::default() };
+    let bench = Bench::begin(dir, sink.clone(), Config::default(), route, Vec::new()).await;
+    bench.dispatcher.publisher.health.probed(Ok(()));
+    bench
+}
+
+#[tokio::test]
+async fn a_restart_delivers_none_of_the_settled_records_behind_a_parked_one_again() {
+    let sink = Topics::without(["cdr.missing"]);
+    let events = (0..500).map(|n| event(if n % 100 == 0 { "missing" } else { "good" }, &n.to_string(), n));
+    let Bench { spool, dispatcher, stop, _dir } = bench(&sink, HOUR, events.collect()).await;
+    let running = tokio::spawn(dispatcher.run());
+    until("the others are delivered", || sink.count() == 495).await;
+    stop.send_replace(true);
+    running.await.unwrap();
+    assert_eq!(spool.cursor("sink").unwrap().position(), 0);
+    spool.close();
+    drop(spool);
+
+    let Bench { spool, dispatcher, stop, _dir } = restarted(_dir, &sink).await;
+    let metrics = dispatcher.publisher.metrics.clone();
+    let running = tokio::spawn(dispatcher.run());
+    until("five are parked", || metrics.parked_records.get() == 5).await;
+    spool.append(vec![event("good", "late", 500)]).await.unwrap();
+    until("the new one is delivered", || sink.count() == 496).await;
+    sink.away.lock().clear();
+    until("all are settled", || spool.cursor("sink").unwrap().position() == 501).await;
+    stop.send_replace(true);
+    running.await.unwrap();
+    assert_eq!(sink.count(), 501, "each once");
+}
+
+/// The dispatcher is aborted at random moments, as a killed process is, while its places go away and come back.
+#[tokio::test]
+async fn killed_dispatchers_lose_nothing_and_keep_the_order_of_first_deliveries() {
+    const EVENTS: u64 = 2000;
+    let mut random = fastrand::Rng::with_seed(7);
+    let sink = Arc::new(Topics::default());
+    let mut directory = tempfile::tempdir().unwrap();
+    let mut saved = 0;
+    for part in 0..20 {
+        let Bench { spool, mut dispatcher, stop, _dir } = restarted(directory, &sink).await;
+        dispatcher.save_interval = Duration::from_millis(2);
+        saved += u32::from(dispatcher.settled_before.contains(spool.cursor("sink").unwrap().position() + 1));
+        let running = tokio::spawn(dispatcher.run());
+        for team in 0..4 {
+            let topic = format!("cdr.{team}");
+            if random.bool() {
+                sink.away.lock().insert(topic)
+            } else {
+                sink.away.lock().remove(&topic)
+            };
+        }
+        let numbers = part * EVENTS / 20..(part + 1) * EVENTS / 20;
+        let events = numbers.map(|n| event(&random.u8(0..6).to_string(), &random.u8(0..90).to_string(), n));
+        spool.append(events.collect::<Vec<_>>()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(random.u64(0..60))).await;
+        running.abort();
+        let _ = running.await;
+        drop(stop);
+        spool.close();
+        drop(spool);
+        directory = _dir;
+    }
+    println!("{saved} starts found settled records behind the cursor");
+    assert!(saved > 3, "{saved}");
+    sink.away.lock().clear();
+    let Bench { spool, dispatcher, stop, _dir } = restarted(directory, &sink).await;
+    let running = tokio::spawn(dispatcher.run());
+    until("all are settled", || spool.cursor("sink").unwrap().position() == EVENTS).await;
+    stop.send_replace(true);
+    running.await.unwrap();
+    let delivered = sink.delivered.lock();
+    let mut all = HashSet::<u64>::new();
+    for numbers in delivered.values() {
+        let mut seen = HashSet::new();
+        let first: Vec<_> = numbers.iter().filter(|number| seen.insert(**number)).collect();
+        assert!(first.is_sorted(), "{numbers:?}");
+        all.extend(numbers);
+    }
+    println!("{} deliveries of {EVENTS} events", delivered.values().map(Vec::len).sum::<usize>());
+    assert_eq!(all.len() as u64, EVENTS);
 }
