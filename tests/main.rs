@@ -24,6 +24,21 @@
 //! | several messages of a conversation are under way (`dispatch/gate.rs`, `enter`) | `dispatch::gate::tests::a_conversation_goes_one_by_one_and_others_pass`, `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
 //! | the cursor moves before the destination has acknowledged (`dispatch.rs`, `settle`) | `dispatch::tests::a_stop_leaves_nothing_open_below_what_was_sent`, and the one above |
 //! | a failed message is not tried again (`dispatch/publish.rs`, `send`) | `dispatch::tests::what_fails_is_tried_again_and_nothing_of_its_conversation_passes` |
+//! | a place that is away counts as the destination's fault (`dispatch/publish.rs`, `send`) | `dispatch::tests::places::thousands_of_events_for_missing_topics_hold_up_no_other_and_all_arrive_once_the_topics_exist` |
+//! | messages for a missing place never become dead letters (`dispatch.rs`, `place_is_away`) | `dispatch::tests::places::events_for_a_missing_topic_become_dead_letters_after_max_age_and_those_for_a_partition_never` |
+//! | the file of open records is not read (`dispatch/open_records.rs`) | `dispatch::tests::places::a_restart_delivers_none_of_the_settled_records_behind_a_parked_one_again` |
+//! | the checksum of that file is not compared (`dispatch/open_records.rs`, `decode`) | `dispatch::open_records::tests::a_damaged_file_calls_no_open_record_settled` |
+//! | large records are rendered on a thread of the runtime (`dispatch/publish.rs`, `render`) | `dispatch::tests::a_large_event_with_many_values_holds_up_no_other_task` |
+//! | a partition without a leader counts as one that works (`sink/kafka/partition.rs`, `is_broken`) | `sink::kafka::partition::tests::a_partition_is_away_until_it_acknowledges_or_holds_nothing_and_has_a_leader` |
+//! | a partition may hold all of librdkafka's queue (`sink/kafka/partition.rs`, `try_share`) | `sink::kafka::partition::tests::partitions_that_do_not_answer_leave_room_for_the_others` |
+//! | a producer is not replaced after a fatal error (`sink/kafka/producer.rs`, `fatal_error`) | `sink::kafka::tests::a_fatal_error_rebuilds_the_producer_and_answers_for_every_message` |
+//! | a refused timestamp is the message's fault (`sink/kafka.rs`, `classify`) | `sink::kafka::tests::an_error_that_may_pass_is_no_rejection` |
+//! | every error of a stream is the message's fault (`sink/nats.rs`, `acknowledged`) | `sink::nats::tests::only_errors_that_no_operator_can_mend_reject_a_message` |
+//! | a full subject (`discard_new_per_subject`) stops the stream (`sink/nats.rs`, `acknowledged`) | the same |
+//! | a sink without any stream waits for ever (`sink/nats/stream.rs`, `no_stream`) | `sink::nats::stream::tests::a_failing_stream_stops_the_sink_only_where_it_is_the_only_one` |
+//! | a stream with `no_ack` gets messages (`sink/nats/stream.rs`, `never_confirms`) | the same |
+//! | a failed write to stdout counts as written (`sink/stdout.rs`, `write_all`) | `sink::stdout::tests::a_torn_line_stands_alone_and_its_retry_is_whole` |
+//! | `replay --force` gives the message no id of its own (`dispatch/replay.rs`, `forced_id`) | `dispatch::replay::tests::a_forced_record_is_for_its_sink_and_has_an_id_of_its_own` |
 //! | a timeout is taken for a refusal, Kafka (`classify`) | `sink::kafka::tests::a_timeout_says_nothing_about_the_message` |
 //! | a timeout is taken for a refusal, NATS (`send`) | `nats_sink::a_server_that_falls_silent_times_out_and_is_used_again` |
 //! | `ack = "delivered"` answers 200 whatever the sinks have (`ingress/delivery.rs`) | `delivered::while_kafka_is_down_the_answer_is_202_and_who_asks_again_learns_when_it_is_there` |
