@@ -22,7 +22,7 @@ use crate::ingress as webhooks;
 use crate::logging;
 use crate::route::{self, Origins, Route};
 use crate::setting::{List, period};
-use crate::sink::{Destination, Registry};
+use crate::sink::{Destination, Registry, SinkConfig as _, kafka};
 use crate::spool;
 use error::{problem, unknown};
 use figment::providers::{Format as _, Toml};
@@ -271,6 +271,10 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>, registry: &Regist
     refuse_unknown(figment, &at, &table, (kind.keys)())?;
     let destination = (kind.read)(figment, &at).map_err(|error| reading_section(figment, &at, *error))?;
     let route = route::Config { origins: origins.clone(), ..section(figment, &at)? };
+    if route.format == route::Format::JsonSchema && kind.name != kafka::Config::TYPE {
+        let text = "`json-schema` is for sinks of the type kafka";
+        return Err(ConfigError::new(problem(figment, &format!("{at}.format"), text)));
+    }
     let sink = Sink { route, dispatch: section(figment, &at)?, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
         let key = format!("{at}.{}", error.key);

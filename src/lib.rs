@@ -49,6 +49,7 @@ pub mod sink;
 pub mod spool;
 
 pub mod event;
+pub mod http_client;
 pub mod log_throttle;
 pub mod logging;
 pub mod metrics;

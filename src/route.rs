@@ -89,14 +89,17 @@ pub enum Undecided {
     DeadLetter,
 }
 
-/// The two content modes of CloudEvents 1.0.
+/// The content modes of CloudEvents 1.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Binary mode: the payload is the event itself, the attributes are headers.
     Event,
     /// Structured mode: the payload is a JSON envelope with the event as its data.
+    #[serde(rename = "cloudevents")]
     CloudEvents,
+    /// Binary mode, and the sink puts the id of a schema before the payload (Kafka).
+    JsonSchema,
 }
 
 /// The names and headers that are legal at the destination.
@@ -204,6 +207,11 @@ impl Route {
         })
     }
 
+    /// How the messages are laid out.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// The topic, if it is the same for every record.
     pub fn constant_topic(&self) -> Option<&str> {
         self.topic.constant()
@@ -282,7 +290,7 @@ impl Route {
             Format::CloudEvents => {
                 message(self.envelope(view)).with_header("content-type", "application/cloudevents+json; charset=UTF-8")
             }
-            Format::Event => {
+            Format::Event | Format::JsonSchema => {
                 let mut message =
                     message(view.event.payload().clone().into()).with_header("content-type", "application/json");
                 for (attribute, names) in ATTRIBUTES {

@@ -97,6 +97,7 @@ mod reload;
 mod replay;
 mod routes;
 mod routing;
+mod schema_registry;
 mod soak;
 mod stdout;
 mod stopping;

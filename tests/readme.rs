@@ -157,7 +157,7 @@ fn the_flags_of_a_soak_are_those_of_the_program() {
 }
 
 /// A table of settings: its heading, what makes the section legal, and its place.
-const TABLES: [(&str, &[&str], &str); 24] = [
+const TABLES: [(&str, &[&str], &str); 25] = [
     ("`[ingress]`", &[], "ingress"),
     ("`[ingress.routes.NAME]`", &["ingress.routes.x.path=/x"], "ingress.routes.x"),
     ("`[[ingress.auth]]`", &[], "ingress.auth.0"),
@@ -180,6 +180,7 @@ const TABLES: [(&str, &[&str], &str); 24] = [
     ("`[sinks.NAME]` of Kafka", &KAFKA, "sinks.x"),
     ("`[sinks.NAME.tls]` of Kafka", &KAFKA, "sinks.x.tls"),
     ("`[sinks.NAME.sasl]` of Kafka", &KAFKA, "sinks.x.sasl"),
+    ("`[sinks.NAME.schema_registry]` of Kafka", &KAFKA, "sinks.x.schema_registry"),
     ("`[sinks.NAME]` of NATS", &["sinks.x.type=nats"], "sinks.x"),
     ("`[sinks.NAME.tls]` of NATS", &["sinks.x.type=nats"], "sinks.x.tls"),
 ];

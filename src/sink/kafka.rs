@@ -12,19 +12,22 @@ mod partition;
 mod partitioner;
 mod producer;
 mod properties;
+mod schema_registry;
 mod status;
 mod supervisor;
 mod topics;
 
 pub use config::{Compression, Config, Mechanism, Sasl, Tls};
 pub use properties::Properties;
+pub use schema_registry::Config as SchemaRegistry;
 
-use crate::route::Route;
+use crate::route::{Format, Route};
 use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
 use futures_util::future::BoxFuture;
 use partition::{Partition, Queue};
 use producer::{Answer, Grace, Producers};
 use rdkafka::error::RDKafkaErrorCode;
+use schema_registry::Schemas;
 use status::Status;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +49,8 @@ pub struct KafkaSink {
     producers: Arc<Producers>,
     topics: Arc<Topics>,
     queue: Arc<Queue>,
+    /// Of the format `json-schema`.
+    schemas: Option<Schemas>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -60,7 +65,15 @@ impl KafkaSink {
         let supervisor =
             Supervisor::new(config.clone(), Arc::clone(&status), Arc::clone(&producers), Arc::clone(&topics));
         let tasks = [asking, tokio::spawn(supervisor.run())];
-        Ok(Self { topic: topic.map(str::to_owned), status, producers, topics, queue: Queue::new(), tasks })
+        Ok(Self {
+            topic: topic.map(str::to_owned),
+            status,
+            producers,
+            topics,
+            queue: Queue::new(),
+            schemas: None,
+            tasks,
+        })
     }
 }
 
@@ -71,6 +84,9 @@ impl Sink for KafkaSink {
 
     fn probe(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async {
+            if let (Some(schemas), Some(topic)) = (&self.schemas, &self.topic) {
+                schemas.id(topic).await?;
+            }
             let answer = self.topics.probe(self.topic.as_deref()).await;
             // Brokers that throttle a client delay all of its requests.
             if self.status.is_throttled() { Ok(()) } else { answer }
@@ -109,6 +125,14 @@ impl KafkaSink {
         if !is_topic(message.topic()) {
             return Err(Failure::rejected(format!("`{}` is not a legal name of a topic", message.topic())));
         }
+        let framed;
+        let message = match &self.schemas {
+            Some(schemas) => {
+                framed = schemas.frame(message).await?;
+                &framed
+            }
+            None => message,
+        };
         let partitions = self.topics.partitions(message.topic()).await?;
         let number = partitioner::partition(message.partition_by(), partitions.len());
         let partition = partitions.get(number).ok_or_else(|| Failure::unavailable("the topic has no partitions"))?;
@@ -218,7 +242,16 @@ impl SinkConfig for Config {
     const TYPE: &'static str = "kafka";
 
     fn build(&self, name: &str, route: &Route) -> Result<Arc<dyn Sink>, SetupError> {
-        Ok(Arc::new(KafkaSink::new(name, self, route.constant_topic())?))
+        let mut sink = KafkaSink::new(name, self, route.constant_topic())?;
+        sink.schemas = match (route.format(), &self.schema_registry) {
+            (Format::JsonSchema, Some(registry)) => Some(Schemas::new(registry)?),
+            (Format::JsonSchema, None) => {
+                return Err(SetupError("`format = \"json-schema\"` needs a `schema_registry` with its `url`".into()));
+            }
+            (_, Some(_)) => return Err(SetupError("`schema_registry` needs `format = \"json-schema\"`".into())),
+            (_, None) => None,
+        };
+        Ok(Arc::new(sink))
     }
 }
 

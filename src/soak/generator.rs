@@ -93,8 +93,12 @@ impl Generator {
         }
     }
 
-    /// Whether a payload, an event or a CloudEvents envelope around one, is of this run, and which it is.
+    /// Whether a payload, an event or a CloudEvents envelope around one, is of this run, and which it is. The id of a schema may precede it.
     pub fn recognise(&self, payload: &[u8]) -> Recognised {
+        let payload = match payload {
+            [0, _, _, _, _, event @ ..] => event,
+            payload => payload,
+        };
         let Ok(text) = std::str::from_utf8(payload) else { return Recognised::Foreign };
         if !text.contains(&self.run) {
             return Recognised::Foreign;

@@ -63,10 +63,8 @@ class Caller:
 
 
 class Generator:
-    def __init__(self, seed, resolve=True):
-        """`resolve`: whether CDRs leave out the conversation that earlier messages named, as TeleCMI's do."""
+    def __init__(self, seed):
         self.rng = random.Random(seed)
-        self.resolve = resolve
         self.numbers = [f"44207946{n:04d}" for n in range(200)]
 
     def uuid(self):
@@ -124,15 +122,14 @@ class Generator:
             return {"leg": "b", "type": "event", "team": of_team, "user": who, "conversation_uuid": conversation, "cmiuuid": leg,
                     "direction": "outbound", "from": caller(), **self.app("app_id"), **time(leg_start, moment), "custom": "none", "status": status}
 
-        def named(leg):
+        def named():
             """How a CDR names its conversation."""
-            return {"conversation_uuid": conversation} if not self.resolve or rng.random() < 0.6 else rng.choice([{}, {"conversation_uuid": ""}])
+            return {"conversation_uuid": conversation} if rng.random() < 0.6 else rng.choice([{}, {"conversation_uuid": ""}])
 
         def user_missed(leg, who, leg_start, of_team):
-            body = {"type": "cdr", **self.app("appid"), "direction": "inbound", "cmiuuid": leg, "leg": "b", "user": who, "to": 440000000009,
+            return {"type": "cdr", **self.app("appid"), "direction": "inbound", "cmiuuid": leg, "leg": "b", "user": who, "to": 440000000009,
                     "from": caller(), "team": of_team, "status": "missed", "hangup_reason": "recv_cancel",
                     "time": self.spell_time(leg_start, form)}
-            return body if self.resolve else {**body, "conversation_uuid": conversation}
 
         def missed_cdr(waited, voicemail=False):
             of_team = team if team is not None else rng.choice([None, "", "null"])
@@ -140,14 +137,14 @@ class Generator:
             body = {"virtual_number": virtual, "custom": "false", **self.app("appid"), "type": "cdr", "direction": "inbound", name: conversation,
                     "status": "missed", "from": caller(), "time": self.spell_time(start, form), "waitedsec": rng.choice([waited, str(waited)]),
                     "hangup_reason": "recv_bye", "voicemail": rng.choice([voicemail, str(voicemail).lower()]), "team": of_team,
-                    **named(conversation), **self.noise()}
+                    **named(), **self.noise()}
             return {**body, "voicename": "v.mp3"} if voicemail else body
 
         def answered_cdr(leg, leg_start, recording=None):
             body = {"virtual_number": virtual, "custom": "none", **self.app("appid"), "type": "cdr", "direction": "inbound", "cmiuuid": leg,
                     "user": agent, "status": "answered", "to": 440000000009, "from": caller(), "time": self.spell_time(leg_start, form),
                     "answeredsec": rng.choice([talk, str(talk)]), "team": team, "hangup_reason": "recv_bye", "ivr_name": "salesivr",
-                    **named(leg), **self.noise()}
+                    **named(), **self.noise()}
             return {**body, "record": True, "filename": recording} if recording else body
 
         call = Call(conversation, "inbound", "answered", start, team=team, customer=caller.normal)
@@ -185,7 +182,7 @@ class Generator:
             for body in (cdrs + hangups if cdr_first else hangups + cdrs):
                 send(body)
             if kind == "reconciled_answer":
-                call.messages.append(self.element("answered", "inbound", rng.choice([conversation, leg if self.resolve else conversation]), start, caller(), talk, agent))
+                call.messages.append(self.element("answered", "inbound", rng.choice([conversation, leg]), start, caller(), talk, agent))
         elif kind in ("missed", "short", "voicemail", "rung_and_missed", "missed_cdr_lost"):
             call.outcome = "missed"
             if kind == "short":
@@ -214,6 +211,12 @@ class Generator:
         elif kind == "open":
             call.outcome, call.team = "open", None
             send(mine("waiting", start))
+            if rng.random() < 0.5:
+                # One agent did not pick up, and the call still waits.
+                leg, call.team = self.uuid(), team
+                send(agents("started", leg, agent, start + 1000, start + 1000, team))
+                send(agents("hangup", leg, agent, start + 1000, start + 2000, team))
+                send(user_missed(leg, agent, start + 1000, team))
         elif kind == "piopiy":
             began = start // 1000
             call.started, call.waited, call.talked, call.team = began * 1000, float(whole), float(talk), None
@@ -267,7 +270,7 @@ class Generator:
                     "time": self.spell_time(start, form), "hangup_reason": "recv_bye"}
             if spoke:
                 body["answeredsec"] = talk + 10 if leg == "a" else talk
-            return body if self.resolve else {**body, "conversation_uuid": a}
+            return body
 
         if kind == "reconciled":
             call.reconciled = call.only_reconciled = True
@@ -282,7 +285,7 @@ class Generator:
 
     def calls(self, count):
         kinds = {"answered": 30, "second_agent": 8, "late_recording": 4, "cdr_lost": 4, "reconciled_answer": 3, "missed": 14, "short": 6,
-                 "voicemail": 4, "rung_and_missed": 5, "missed_cdr_lost": 3, "cdr_only": 4, "open": 1, "piopiy": 3, "reconciled_missed": 3,
+                 "voicemail": 4, "rung_and_missed": 5, "missed_cdr_lost": 3, "cdr_only": 4, "open": 2, "piopiy": 3, "reconciled_missed": 3,
                  "reconciled_only": 2}
         made = []
         while len(made) < count:

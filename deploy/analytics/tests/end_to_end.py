@@ -126,14 +126,13 @@ def main():
     parser.add_argument("--kafka")
     parser.add_argument("--bounce", action="store_true")
     parser.add_argument("--calls", type=int, default=500)
-    parser.add_argument("--named", action="store_true", help="temporarily")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
     directory = tempfile.mkdtemp(prefix="cdrelay-analytics-")
     started, broker, bridge = time.monotonic(), None, None
     try:
-        rng, generator = random.Random(options.seed), Generator(options.seed, resolve=not options.named)
+        rng, generator = random.Random(options.seed), Generator(options.seed)
         calls = generator.calls(options.calls)
         others = [generator.other() for _ in range(options.calls // 50)]
         broker = Broker(directory) if options.bounce else None

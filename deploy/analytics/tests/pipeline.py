@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from calls import as_query
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PATIENCE = 120
+PATIENCE = 200
 CONFIG = """
 [ingress]
 listen = "127.0.0.1:{ingress}"
@@ -104,7 +104,13 @@ class Broker:
 
     def start(self):
         self.process = self.java("kafka.Kafka")
-        eventually("Kafka listens", lambda: not socket.socket().connect_ex(("127.0.0.1", self.port)))
+        eventually("Kafka listens", self.listens)
+
+    def listens(self):
+        if self.process.poll() is not None:
+            raise RuntimeError("Kafka has stopped: see kafka.log")
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self):
         self.process.kill()

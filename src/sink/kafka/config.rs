@@ -1,5 +1,6 @@
 //! The settings of a Kafka sink, and the librdkafka properties made of them.
 
+use super::SchemaRegistry;
 use super::properties::Properties;
 use super::status::STATISTICS;
 use crate::setting::{Secret, period};
@@ -32,6 +33,8 @@ pub struct Config {
     /// The client's name in the brokers' logs, quotas and metrics.
     #[serde(default = "default_client_id")]
     pub client_id: String,
+    /// The schema registry of the format `json-schema`.
+    pub schema_registry: Option<SchemaRegistry>,
     /// Further librdkafka properties, applied last: <https://github.com/confluentinc/librdkafka/blob/v2.12.1/CONFIGURATION.md>.
     /// `"socket.timeout.ms" = 30000` and `socket.timeout.ms = 30000` mean the same.
     #[serde(default)]
