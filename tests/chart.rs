@@ -180,6 +180,22 @@ fn the_unit_tests_of_the_chart_pass() {
     assert!(output.contains("Test Suites: 2 passed, 2 total"), "{output}");
 }
 
+/// HAProxy itself reads what the chart makes of the shipped configuration.
+#[test]
+fn the_configuration_of_haproxy_is_sound() {
+    let (Some(tools), Some(haproxy)) = (Tools::find(), crate::haproxy::program()) else { return };
+    let directory = TempDir::new().unwrap();
+    for (values, bridges) in [("haproxy", 3), ("hpa", 4), ("openshift", 2)] {
+        let objects = template(&tools, values);
+        let configs = of_kind(&objects, "ConfigMap").into_iter().filter_map(|map| map["data"]["haproxy.cfg"].as_str());
+        let [config] = configs.collect::<Vec<_>>()[..] else { panic!("{values}") };
+        assert_eq!(config.matches("\n    server bridge-").count(), bridges, "{config}");
+        let file = directory.path().join("haproxy.cfg");
+        fs::write(&file, config).unwrap();
+        finished(Command::new(&haproxy).args(["-c", "-f", file.to_str().unwrap()])).success();
+    }
+}
+
 /// Settings on top of the fewest values, and what the message says.
 const WRONG: [(&str, &[&str]); 27] = [
     ("replica=3", &["additional properties 'replica' not allowed"]),

@@ -32,7 +32,7 @@ struct HaProxy {
 }
 
 /// `None`, and a line that says so, if it cannot be had here.
-fn program() -> Option<String> {
+pub fn program() -> Option<String> {
     let program = env::var("CDRELAY_TEST_HAPROXY")
         .expect("CDRELAY_TEST_HAPROXY names no HAProxy: run tests/run, which installs it");
     if program.is_empty() {
