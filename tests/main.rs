@@ -37,6 +37,19 @@
 //! | a full subject (`discard_new_per_subject`) stops the stream (`sink/nats.rs`, `acknowledged`) | the same |
 //! | a sink without any stream waits for ever (`sink/nats/stream.rs`, `no_stream`) | `sink::nats::stream::tests::a_failing_stream_stops_the_sink_only_where_it_is_the_only_one` |
 //! | a stream with `no_ack` gets messages (`sink/nats/stream.rs`, `never_confirms`) | the same |
+//! | a partition is never declared away (`sink/kafka/partition.rs`, `set_away`) | `kafka_places::a_topic_without_any_leader_makes_a_required_sink_unready` |
+//! | partitions that a new topic does not have stay known (`sink/kafka/topics.rs`, `learn`) | `kafka_places::a_topic_made_anew_with_fewer_partitions_gets_every_message` |
+//! | librdkafka's log of failed connections is not read (`sink/kafka/status.rs`, `log`) | `kafka_faults::a_kafka_without_a_free_connection_is_named_and_gets_everything_once_there_is_one` |
+//! | changed files of certificates and passwords are not noticed (`sink/kafka/supervisor.rs`, `replace_outdated`) | `kafka_places::renewed_certificates_and_passwords_are_used_without_a_restart` |
+//! | a quota is not recognised (`sink/kafka/status.rs`, `is_throttled`) | `kafka_places::a_throttled_client_is_named_so_and_stays_ready` |
+//! | messages are published although the reply inbox is denied (`sink/nats/connection.rs`, `take_complaint`) | `nats_sink::places::the_subscription_to_the_inbox_is_awaited_before_anything_is_published` |
+//! | the stream is not asked for a message that was not answered for (`sink/nats/stream.rs`, `holds`) | `nats_sink::places::a_message_stored_without_an_answer_is_not_stored_again_behind_the_duplicate_window` |
+//! | NATS is not connected to again for ever (`sink/nats/options.rs`) | `nats_faults::a_nats_server_in_lame_duck_mode_loses_nothing` |
+//! | duplicates in JetStream are not told (`sink/message.rs`, `mark_duplicate`) | `nats_sink::a_message_that_the_stream_has_is_a_duplicate_and_one_with_an_id_of_its_own_is_stored_again` |
+//! | a closed stdout is used (`sink/stdout.rs`, `new`) | `stdout::a_closed_stdout_is_refused_at_start` |
+//! | a log line waits for stderr (`logging.rs`) | `logging::a_stderr_that_nobody_reads_stops_neither_webhooks_nor_probes_nor_sigterm` |
+//! | a deleted directory is not noticed (`spool/disk.rs`, `exists`) | `damage::a_deleted_directory_refuses_webhooks_and_what_is_in_memory_and_open_files_is_delivered` |
+//! | no open files are set aside (`ingress.rs`, `connections_within`) | `limits::connections::few_open_files_leave_enough_for_sinks_segments_and_probes` |
 //! | a failed write to stdout counts as written (`sink/stdout.rs`, `write_all`) | `sink::stdout::tests::a_torn_line_stands_alone_and_its_retry_is_whole` |
 //! | `replay --force` gives the message no id of its own (`dispatch/replay.rs`, `forced_id`) | `dispatch::replay::tests::a_forced_record_is_for_its_sink_and_has_an_id_of_its_own` |
 //! | a timeout is taken for a refusal, Kafka (`classify`) | `sink::kafka::tests::a_timeout_says_nothing_about_the_message` |
