@@ -22,17 +22,17 @@ pub struct Config {
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub dedup_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 60 bytes of memory.
+    /// How many of the latest events are recognised at the most; each takes about 90 bytes of memory.
     pub dedup_capacity: usize,
     /// For how long an event without `conversation_uuid` finds the conversation of an earlier event of its call; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub names_window: Duration,
-    /// How many of the latest ids of calls are known at the most; each takes about 90 bytes of memory.
+    /// How many of the latest ids of calls are known at the most; each takes about 120 bytes of memory.
     pub names_capacity: usize,
     /// For how long it is known that a leg has its CDR; zero turns this off.
     #[serde(with = "crate::setting::period")]
     pub legs_window: Duration,
-    /// How many of the latest CDRs are known at the most; each is known by two keys of about 60 bytes of memory.
+    /// How many keys of such legs are known at the most; a leg has two, each takes about 90 bytes of memory.
     pub legs_capacity: usize,
     /// Which delivered records are kept for `cdrelay replay`; none if not set.
     pub retain: Option<Retain>,
@@ -52,7 +52,7 @@ impl Default for Config {
             names_window: Duration::from_secs(24 * 3600),
             names_capacity: 200_000,
             legs_window: Duration::from_secs(7 * 24 * 3600),
-            legs_capacity: 100_000,
+            legs_capacity: 50_000,
             retain: None,
             read_cache: ByteSize::mib(4),
         }

@@ -406,6 +406,10 @@ mod tests {
         (0..5).for_each(|n| window.insert(entry(n, 1_000)));
         let bytes = window.encode(&(1..3));
         assert_eq!(decode(&bytes), Some((3, vec![entry(1, 1_000), entry(2, 1_000)])));
+        window.insert(Entry { offset: 6, ..entry(1, 1_000) });
+        assert_eq!(window.encode(&(1..3)), bytes, "an entry that was replaced counts for the capacity");
+        window.forget(&(2..3));
+        assert_eq!(decode(&window.encode(&(1..3))), Some((3, vec![entry(1, 1_000)])));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
