@@ -20,6 +20,7 @@ use crate::dead_letter::rejected::RejectedBodies;
 use crate::ingress::tls::TlsError;
 use crate::logging;
 use crate::metrics::{LimitMetrics, Metrics};
+use crate::reconcile::Reconciliations;
 use crate::server::{Limits, Preamble, Settings, serve};
 use crate::sink::SetupError;
 use crate::spool::{OpenError, Spool, measure_free_space};
@@ -81,6 +82,9 @@ pub enum RunError {
     /// The files of the ingress's TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The files of a reconciliation cannot be used.
+    #[error("{0}")]
+    Reconcile(String),
     /// A defect: a task ended that never should.
     #[error("a part of the bridge stopped by itself; what was accepted is kept in the spool")]
     Defect,
@@ -166,10 +170,14 @@ impl Bridge {
 
         let mut background = JoinSet::new();
         background.spawn(measure_free_space(config.spool.path.clone(), metrics.spool.free_bytes.clone()));
+        let reconciliations = Reconciliations::open(&config.reconcile, spool.clone(), metrics.reconcile.clone());
+        let reconciliations = Arc::new(reconciliations.map_err(RunError::Reconcile)?);
+        background.spawn(reconciliations.clone().repeat());
         let (reloads, requests) = mpsc::channel(1);
         match control::listen(&config.spool.path) {
             Ok(listener) => {
-                drop(background.spawn(control::serve(listener, spool.clone(), sinks.healths(), reloads)));
+                let commands = control::serve(listener, spool.clone(), sinks.healths(), reloads, reconciliations);
+                background.spawn(commands);
             }
             Err(error) => tracing::warn!(%error, "commands cannot reach this bridge through its spool"),
         }

@@ -7,6 +7,7 @@ mod drain;
 mod explain;
 mod openapi;
 mod output;
+mod reconcile;
 mod reload;
 mod replay;
 mod replay_client;
@@ -58,6 +59,8 @@ enum Command {
     Drain(drain::Drain),
     #[command(name = "replay")]
     Replay(replay::Replay),
+    #[command(name = "reconcile")]
+    Reconcile(reconcile::Reconcile),
     #[command(name = "explain")]
     Explain(explain::Explain),
     #[command(name = "send")]
@@ -191,6 +194,9 @@ pub enum CommandError {
     /// The rejected bodies still hold no event.
     #[error("{0} of the bodies cannot be decoded; they stay")]
     Rejected(u64),
+    /// A call is missing, or the platform's lists cannot be compared.
+    #[error("{0}")]
+    Reconcile(String),
     /// The system refuses something.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -199,7 +205,7 @@ pub enum CommandError {
 impl From<RunError> for CommandError {
     fn from(error: RunError) -> Self {
         match error {
-            RunError::Sink { .. } | RunError::Ingress(_) | RunError::Tls(_) => {
+            RunError::Sink { .. } | RunError::Ingress(_) | RunError::Tls(_) | RunError::Reconcile(_) => {
                 Self::Config(ConfigError::new(error.to_string()))
             }
             other => Self::Run(other),
@@ -224,7 +230,7 @@ impl CommandError {
             Self::Usage(_) => USAGE,
             Self::Config(_) => 78,
             Self::Run(_) | Self::Io(_) | Self::Soak(_) | Self::NotKept => 1,
-            Self::NotExplained(_) | Self::NotAcknowledged(_) => 1,
+            Self::NotExplained(_) | Self::NotAcknowledged(_) | Self::Reconcile(_) => 1,
             Self::Damaged | Self::DamagedLetters(_) | Self::Rejected(_) | Self::Undelivered(_) => 1,
         }
     }
@@ -242,6 +248,7 @@ impl Cli {
             Command::Spool(command) => command.execute(),
             Command::Drain(command) => command.execute(),
             Command::Replay(command) => command.execute(),
+            Command::Reconcile(command) => command.execute(),
             Command::Explain(command) => command.execute(),
             Command::Send(command) => command.execute(),
             Command::Soak(command) => command.execute(),

@@ -20,6 +20,7 @@ use crate::dead_letter;
 use crate::dispatch;
 use crate::ingress as webhooks;
 use crate::logging;
+use crate::reconcile;
 use crate::route::{self, Origins, Route};
 use crate::setting::{List, period};
 use crate::sink::{Destination, Registry, SinkConfig as _, kafka};
@@ -57,6 +58,8 @@ pub struct Config {
     pub log: logging::Config,
     /// `[reload]`
     pub reload: Reload,
+    /// `[reconcile.NAME]`
+    pub reconcile: BTreeMap<String, reconcile::Config>,
     /// `[sinks.NAME]`
     pub sinks: BTreeMap<String, Sink>,
     /// All of it as it is written.
@@ -138,6 +141,7 @@ struct Document {
     shutdown: Option<Value>,
     log: Option<Value>,
     reload: Option<Value>,
+    reconcile: BTreeMap<String, Value>,
     sinks: BTreeMap<String, Value>,
     tests: Option<Value>,
 }
@@ -191,9 +195,18 @@ impl Config {
         let log = table(figment, "log", &mut problems);
         let reload = table(figment, "reload", &mut problems);
         let tests = table(figment, "tests", &mut problems);
+        let mut reconcile = BTreeMap::new();
+        for name in document.reconcile.keys() {
+            match section::<reconcile::Config>(figment, &format!("reconcile.{name}")) {
+                Ok(config) => drop(reconcile.insert(name.clone(), config)),
+                Err(error) => problems.extend(error.problems),
+            }
+        }
         let tables_are_sound = problems.is_empty();
         ingress.complete();
-        let origins = Arc::new(ingress.origins());
+        let mut origins = ingress.origins();
+        origins.extend(reconcile.iter().map(|(name, config)| (name.clone(), config.origin())));
+        let origins = Arc::new(origins);
         let mut sinks = BTreeMap::new();
         for name in document.sinks.keys() {
             match sink(figment, name, &origins, registry) {
@@ -202,7 +215,8 @@ impl Config {
             }
         }
         let values = Values::new(figment);
-        let config = Self { ingress, admin, spool, dead_letters, shutdown, log, reload, sinks, tests, values };
+        let config =
+            Self { ingress, admin, spool, dead_letters, shutdown, log, reload, reconcile, sinks, tests, values };
         if tables_are_sound {
             problems.extend(config.validate(figment));
         }

@@ -2,16 +2,20 @@
 //!
 //! One exchange a connection, one JSON object a line. For a replay the client sends a [`Request`], then a [`ReplayEvent`] per event, and
 //! closes its side; the answer is an [`Outcome`], and [`ReplayCounts`] behind it if the request waits for these. For a reload it sends a
-//! [`Reload`] as the member `reload`; the answer is a [`Reloaded`].
+//! [`Reload`] as the member `reload`; the answer is a [`Reloaded`]. For a reconciliation it sends a [`crate::reconcile::Request`] as the
+//! member `reconcile`; the answer is a [`crate::reconcile::Outcome`].
 
+mod reconcile;
 mod reload;
 
+pub use reconcile::reconcile;
 pub use reload::{Reload, Reloaded, Reloads, reload};
 
 use crate::dead_letter::DeadLetter;
 use crate::dispatch::replay::{self, ReplayCounts};
 use crate::dispatch::{Health, Healths};
 use crate::event::{Arrival, DEFAULT_INGRESS, Event, EventId};
+use crate::reconcile::{Reconciliations, Request as ReconcileRequest};
 use crate::spool::Spool;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -107,6 +111,7 @@ pub struct Request {
 #[serde(untagged)]
 enum First {
     Reload { reload: Reload },
+    Reconcile { reconcile: ReconcileRequest },
     Replay(Request),
 }
 
@@ -166,10 +171,19 @@ pub fn listen(spool: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until the future is dropped.
-pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Healths, reloads: Reloads) {
+pub async fn serve(
+    listener: UnixListener,
+    spool: Arc<Spool>,
+    sinks: Healths,
+    reloads: Reloads,
+    reconciliations: Arc<Reconciliations>,
+) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(answer(stream, spool.clone(), sinks.clone(), reloads.clone()))),
+            Ok((stream, _)) => {
+                let (spool, sinks) = (spool.clone(), sinks.clone());
+                tokio::spawn(answer(stream, spool, sinks, reloads.clone(), reconciliations.clone()));
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -180,10 +194,19 @@ pub async fn serve(listener: UnixListener, spool: Arc<Spool>, sinks: Healths, re
 
 type Exchange = BufStream<UnixStream>;
 
-async fn answer(stream: UnixStream, spool: Arc<Spool>, sinks: Healths, reloads: Reloads) {
+async fn answer(
+    stream: UnixStream,
+    spool: Arc<Spool>,
+    sinks: Healths,
+    reloads: Reloads,
+    reconciliations: Arc<Reconciliations>,
+) {
     let mut exchange = Exchange::new(stream);
     let answered = match next_line::<First>(&mut exchange).await {
         Ok(Some(First::Reload { reload })) => reload::answer(&mut exchange, reload, &reloads).await,
+        Ok(Some(First::Reconcile { reconcile })) => {
+            reconcile::answer(&mut exchange, &reconcile, &reconciliations).await
+        }
         Ok(Some(First::Replay(request))) => replay_all(&mut exchange, request, &spool, &sinks).await,
         Ok(None) => Ok(()),
         Err(error) => Err(error),
@@ -311,7 +334,8 @@ mod tests {
 
     fn start(path: &Path, spool: Arc<Spool>, sinks: Vec<Arc<Health>>) -> JoinHandle<()> {
         let (sinks, reloads) = (watch::Sender::new(sinks).subscribe(), mpsc::channel(1).0);
-        tokio::spawn(serve(listen(path).unwrap(), spool, sinks, reloads))
+        let none = Reconciliations::open(&Default::default(), spool.clone(), Metrics::default().reconcile).unwrap();
+        tokio::spawn(serve(listen(path).unwrap(), spool, sinks, reloads, Arc::new(none)))
     }
 
     async fn outcome(spool: &Path, target: Option<&str>, events: &[ReplayEvent]) -> Option<Outcome> {

@@ -186,6 +186,11 @@ impl Event {
         self.call().into_iter().flat_map(|call| call.legs).flatten()
     }
 
+    /// The key that tells the leg whose CDR the event is best: by its id if it has one.
+    pub fn leg(&self) -> Option<LegKey> {
+        self.legs().next()
+    }
+
     /// When the webhook arrived.
     pub fn arrival(&self) -> Arrival {
         self.arrival

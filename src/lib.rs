@@ -42,6 +42,8 @@ pub mod ingress;
 pub mod server;
 
 pub mod control;
+pub mod reconcile;
+
 pub mod dead_letter;
 pub mod dispatch;
 pub mod route;

@@ -17,6 +17,7 @@ pub use ingress::{
 pub use sink::{DeadLetterMetrics, RetryMetrics, SinkMetrics};
 pub use spool::{FOUND_BY, SpoolMetrics};
 
+use crate::reconcile;
 use process::Process;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,8 @@ pub struct Metrics {
     pub spool: SpoolMetrics,
     /// Of the configuration.
     pub config: ConfigMetrics,
+    /// Of reconciliations.
+    pub reconcile: reconcile::Metrics,
     sinks: SinkFamilies,
 }
 
@@ -74,8 +77,10 @@ impl Default for Metrics {
         spool.register_events(own.sub_registry_with_prefix("event"));
         spool.register(own.sub_registry_with_prefix("spool"));
         sinks.register(own.sub_registry_with_prefix("sink"));
+        let reconcile = reconcile::Metrics::default();
+        reconcile.register(own.sub_registry_with_prefix("reconcile"));
         registry.register_collector(Box::new(Process::default()));
-        Self { registry, ingress, spool, config, sinks }
+        Self { registry, ingress, spool, config, reconcile, sinks }
     }
 }
 

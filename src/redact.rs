@@ -10,6 +10,7 @@ mod key;
 mod value;
 
 pub use key::{RedactKey, watch};
+pub use value::{mask, number};
 
 use crate::event::{Event, json};
 use crate::setting::List;

@@ -31,8 +31,17 @@ pub struct Origin {
     pub source: Option<String>,
     /// Query parameters that hold secrets, and are left out of events.
     pub secret_parameters: Vec<String>,
-    /// Whether the authentication leaves the query unsigned, so that no event carries one.
+    /// Whether no event carries a query: the authentication leaves it unsigned, or there is none.
     pub ignores_query: bool,
+    /// Whether its events are calls that a reconciliation found, whose source ends in `/reconcile`.
+    pub is_reconciled: bool,
+}
+
+impl Origin {
+    /// Template of the CloudEvents source of its events at a sink, in place of the sink's own.
+    fn source(&self, own: &str) -> Option<String> {
+        if self.is_reconciled { Some(format!("{own}/reconcile")) } else { self.source.clone() }
+    }
 }
 
 /// The part of `[sinks.NAME]` that sets the form of messages.
@@ -190,8 +199,8 @@ impl Route {
         };
         checked.map_err(|problem| RouteError { key: topic_key, problem })?;
         let when = config.when.as_deref().map(Filter::compile).transpose();
-        let sources = config.origins.iter().filter_map(|(name, origin)| Some((name, origin.source.as_deref()?)));
-        let sources = sources.map(|(name, source)| Ok((name.clone(), template("source", source)?)));
+        let sources = config.origins.iter().filter_map(|(name, origin)| Some((name, origin.source(&config.source)?)));
+        let sources = sources.map(|(name, source)| Ok((name.clone(), template("source", &source)?)));
         Ok(Self {
             dialect,
             topic,

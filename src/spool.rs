@@ -207,6 +207,11 @@ impl Spool {
         self.shared.index.lock().leg(leg, Arrival::now()).is_some()
     }
 
+    /// From when on [`Self::has_leg`] knows every CDR that was stored; `None` if it knows none, by its settings.
+    pub fn legs_since(&self) -> Option<Arrival> {
+        self.shared.index.lock().legs_since(Arrival::now())
+    }
+
     /// Queues the events at once; the future waits for the result up to `append_timeout`. It may be dropped at any time.
     fn enqueue(
         &self,

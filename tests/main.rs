@@ -104,6 +104,7 @@ mod outage;
 mod probes;
 mod proxy_protocol;
 mod readme;
+mod reconcile;
 mod recovery;
 mod redact;
 mod reload;

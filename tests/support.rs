@@ -7,6 +7,7 @@
 //! - [`fault`], what tests of a fault have in common.
 //! - [`oracle`], a load whose every event is accounted for.
 //! - [`prometheus`], which judges metrics, alerts and the dashboard.
+//! - [`platform`], the lists of calls that reconciliations read.
 //! - [`proxy`], a network between bridge and broker that can be made bad.
 //! - [`raw`], HTTP by hand.
 //! - [`small_disk`], a file system that can be filled.
@@ -19,6 +20,7 @@ pub mod fault;
 pub mod kafka;
 pub mod nats;
 pub mod oracle;
+pub mod platform;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

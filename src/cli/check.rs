@@ -5,6 +5,7 @@ use super::output::{Output, note};
 use crate::bridge::{self, RunError};
 use crate::config::{Config, ConfigError};
 use crate::ingress::tls;
+use crate::reconcile;
 use crate::sink::{kafka, nats};
 use bytesize::ByteSize;
 
@@ -22,6 +23,7 @@ const OVERHEAD_BYTES: u64 = 16 << 10;
 pub fn execute(config: &Config) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     bridge::check_ingress(config)?;
+    reconcile::check(&config.reconcile).map_err(RunError::Reconcile)?;
     let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
     runtime.shutdown_background();
     for route in config.ingress.unauthenticated_routes() {

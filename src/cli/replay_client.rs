@@ -173,7 +173,7 @@ impl<'a> ReplayClient<'a> {
 
 /// Opens the spool of a bridge that does not run so that nothing is given up which waits in it, even if the configuration at
 /// hand is not quite that bridge's own: every sink with a cursor keeps its records, and retained records stay.
-fn open(site: &Site, target: Option<&str>) -> Result<Spool, CommandError> {
+pub fn open(site: &Site, target: Option<&str>) -> Result<Spool, CommandError> {
     if let Some(target) = target.filter(|target| !site.config.sinks.contains_key(*target)) {
         let problem = format!("no sink is called `{target}` in the configuration; name the bridge's own with --config");
         return Err(ConfigError::new(problem).into());

@@ -2,7 +2,9 @@
 
 use super::Config;
 use super::error::problem;
+use crate::event::DEFAULT_INGRESS;
 use crate::ingress as webhooks;
+use crate::ingress::routes::is_name;
 use figment::Figment;
 use figment::value::Dict;
 use std::fmt::Display;
@@ -18,6 +20,25 @@ impl Config {
             }
         };
         let (ingress, spool) = (&self.ingress, &self.spool);
+        for (name, reconcile) in &self.reconcile {
+            let at = format!("reconcile.{name}");
+            check(
+                is_name(name) && *name != DEFAULT_INGRESS && !ingress.routes.contains_key(name),
+                &at,
+                &"the name has 1 to 64 characters of a-z 0-9 _ -, and is neither `default` nor the name of a route: `{ingress}` tells them apart",
+            );
+            check(
+                reconcile.window <= spool.legs_window && spool.legs_capacity > 0,
+                &format!("{at}.window"),
+                &format_args!(
+                    "found {:?}; CDRs are known for `spool.legs_window`, {:?}, if `spool.legs_capacity` is not 0",
+                    reconcile.window, spool.legs_window
+                ),
+            );
+            for (key, text) in reconcile.problems() {
+                check(false, &format!("{at}.{key}"), &text);
+            }
+        }
         check(
             ingress.ack == webhooks::Ack::Stored || self.sinks.values().any(|sink| sink.dispatch.required),
             "ingress.ack",

@@ -41,18 +41,14 @@ impl LegKey {
         Self(hash(b"leg", &[appid, id]))
     }
 
-    /// The leg between these numbers at `time`, in seconds or milliseconds since 1970: where a list of calls has no id that a
-    /// webhook carries. Only the digits of a number count, and only the second of a time. `None` if one of the three has no digits.
-    pub fn of_numbers(appid: &[u8], from: &[u8], to: &[u8], time: &[u8]) -> Option<Self> {
+    /// The leg with this number of the other party, not the account's own, and this `time`, in seconds or milliseconds since 1970: where
+    /// a list of calls has no id that a webhook carries. Only the digits of a number count. `None` if there are none, or no time.
+    pub fn of_party(appid: &[u8], number: &[u8], time: &[u8]) -> Option<Self> {
         let time: u64 = str::from_utf8(time.trim_ascii()).ok()?.parse().ok()?;
-        let seconds = if time > MOST_SECONDS { time / 1000 } else { time };
-        let numbers = [from, to].map(|number| {
-            let digits = number.iter().copied().filter(u8::is_ascii_digit);
-            digits.skip_while(|digit| *digit == b'0').collect::<Vec<_>>()
-        });
-        let [from, to] = &numbers;
-        let complete = !from.is_empty() && !to.is_empty();
-        complete.then(|| Self(hash(b"numbers", &[appid, from, to, &seconds.to_le_bytes()])))
+        let time = if time > MOST_SECONDS { time } else { time * 1000 };
+        let digits = number.iter().copied().filter(u8::is_ascii_digit).skip_while(|digit| *digit == b'0');
+        let digits: Vec<u8> = digits.collect();
+        (!digits.is_empty()).then(|| Self(hash(b"party", &[appid, &digits, &time.to_le_bytes()])))
     }
 }
 
@@ -64,7 +60,7 @@ pub struct Call {
     pub has_conversation: bool,
     /// In the order in which they are looked up. None if the event's conversation has too long an id.
     pub names: [Option<CallName>; 3],
-    /// The leg whose CDR the event is: by its id, and by its numbers and time.
+    /// The leg whose CDR the event is: by its id, and by the other party and its time.
     pub legs: [Option<LegKey>; 2],
 }
 
@@ -87,8 +83,8 @@ impl Call {
     }
 }
 
-/// The keys of the leg, if the event is its CDR. A CDR of a call that came in has no `to`, one of a call that went out no `from`: that
-/// is the account's own number then.
+/// The keys of the leg, if the event is its CDR. The other party of a call that came in is in `from`, that of one that went out in `to`.
+/// The account's own side stands differently in webhooks and in lists: an agent or a number, or not at all.
 fn legs(fields: &Fields<'_>, appid: &[u8]) -> [Option<LegKey>; 2] {
     let is_cdr = match fields.identifier("type") {
         Some(kind) => kind.trim_ascii().eq_ignore_ascii_case(b"cdr"),
@@ -97,12 +93,12 @@ fn legs(fields: &Fields<'_>, appid: &[u8]) -> [Option<LegKey>; 2] {
     if !is_cdr {
         return [None, None];
     }
-    let or_own = |name| fields.identifier(name).or_else(|| fields.identifier("virtual_number")).unwrap_or_default();
+    let went_out =
+        fields.identifier("direction").is_some_and(|text| text.trim_ascii().eq_ignore_ascii_case(b"outbound"));
+    let from = if went_out { None } else { fields.identifier("from") };
+    let party = from.or_else(|| fields.identifier("to")).unwrap_or_default();
     let time = fields.identifier("time").or_else(|| fields.identifier("start_time")).unwrap_or_default();
-    [
-        fields.call_id("cmiuuid").map(|id| LegKey::of_id(appid, id.trim_ascii())),
-        LegKey::of_numbers(appid, or_own("from"), or_own("to"), time),
-    ]
+    [fields.call_id("cmiuuid").map(|id| LegKey::of_id(appid, id.trim_ascii())), LegKey::of_party(appid, party, time)]
 }
 
 /// Whether a value can be the id of a call.
@@ -200,14 +196,21 @@ mod tests {
         assert!(both.iter().all(Option::is_some));
         assert_eq!(both[0], Some(LegKey::of_id(b"7", b"B")));
         for same in [
-            cdr.replace("cmiuuid", "cmiuid").replace("1654507446464", "\"1654507446999\""),
-            cdr.replace("1654507446464", "1654507446"),
+            cdr.replace("cmiuuid", "cmiuid").replace("1654507446464", "\"1654507446464\""),
+            cdr.replace("440000000002", "\"209_2222223\""),
             cdr.replace("\"type\":\"cdr\"", "\"answeredsec\":6").replace("+", "00"),
         ] {
             assert_eq!(legs(&same), both, "{same}");
         }
-        let missed =
-            r#"{"type":"CDR","appid":7,"virtual_number":440000000002,"from":440000000001,"time":1654507446464}"#;
+        for other in [cdr.replace("446464", "446465"), cdr.replace("440000000001", "440000000003")] {
+            assert_ne!(legs(&other)[1], both[1], "{other}");
+        }
+        let outbound = r#"{"type":"cdr","appid":7,"direction":"outbound","to":440000000001,"time":1654507446464}"#;
+        assert_eq!(legs(outbound), [None, both[1]]);
+        let agent = outbound.replace("\"to\"", "\"from\":\"209_2222223\",\"to\"");
+        assert_eq!(legs(&agent), [None, both[1]]);
+        assert_eq!(legs(&cdr.replace("446464", "446000")), legs(&cdr.replace("446464", "446")));
+        let missed = r#"{"type":"CDR","appid":7,"direction":"inbound","from":440000000001,"time":1654507446464}"#;
         assert_eq!(legs(missed), [None, both[1]]);
         for none in [cdr.replace("\"cdr\"", "\"event\""), r#"{"appid":7,"cmiuuid":"B"}"#.into()] {
             assert_eq!(legs(&none), [None, None], "{none}");

@@ -166,6 +166,7 @@ impl super::Config {
             ignores_query: route.auth.iter().any(auth::Config::leaves_query_unsigned),
             labels: route.labels,
             source: route.source,
+            is_reconciled: false,
         };
         routes.map(|(name, route)| (name, origin(route))).collect()
     }
@@ -217,7 +218,8 @@ fn settings_of(name: &str) -> String {
     if name == DEFAULT_INGRESS { "ingress".to_owned() } else { format!("ingress.routes.{name}") }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a route, a label or a reconciliation can have this name.
+pub fn is_name(name: &str) -> bool {
     let legal = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_' | '-');
     !name.is_empty() && name.len() <= 64 && name.chars().all(legal)
 }

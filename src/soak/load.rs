@@ -7,18 +7,11 @@ use super::generator::{self, Generator};
 use super::latency::Latency;
 use super::observer::Observer;
 use super::tls;
-use hyper::body::Body as _;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use crate::http_client::{Answer, HttpClient};
+use hyper::{StatusCode, Uri};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::collections::VecDeque;
-use std::error::Error;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,7 +21,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// An answer that takes longer counts as none.
 const ANSWER: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(5);
 /// Between two attempts to send an event, doubled each time.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -111,7 +103,7 @@ struct Stored {
 
 struct Sender {
     load: Load,
-    client: legacy::Client<HttpsConnector<HttpConnector>, String>,
+    client: HttpClient,
     generator: Arc<Generator>,
     observers: Vec<Arc<Observer>>,
     began: Instant,
@@ -128,19 +120,7 @@ pub async fn send(
     sent: Arc<Sent>,
     phase: watch::Receiver<Phase>,
 ) -> Result<(), Unusable> {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(load.tls.clone())
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(connector);
-    let client = legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(connector);
+    let client = HttpClient::new(load.tls.clone(), IDLE_CONNECTIONS);
     Arc::new(Sender { load, client, generator, observers, began, sent, phase }).run().await
 }
 
@@ -227,26 +207,10 @@ impl Sender {
 
     /// How many events of the request the bridge had already, or why it did not take it.
     async fn post(&self, body: String) -> Result<Result<u64, String>, Unusable> {
-        let mut request = Request::new(body);
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.load.url.clone();
-        request.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-        let exchange = async {
-            let (head, mut body) = self.client.request(request).await.map_err(|error| innermost(&error))?.into_parts();
-            // To its end, so that the connection can serve the next one.
-            let mut answer = Vec::new();
-            while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-                let data = frame.map_err(|error| error.to_string())?.into_data().unwrap_or_default();
-                if answer.len() + data.len() > ANSWER_BYTES {
-                    return Err(format!("the answer has more than {ANSWER_BYTES} bytes"));
-                }
-                answer.extend_from_slice(&data);
-            }
-            Ok((head.status, answer))
-        };
-        let (status, body) = match timeout(ANSWER, exchange).await {
+        let exchange = self.client.post(&self.load.url, body, ANSWER_BYTES);
+        let Answer { status, body, .. } = match timeout(ANSWER, exchange).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(last_error)) => return Ok(Err(last_error)),
+            Ok(Err(last_error)) => return Ok(Err(last_error.to_string())),
             Err(_) => return Ok(Err(format!("no answer within {ANSWER:?}"))),
         };
         let detail = || String::from_utf8_lossy(&body).trim().chars().take(200).collect::<String>();
@@ -270,13 +234,4 @@ impl Sent {
     fn note(&self, last_error: Option<String>) {
         *self.last_error.lock() = last_error;
     }
-}
-
-/// The library's outer errors say no more than that something failed.
-fn innermost(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -105,6 +105,11 @@ impl Index {
         self.legs.get(&leg.0, now).map(|entry| entry.offset)
     }
 
+    /// From when on every leg that got its CDR is found at `now`; `None` if none is.
+    pub fn legs_since(&self, now: Arrival) -> Option<Arrival> {
+        self.legs.complete_since(now)
+    }
+
     /// Finds the conversation of an event that is stored at `now` with this offset, and adds the names that it teaches to `pending`. An
     /// event that is stored for one sink alone is only `replayed`, and teaches nothing.
     pub fn resolve(&self, event: Event, replayed: bool, offset: u64, pending: &mut Pending, now: Arrival) -> Resolved {

@@ -127,6 +127,13 @@ impl<V: Value> Window<V> {
         !self.is_full() && limit > self.covered() && self.is_within(newest, now)
     }
 
+    /// From when on every key that was added is found at `now`; `None` if it holds nothing.
+    pub fn complete_since(&self, now: Arrival) -> Option<Arrival> {
+        let oldest = self.entries.front().filter(|_| self.is_full()).map(|oldest| oldest.stored);
+        let begin = Arrival(now.0.saturating_sub(self.length.as_millis() as u64));
+        self.is_on().then(|| oldest.map_or(begin, |oldest| oldest.max(begin)))
+    }
+
     /// How many keys it holds.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -416,5 +423,17 @@ mod tests {
             let none = (decode::<Arc<str>>(&damaged), decode::<Arc<str>>(&bytes[..at]));
             assert_eq!(none, (None, None));
         }
+    }
+
+    #[test]
+    fn a_window_knows_since_when_it_has_dropped_no_key_that_it_should_hold() {
+        let mut window = window(2);
+        assert_eq!(window.complete_since(Arrival(25_000)), Some(Arrival(15_000)));
+        for n in 1..=3 {
+            window.insert(entry(n, 20_000 + u64::from(n)));
+        }
+        assert_eq!(window.complete_since(Arrival(25_000)), Some(Arrival(20_002)), "the first one had to go");
+        assert_eq!(window.complete_since(Arrival(35_000)), Some(Arrival(25_000)));
+        assert_eq!(super::Window::<()>::new("test", Duration::ZERO, 2).complete_since(Arrival(25_000)), None);
     }
 }

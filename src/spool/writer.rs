@@ -76,7 +76,7 @@ impl Commit {
         }
         let id = event.id();
         let leg = |leg: LegKey| index.leg(&leg, self.stored).or_else(|| self.legs.get(&leg).copied());
-        let of_leg = || event.legs().filter(|_| *purpose == Purpose::Missing).find_map(leg);
+        let of_leg = || event.leg().filter(|_| *purpose == Purpose::Missing).and_then(leg);
         index.offset(&id, self.stored).or_else(|| self.ids.get(&id).copied()).or_else(of_leg)
     }
 }
