@@ -75,7 +75,7 @@ fn every_set_of_values_makes_objects_that_kubernetes_takes() {
         assert_eq!(warnings.count(), custom.len(), "{output}");
     }
     let kinds: BTreeSet<_> = custom.iter().map(|object| object["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["HTTPRoute", "ScaledObject", "ServiceMonitor"].into());
+    assert_eq!(kinds, ["HTTPRoute", "PrometheusRule", "ScaledObject", "ServiceMonitor"].into());
     tools.check_custom_kinds(&custom);
 }
 

@@ -315,6 +315,11 @@ fn the_laptop_has_a_bridge_with_sound_settings_and_time_to_stop() {
     let scraped: Value = serde_saphyr::from_str(text("prometheus")).unwrap();
     let target = format!("bridge:{}", config.admin.listen.port());
     assert_eq!(scraped["scrape_configs"][0]["static_configs"][0]["targets"], json!([target]));
+    // So do the files that Prometheus and Grafana mount.
+    for service in ["prometheus", "grafana"] {
+        let volume = compose["services"][service]["volumes"][0].as_str().unwrap();
+        assert!(Path::new("deploy/compose").join(volume.split(':').next().unwrap()).is_file(), "{volume}");
+    }
     // Each configuration that a service mounts exists, and each one that exists is mounted.
     let services = compose["services"].as_object().unwrap().values();
     let mounted = services.flat_map(|service| service["configs"].as_array().cloned().unwrap_or_default());
