@@ -18,6 +18,9 @@
 //! | the end of the acknowledged records is not noted (`spool/writer.rs`, `publish`) | `spool::tests::damage::a_flipped_bit_in_the_last_group_commit_costs_one_record_of_a_thousand`, `spool::tests::damage::a_missing_segment_is_told_wherever_it_was` |
 //! | the offset below which segments were removed is not kept (`spool/maintenance.rs`, `remove`) | `spool::tests::damage::a_missing_segment_is_told_wherever_it_was` |
 //! | symbolic links are followed (`spool/disk.rs`, `open_at`) | `spool::tests::deadline::symbolic_links_in_the_directory_are_not_followed` |
+//! | a commit that failed teaches its names (`spool/writer.rs`, `fail`), a name passes to a second conversation, is never renewed, or outlives its window (`spool/index.rs`, `spool/window.rs`) | `spool::tests::conversations::the_same_events_get_the_same_conversations_whatever_happens` |
+//! | names are not read from their files, or are not in the records (`spool/window.rs`, `load`; `spool/segment.rs`, `write_record`) | the same, and `spool::tests::conversations::a_cdr_finds_the_conversation_of_its_call_after_a_restart_and_the_removal_of_its_segment` |
+//! | a missing CDR is stored beside its webhook, or a lost record counts as a CDR (`spool/writer.rs`, `spool/index.rs`) | `spool::tests::conversations::a_missing_cdr_is_stored_once_and_not_beside_its_webhook` |
 //! | a deleted file takes acknowledged records (`spool/writer.rs`, `write`) | `spool::tests::deadline::a_segment_whose_name_is_deleted_takes_no_more_acknowledged_records` |
 //! | a request stays in the queue of a hanging disk when its client goes (`spool/queue.rs`, `abandon`) | `spool::tests::deadline::a_client_that_goes_frees_its_memory_while_the_disk_hangs` |
 //! | a read that the disk refuses is taken for damage (`spool/reader.rs`) | the model |
