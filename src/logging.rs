@@ -28,9 +28,11 @@ const SILENCED: (&str, LevelFilter) = ("async_nats", LevelFilter::OFF);
 /// Restricts libraries that warn of anything that a client does. A directive for one of them in `log.level` overrides this.
 const RESTRICTED: (&str, LevelFilter) = ("h2", LevelFilter::ERROR);
 
+type SetLevel = Box<dyn Fn(&Targets) + Send + Sync>;
+
 static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
 /// Changes the level of the subscriber that was started.
-static SET_LEVEL: OnceLock<Box<dyn Fn(&Targets) + Send + Sync>> = OnceLock::new();
+static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// `[log]`

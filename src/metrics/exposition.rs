@@ -22,7 +22,7 @@ impl Exposition {
     pub fn accepted_by(headers: &HeaderMap) -> Self {
         let ranges = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut ranges = ranges.flat_map(|value| value.split(','));
-        if ranges.any(|range| asks_for_open_metrics(range)) { Self::OpenMetrics } else { Self::Prometheus }
+        if ranges.any(asks_for_open_metrics) { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     /// The media type.

@@ -97,8 +97,11 @@ fn scraped(name: &str) -> String {
     }
 }
 
+/// The name of a case, its series with their values, and the alerts that fire.
+pub type Case<'a> = (&'a str, Vec<(String, String)>, Vec<&'a str>);
+
 /// Has promtool test that in each case these alerts fire and no others; and one more alert with series of 26 hours.
-pub fn test_alerts(cases: &[(&str, Vec<(String, String)>, Vec<&str>)], (daily, series): (&str, &[(&str, &str)])) {
+pub fn test_alerts(cases: &[Case<'_>], (daily, series): (&str, &[(&str, &str)])) {
     let Some(promtool) = program("promtool") else { return };
     let group = |name: &str, series: Vec<Value>, looks: &[(&str, &[&str])]| {
         let firing: Vec<_> = looks

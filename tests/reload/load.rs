@@ -28,10 +28,10 @@ async fn a_hundred_reloads_fail_no_request_and_open_no_connection_of_a_sink_that
     // Kafka's key, its connection, the ingress, and a sink that comes and goes. That one may be far behind on a busy machine: it goes on
     // where it was.
     let config = |number: usize| {
-        let level = if number % 7 == 0 { "debug" } else { "info" };
-        let key = if number % 2 == 0 { "{team}" } else { "{conversation_uuid}" };
+        let level = if number.is_multiple_of(7) { "debug" } else { "info" };
+        let key = if number.is_multiple_of(2) { "{team}" } else { "{conversation_uuid}" };
         let linger = 1 + number / 4 % 5;
-        let passing = if number % 3 == 0 { "[sinks.passing]\ntype = 'stdout'\n" } else { "" };
+        let passing = if number.is_multiple_of(3) { "[sinks.passing]\ntype = 'stdout'\n" } else { "" };
         let limit = 1 + number % 4;
         format!(
             "{ANY_PORTS}max_body = '{limit}MiB'\n[reload]\ndiscard = ['passing']\n[log]\nlevel = 'cdrelay={level},warn'\n{stays}{kafka}key = '{key}'\nlinger = '{linger}ms'\n{passing}"
@@ -109,7 +109,7 @@ async fn a_kill_during_a_reload_loses_nothing() {
     let ports = on_fixed_port();
     let config = |number: usize| {
         let kafka = kafka_sink(&kafka::shared(), &topic);
-        let passing = if number % 2 == 0 { "[sinks.passing]\ntype = 'stdout'\n" } else { "" };
+        let passing = if number.is_multiple_of(2) { "[sinks.passing]\ntype = 'stdout'\n" } else { "" };
         let out = format!("[sinks.out]\ntype = 'stdout'\ntopic = 'kept'\nkey = '{number}'\n");
         format!("{ports}[reload]\nwatch = false\n{out}{kafka}linger = '{}ms'\n{passing}", 1 + number)
     };
