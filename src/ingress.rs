@@ -128,7 +128,8 @@ impl Default for Config {
             labels: BTreeMap::new(),
             source: None,
             routes: BTreeMap::new(),
-            max_body: ByteSize::mib(1),
+            // With key and headers, less than a message that Kafka and NATS take by default.
+            max_body: ByteSize::kib(1000),
             max_decompressed_body: None,
             body_memory: ByteSize::mib(4),
             max_connections: 2176,
@@ -196,7 +197,8 @@ impl Ingress {
         metrics: IngressMetrics,
     ) -> Self {
         let bodies = BodyReader::new(&config, metrics.limits.clone());
-        let decode = Arc::new(config.decode);
+        let max_event = usize::try_from(config.largest_body().as_u64()).unwrap_or(usize::MAX);
+        let decode = Arc::new(decode::Config { max_event, ..config.decode });
         let refusals = Default::default();
         Self { decode, routes, spool, rejected, metrics, delivery: None, bodies, refusals }
     }
@@ -248,6 +250,7 @@ impl Ingress {
             return Ok(Placed::default());
         }
         let events = route.mark(events);
+        drop(request);
         // The memory stays reserved until the events are stored, even if the client is gone by then.
         Ok(match permit {
             Some(permit) => self.spool.place_holding(events, permit).await?,

@@ -18,7 +18,7 @@ pub use tls::Tls;
 
 use crate::log_throttle::LogThrottle;
 use crate::metrics::LimitMetrics;
-use connections::{Activity, Connections, Slot};
+use connections::{Activity, Connections, OpenRequest, Slot};
 use futures_util::future::{Either, ready};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -242,14 +242,28 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// The response to a request that is refused before anything is known of it.
+/// The response to a request that is refused before its route is known.
 fn refuse(status: StatusCode) -> Response<String> {
-    if status != StatusCode::SERVICE_UNAVAILABLE {
-        return problem(status, &format!("a request may have {MAX_HEADER_FIELDS} header fields"), None);
+    match status {
+        StatusCode::BAD_REQUEST => problem(
+            status,
+            "a `#` came before a pipelined request, which it may belong to; encode it as %23, or send one request at a time",
+            None,
+        ),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            problem(status, &format!("a request may have {MAX_HEADER_FIELDS} header fields"), None)
+        }
+        _ => {
+            let mut refused = problem(status, "too many requests are open", None);
+            refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            refused
+        }
     }
-    let mut refused = problem(status, "too many requests are open", None);
-    refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    refused
+}
+
+/// Closes the connection behind a response. The rest of the request's body would be taken for the next request.
+fn close(response: &mut Response<String>) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// Waits for a part of the preamble, unless the connection has to end.
@@ -389,11 +403,24 @@ impl<S: Service> Server<S> {
         let version = request.version();
         let open = activity.begin_request(version == Version::HTTP_2);
         // Refused here rather than in the future: the header of a refused request is gone before the next one is decoded.
-        let permit = match self.reserve(&request, open.others()) {
+        let permit = match self.reserve(&request, &open) {
             Ok(permit) => permit,
             Err(status) => {
+                let mut refused = refuse(status);
+                match status {
+                    StatusCode::BAD_REQUEST => self.malformed("uri", "a `#` before a pipelined request", peer),
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                        self.malformed("header_too_large", "too many header fields", peer);
+                    }
+                    _ => {
+                        self.limits.metrics.requests.inc();
+                    }
+                }
+                if version != Version::HTTP_2 {
+                    close(&mut refused);
+                }
                 open.end(request.body().is_end_stream());
-                return Either::Left(ready(Ok(refuse(status))));
+                return Either::Left(ready(Ok(refused)));
             }
         };
         let server = self.clone();
@@ -406,7 +433,7 @@ impl<S: Service> Server<S> {
             let mut response = server.service.handle(head, &mut body, peer).await;
             let complete = body.discard().await;
             if !complete && version != Version::HTTP_2 {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                close(&mut response);
             }
             open.end(complete);
             Ok(response)
@@ -415,7 +442,14 @@ impl<S: Service> Server<S> {
 
     /// Reserves memory for the header of a request, and for the part of its body that arrives unasked. Fails with the status of the
     /// refusal.
-    fn reserve(&self, request: &Request<Incoming>, others: usize) -> Result<Option<OwnedSemaphorePermit>, StatusCode> {
+    fn reserve(
+        &self,
+        request: &Request<Incoming>,
+        open: &OpenRequest,
+    ) -> Result<Option<OwnedSemaphorePermit>, StatusCode> {
+        if open.is_cut_off() {
+            return Err(StatusCode::BAD_REQUEST);
+        }
         let headers = request.headers();
         if headers.len() > MAX_HEADER_FIELDS {
             return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
@@ -423,7 +457,7 @@ impl<S: Service> Server<S> {
         let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD);
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
         let header = target + fields.sum::<usize>();
-        if others == 0 && header <= SMALL_HEADER {
+        if open.others() == 0 && header <= SMALL_HEADER {
             return Ok(None);
         }
         let mut bytes = header as u32;
@@ -431,10 +465,8 @@ impl<S: Service> Server<S> {
             let unread = request.body().size_hint().upper().unwrap_or(u64::MAX);
             bytes += unread.min(u64::from(STREAM_WINDOW)) as u32;
         }
-        self.request_memory.clone().try_acquire_many_owned(bytes).map(Some).map_err(|_| {
-            self.limits.metrics.requests.inc();
-            StatusCode::SERVICE_UNAVAILABLE
-        })
+        let permit = self.request_memory.clone().try_acquire_many_owned(bytes);
+        permit.map(Some).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// Counts and logs a request that hyper has refused by itself.
@@ -445,9 +477,13 @@ impl<S: Service> Server<S> {
         };
         let text = malformed.to_string();
         let reason = MALFORMED.iter().find(|(words, _)| text.contains(words)).map_or("other", |(_, reason)| reason);
+        self.malformed(reason, &text, peer);
+    }
+
+    fn malformed(&self, reason: &'static str, error: &str, peer: SocketAddr) {
         self.limits.metrics.malformed(reason).inc();
         if let Some(count) = self.malformed.should_log() {
-            tracing::warn!(count, %peer, reason, error = text, "malformed HTTP requests were refused");
+            tracing::warn!(count, %peer, reason, error, "malformed HTTP requests were refused");
         }
     }
 }

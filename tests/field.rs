@@ -161,6 +161,51 @@ async fn the_query_beside_a_body_goes_through_dead_letters_and_their_replay() {
     assert_eq!(line["key"], "unassigned/f13/acme/-");
 }
 
+/// Where a pipelined request begins is not known when its `#` is read.
+#[tokio::test]
+async fn a_pipelined_request_that_may_be_cut_off_is_refused() {
+    let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n{KEY}")).await;
+    let get = |query: &str| format!("GET /webhook/cdr?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let first = get("conversation_uuid=c&team=Sales#1");
+    let stored = json!({ "stored": 1, "duplicates": 0 });
+    let mut number = 0;
+    // In one piece, in the middle of the second line, between the two, and behind a body.
+    for cut in [None, Some(first.len() + 20), Some(first.len() + 60), Some(first.len())] {
+        number += 1;
+        let both = first.clone() + &get(&format!("conversation_uuid=d&n={number}&team=Sales#2&status=missed"));
+        let (one, other) = both.split_at(cut.unwrap_or(both.len()));
+        let mut connection = Raw::connect(&bridge).await;
+        connection.send(one).await;
+        if !other.is_empty() {
+            assert_eq!(connection.answer().await.status, 200);
+            connection.send(other).await;
+        } else {
+            assert_eq!(connection.answer().await.status, 200);
+        }
+        let second = connection.answer().await;
+        match cut {
+            Some(cut) if cut == first.len() => assert_eq!(second.json(), stored),
+            _ => {
+                assert_eq!(second.status, 400, "{cut:?}: {}", second.text());
+                assert!(connection.ends(PATIENCE).await);
+            }
+        }
+    }
+    let body = "{\"n\":\"#\"}";
+    let request = Raw::post(body) + &get("conversation_uuid=e&team=Sales#3");
+    let mut connection = Raw::connect(&bridge).await;
+    connection.send(request).await;
+    assert_eq!((connection.answer().await.status, connection.answer().await.status), (200, 400));
+    let mut pipelined = Raw::connect(&bridge).await;
+    pipelined.send(get("conversation_uuid=f&n=1") + &get("conversation_uuid=f&n=2")).await;
+    assert_eq!((pipelined.answer().await.json(), pipelined.answer().await.json()), (stored.clone(), stored));
+    let malformed = bridge.metric("cdrelay_ingress_malformed_requests_total{reason=\"uri\"}").await;
+    assert_eq!(malformed, Some(4.0));
+    settled(&bridge, &["stdout"]).await;
+    let lines = bridge.stdout_lines().concat();
+    assert!(!lines.contains("\"team\":\"Sales\""), "{lines}");
+}
+
 #[tokio::test]
 async fn a_number_sign_in_a_query_cuts_nothing_off() {
     let bridge = Bridge::start(&format!("{ANY_PORTS}[sinks.stdout]\ntype = 'stdout'\n{KEY}")).await;

@@ -43,6 +43,7 @@ pub fn decode(data: &[u8]) {
             assert!(kind & 3 != 0 || place.is_none_or(|(line, _)| line <= lines), "{place:?} of {lines} lines");
         }
         Err(DecodeError::TooMany { limit }) => assert_eq!(limit, config.max_events),
+        Err(DecodeError::TooLarge { bytes, limit }) => assert!(bytes > limit && limit == config.max_event),
     }
     if let Some(text) = query {
         agrees_with_serde(text);

@@ -98,6 +98,7 @@ mod tests {
         let of = |warnings: Vec<String>, text: &str| warnings.iter().filter(|warning| warning.contains(text)).count();
         assert_eq!(warnings("max_body = '1MiB'", "").len(), 2);
         assert_eq!(of(warnings("max_body = '1MiB'", ""), "`max.message.bytes` of a topic, 1048588 bytes"), 1);
+        assert_eq!(warnings("", ""), [""; 0], "the default is warned of");
         assert_eq!(warnings("max_body = '900KiB'", ""), [""; 0]);
         assert_eq!(of(warnings("max_body = '900KiB'\nmax_decompressed_body = '2MiB'", ""), "2.0 MiB"), 2);
         let raised = "[sinks.k2]\ntype = 'kafka'\nbrokers = 'a:1'\nlibrdkafka = { 'message.max.bytes' = 5000000 }\n\

@@ -77,6 +77,16 @@ pub fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| serde_json::Value::from(text).to_string())
 }
 
+/// The length of [`quote`] of this text, in bytes.
+pub fn quoted_len(text: &str) -> usize {
+    let escaped = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    2 + text.bytes().map(escaped).sum::<usize>()
+}
+
 /// A value: text without quotes and escapes, or JSON as it is written.
 #[derive(Clone, Debug)]
 pub enum Value<'a> {
@@ -249,6 +259,14 @@ mod tests {
         assert!(problem("{\"a\":'x'}").contains("double quotes"), "{}", problem("{\"a\":'x'}"));
         assert!(problem("[[[[[[[[[1]]]]]]]]]").starts_with("line 1, column 9: nested more than 8 levels deep"));
         assert!(parse("{\"a\":\"[[[[[[[[[[\\\"[[[[[\"}", 1).is_ok());
+    }
+
+    #[test]
+    fn the_length_of_a_quoted_text_is_exact() {
+        let all: String = ('\0'..='\u{ff}').chain(['\u{2028}', '😀']).collect();
+        for text in ["", "x", &all] {
+            assert_eq!(quoted_len(text), quote(text).len(), "{text:?}");
+        }
     }
 
     #[test]

@@ -7,11 +7,12 @@ use crate::metrics::LimitMetrics;
 use crate::server::RequestBody;
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A body with no more bytes than this needs no share of `body_memory`: webhooks are small, and must not wait behind large bodies of
 /// slow clients.
@@ -62,8 +63,15 @@ impl BodyReader {
         }
         let mut permit = None;
         let mut bytes = Vec::new();
-        let mut deadline = Instant::now() + self.timeout;
-        while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| self.too_slow())? {
+        // One timer for all pieces: a slow client sends a byte at a time.
+        let mut deadline = pin!(sleep(self.timeout));
+        loop {
+            let piece = tokio::select! {
+                biased;
+                piece = body.next() => piece,
+                () = &mut deadline => return Err(self.too_slow()),
+            };
+            let Some(piece) = piece else { return Ok(Body { bytes: bytes.into(), permit }) };
             let piece = piece.map_err(|_| {
                 Problem::new(StatusCode::BAD_REQUEST, "the body broke off, or its chunks are malformed")
             })?;
@@ -74,11 +82,12 @@ impl BodyReader {
             if length > SMALL_BODY && permit.is_none() {
                 let decompressed = if encoding.is_identity() { size } else { 2 * self.max_decompressed };
                 permit = Some(self.reserve(size + decompressed).await?);
-                deadline = Instant::now() + self.timeout;
+                deadline.as_mut().reset(Instant::now() + self.timeout);
+                // A buffer that grows is there twice for a moment.
+                bytes.reserve_exact(size.saturating_sub(bytes.len()));
             }
             bytes.extend_from_slice(&piece);
         }
-        Ok(Body { bytes: bytes.into(), permit })
     }
 
     /// The decompressed content of a body that is encoded like this.

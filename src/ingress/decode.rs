@@ -25,6 +25,9 @@ pub struct Config {
     pub max_events: usize,
     /// Fields at the top level of an event.
     pub max_fields: usize,
+    /// Bytes of an event that is made of form fields: the size of a body. A control character takes six in JSON.
+    #[serde(skip)]
+    pub max_event: usize,
 }
 
 impl Default for Config {
@@ -35,6 +38,7 @@ impl Default for Config {
             max_depth: 64,
             max_events: 1000,
             max_fields: 1000,
+            max_event: usize::MAX,
         }
     }
 }
@@ -52,6 +56,14 @@ pub enum DecodeError {
         detail: String,
         /// Line and column in the body, counted from 1, where JSON is broken.
         place: Option<(usize, usize)>,
+    },
+    /// A larger event than allowed.
+    #[error("the fields take {bytes} bytes as JSON, and an event may have {limit}")]
+    TooLarge {
+        /// Bytes of the event.
+        bytes: usize,
+        /// The size of a body.
+        limit: usize,
     },
     /// More events than allowed.
     #[error("more than {limit} events in one request; send them in several")]
@@ -185,6 +197,11 @@ impl Decoder<'_> {
                 }
             }
             _ => {}
+        }
+        let size = |(name, value): &(String, String)| json::quoted_len(name) + json::quoted_len(value) + 2;
+        let (bytes, limit) = (1 + fields.iter().map(size).sum::<usize>(), self.config.max_event);
+        if bytes > limit {
+            return Err(DecodeError::TooLarge { bytes, limit });
         }
         Ok(vec![Event::from_texts(&fields, self.arrival)])
     }

@@ -74,7 +74,9 @@ impl From<DecodeError> for Problem {
             DecodeError::Malformed { detail, place } => {
                 Self { position: place, ..Self::new(StatusCode::BAD_REQUEST, detail) }
             }
-            DecodeError::TooMany { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            DecodeError::TooMany { .. } | DecodeError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
         }
     }
 }

@@ -68,6 +68,9 @@ struct State {
     awaiting_body: usize,
     /// Whether there was a response to any request.
     answered: bool,
+    /// The last HTTP/1 request whose line was seen from its first byte on, and whether a `#` came since then that may be cut off.
+    line_seen: Option<u64>,
+    number_sign: bool,
     /// Whether bytes came that no response has accounted for.
     unread: bool,
     http2: bool,
@@ -78,6 +81,7 @@ struct State {
 pub struct OpenRequest {
     activity: Arc<Activity>,
     others: usize,
+    cut_off: bool,
 }
 
 /// A body that is awaited.
@@ -197,6 +201,8 @@ impl Activity {
             begun: 0,
             awaiting_body: 0,
             answered: false,
+            line_seen: None,
+            number_sign: false,
             unread: false,
             http2: false,
         };
@@ -207,6 +213,7 @@ impl Activity {
     pub fn begin_request(self: &Arc<Self>, http2: bool) -> OpenRequest {
         let mut state = self.state.lock();
         let others = state.requests;
+        let cut_off = !http2 && state.number_sign && state.line_seen != Some(state.begun);
         state.requests += 1;
         state.begun += 1;
         state.http2 = http2;
@@ -214,7 +221,7 @@ impl Activity {
         state.header_bytes = 0;
         state.header_permit = None;
         state.since = Instant::now();
-        OpenRequest { activity: self.clone(), others }
+        OpenRequest { activity: self.clone(), others, cut_off }
     }
 
     /// More of a body is awaited until the guard is dropped.
@@ -255,6 +262,18 @@ impl Activity {
     pub fn next_http1_request(&self) -> Option<u64> {
         let state = self.state.lock();
         (state.requests == 0 && !state.http2).then_some(state.begun)
+    }
+
+    /// The line of the HTTP/1 request with this number begins.
+    pub fn see_request_line(&self, request: u64) {
+        let mut state = self.state.lock();
+        state.line_seen = Some(request);
+        state.number_sign = false;
+    }
+
+    /// A `#` came outside of a query that is known to be one.
+    pub fn see_number_sign(&self) {
+        self.state.lock().number_sign = true;
     }
 
     /// Whether the client may still be sending bytes that nobody will read.
@@ -320,6 +339,11 @@ impl OpenRequest {
     /// The requests of the connection that were open when this one began.
     pub fn others(&self) -> usize {
         self.others
+    }
+
+    /// Whether the target of the request may be cut off at a `#`.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
     }
 
     /// The activity of the connection.

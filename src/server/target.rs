@@ -2,6 +2,8 @@
 //!
 //! A target has no fragment (RFC 9112, section 3.2), but a sender that builds URLs by hand may not encode a `#` within a value, and
 //! `http::Uri` cuts the target off there without an error: `team=Sales#1&status=missed` and `team=Sales#2…` would become one event.
+//!
+//! Where a pipelined request begins is not known here, so it is refused if a `#` that was not encoded may belong to it.
 
 use super::connections::Activity;
 use hyper::body::{Buf as _, Bytes};
@@ -16,7 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct TargetEncoder<S> {
     stream: S,
     activity: Arc<Activity>,
-    /// The number of the last request whose line has been read to its end.
+    /// The number of the request whose line is being read, and of the last one whose line has been read to its end.
+    begun: Option<u64>,
     passed: Option<u64>,
     in_query: bool,
     /// Bytes that had no room in the reader's buffer.
@@ -25,20 +28,29 @@ pub struct TargetEncoder<S> {
 
 impl<S> TargetEncoder<S> {
     pub fn new(stream: S, activity: Arc<Activity>) -> Self {
-        Self { stream, activity, passed: None, in_query: false, rest: Bytes::new() }
+        Self { stream, activity, begun: None, passed: None, in_query: false, rest: Bytes::new() }
     }
 
     /// The bytes with their part of the request line encoded; `None` if nothing changes.
     fn encode(&mut self, request: u64, read: &[u8]) -> Option<Vec<u8>> {
+        if self.begun.replace(request) != Some(request) && is_method(read) {
+            self.activity.see_request_line(request);
+        }
         let end = read.iter().position(|byte| *byte == b'\n');
         let (line, behind) = read.split_at(end.unwrap_or(read.len()));
-        let mut encoded = Vec::new();
+        let (mut encoded, mut cut_off) = (Vec::new(), behind.contains(&b'#'));
         for byte in line {
             self.in_query |= *byte == b'?';
             match byte {
                 b'#' if self.in_query => encoded.extend(b"%23"),
-                byte => encoded.push(*byte),
+                byte => {
+                    cut_off |= *byte == b'#';
+                    encoded.push(*byte);
+                }
             }
+        }
+        if cut_off {
+            self.activity.see_number_sign();
         }
         if end.is_some() {
             self.passed = Some(request);
@@ -50,6 +62,12 @@ impl<S> TargetEncoder<S> {
     }
 }
 
+/// Whether a request line begins here, and not in bytes that were read before.
+fn is_method(read: &[u8]) -> bool {
+    let method = read.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    method > 0 && read.get(method) == Some(&b' ')
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for TargetEncoder<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
@@ -58,9 +76,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for TargetEncoder<S> {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
             let read = buffer.filled().get(before..).unwrap_or_default();
-            let Some(encoded) = request.and_then(|request| this.encode(request, read)) else {
-                return Poll::Ready(Ok(()));
+            let encoded = match request {
+                Some(request) => this.encode(request, read),
+                None => {
+                    if read.contains(&b'#') {
+                        this.activity.see_number_sign();
+                    }
+                    None
+                }
             };
+            let Some(encoded) = encoded else { return Poll::Ready(Ok(())) };
             buffer.set_filled(before);
             this.rest = encoded.into();
         }

@@ -101,7 +101,7 @@ async fn bombs_are_defused_beside_other_clients() {
         });
         for answer in answers.await {
             assert_eq!(answer.status, 413, "{coding}: {answer:?}");
-            assert!(answer.text().contains("may decompress to 1048576 bytes"), "{coding}: {answer:?}");
+            assert!(answer.text().contains("may decompress to 1024000 bytes"), "{coding}: {answer:?}");
         }
     }
 }

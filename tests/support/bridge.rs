@@ -233,18 +233,17 @@ impl Bridge {
 
     /// The memory it holds now.
     pub fn rss_bytes(&self) -> u64 {
-        self.memory("VmRSS:")
+        memory(self.pid(), "VmRSS:")
     }
 
     /// The most memory it has held since its last start.
     pub fn peak_rss_bytes(&self) -> u64 {
-        self.memory("VmHWM:")
+        memory(self.pid(), "VmHWM:")
     }
 
-    fn memory(&self, field: &str) -> u64 {
-        let status = read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.strip_suffix("kB")).unwrap();
-        kibibytes.trim().parse::<u64>().unwrap() * 1024
+    /// The part of its memory now that was read from its file: code and constants.
+    pub fn code_bytes(&self) -> u64 {
+        memory(self.pid(), "RssFile:")
     }
 
     /// The time it has computed since its last start.
@@ -273,6 +272,13 @@ impl Bridge {
     pub fn open_files(&self) -> usize {
         read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
+}
+
+/// A size from `/proc/PID/status`, in bytes.
+fn memory(pid: u32, field: &str) -> u64 {
+    let status = read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.strip_suffix("kB")).unwrap();
+    kibibytes.trim().parse::<u64>().unwrap() * 1024
 }
 
 /// Runs the binary until it has logged the addresses it listens on, ingress and admin.

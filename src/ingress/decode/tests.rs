@@ -254,6 +254,19 @@ fn the_numbers_of_events_and_fields_are_bounded() {
     }
 }
 
+#[test]
+fn the_size_of_a_forms_event_is_bounded() {
+    let of = |form: &str, max_event: usize| {
+        let config = Config { max_event, ..Config::default() };
+        body(form.as_bytes(), FORM, &config, Arrival(1)).map(|events| events[0].payload().to_string())
+    };
+    for (form, payload) in [("a=\u{1}&b=%0A", r#"{"a":"\u0001","b":"\n"}"#), ("a=%22", r#"{"a":"\""}"#)] {
+        assert_eq!(of(form, payload.len()).as_deref(), Ok(payload));
+        let limit = payload.len() - 1;
+        assert_eq!(of(form, limit), Err(DecodeError::TooLarge { bytes: payload.len(), limit }));
+    }
+}
+
 /// A release build takes 2 to 30 ms for any of them; a debug build some thirty times that. Quadratic work would take minutes.
 #[test]
 fn the_largest_body_of_any_shape_is_decoded_in_linear_time() {

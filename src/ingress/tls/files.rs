@@ -89,8 +89,10 @@ fn certified_key(
 }
 
 impl File<'_> {
+    /// The content, without a byte order mark: the parser would take the first line for a comment.
     fn bytes(&self) -> Result<&[u8], TlsError> {
-        self.content.bytes.as_deref().map_err(|cause| self.problem(cause))
+        let bytes: &[u8] = self.content.bytes.as_deref().map_err(|cause| self.problem(cause))?;
+        Ok(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
     }
 
     fn problem(&self, problem: &str) -> TlsError {
@@ -98,8 +100,15 @@ impl File<'_> {
     }
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.bytes()?).collect();
+        const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+        let bytes = self.bytes()?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
         let found = found.map_err(|error| self.problem(&format!("is not sound PEM: {error}")))?;
+        let begun = bytes.windows(BEGIN.len()).filter(|window| *window == BEGIN).count();
+        if found.len() < begun {
+            // The parser skips lines that begin in another way.
+            return Err(self.problem("holds a certificate whose first line is not -----BEGIN CERTIFICATE----- alone"));
+        }
         if found.is_empty() {
             return Err(self.problem("holds no certificate; expected PEM, with -----BEGIN CERTIFICATE-----"));
         }

@@ -107,6 +107,27 @@ fn authorities_are_checked_one_by_one() {
     check(&place.config).unwrap();
 }
 
+/// The parser of PEM skips a line that begins with anything else than `-----BEGIN`.
+#[test]
+fn no_certificate_is_left_out_silently() {
+    let mut place = Place::new();
+    let (own, key) = pair(2999);
+    for before in ["\u{feff}", "\u{feff}\n", "subject=/CN=localhost\n"] {
+        place.put(&(format!("{before}{own}"), format!("{before}{key}")));
+        check(&place.config).unwrap();
+    }
+    // The certificate behind it would be taken for the server's own.
+    for before in [" ", "x", "\u{feff}\u{feff}"] {
+        place.put(&(format!("{before}{own}{own}"), key.clone()));
+        assert!(place.problem().contains("whose first line is not"), "{before:?}: {}", place.problem());
+    }
+    place.put(&(own.clone(), key));
+    let authorities = place.directory.path().join("ca.crt");
+    write(&authorities, format!("\u{feff}{own}{}", pair(2999).0)).unwrap();
+    place.config.client_ca_file = Some(authorities);
+    check(&place.config).unwrap();
+}
+
 #[test]
 fn one_file_may_hold_both() {
     let mut place = Place::new();
