@@ -65,6 +65,30 @@
 //! | every sink is replaced by each reload (`bridge/change.rs`) | the same, and `bridge::change::tests` |
 //! | new sinks are not probed before they are used (`bridge/reload.rs`, `reach`) | `reload::refused::a_wrong_configuration_changes_nothing_and_every_error_names_file_and_key` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
+//! | members with an empty value are left out of the identity whatever their name (`event/fields.rs`, `is_blank_documented`) | `event::tests::added_or_changed_content_is_another_event`, `field::requests_that_differ_in_anything_are_stored_each` |
+//! | bytes that are not of the declared charset are replaced (`ingress/decode/form.rs`, `Charset::text`) | `field::a_form_is_decoded_by_its_charset`, `field::requests_that_differ_in_anything_are_stored_each` |
+//! | a `#` in a query is not encoded (`server/target.rs`) | `field::a_number_sign_in_a_query_cuts_nothing_off` |
+//! | a pipelined request behind a `#` is taken (`server/connections.rs`, `begin_request`) | `field::a_pipelined_request_that_may_be_cut_off_is_refused` |
+//! | a body without a value hides the query (`ingress/decode.rs`, `says_nothing`) | `field::a_query_without_a_body_that_says_anything_is_one_event` |
+//! | an object without members is an event (`ingress/decode.rs`, `object`) | `field::an_object_without_members_is_answered_with_200_and_stored_nowhere` |
+//! | JSON behind a form field's name is cut off at an `&` (`ingress/decode/form.rs`, `unencoded_json`) | `field::unencoded_json_in_a_form_field_stays_complete_and_two_calls_stay_two` |
+//! | JSON in place of a form field's name is a name | `ingress::decode::tests::json_may_stand_in_place_of_a_form_fields_name` |
+//! | an envelope needs a `count` | `field::an_envelope_without_a_count_holds_its_events` |
+//! | multipart bodies are not read | `field::the_parts_of_a_multipart_body_are_one_event` |
+//! | an event of a form may have any size | `ingress::decode::tests::the_size_of_a_forms_event_is_bounded` |
+//! | a character set in Content-Encoding is refused, or a body of an unknown coding is not kept | `limits::decompression::a_character_set_is_no_coding_and_a_body_of_an_unknown_coding_is_kept` |
+//! | the text `null` is a value (`event/fields.rs`, `is_absent`) | `field::the_text_null_is_no_team_and_no_conversation` |
+//! | malformed requests are not counted, or refused ones not logged | `limits::streams::malformed_and_refused_requests_are_counted_and_logged_once_in_a_while` |
+//! | the query beside a body is not kept, or nested fields are not found | `field::templates_use_the_query_beside_the_body_and_nested_fields` |
+//! | memory for a body is reserved when it is announced (`ingress/body.rs`, `read`) | `limits::connections::announced_bodies_shut_nobody_out` |
+//! | no connection is closed for another one (`server/connections.rs`, `admit`) | `limits::connections::clients_that_keep_the_bridge_waiting_make_room_for_others` |
+//! | headers of HTTP/2 streams need no memory (`server.rs`, `reserve`) | `limits::streams::headers_of_few_bytes_take_little_memory` |
+//! | the query counts as signed by a signature over the body | `auth::a_signature_over_an_empty_body_lets_no_event_in_by_the_query` |
+//! | a form that is JSON passes Twilio's check | `ingress::auth::tests::signatures::the_examples_of_twilio` |
+//! | refused credentials are not logged (`ingress/routes.rs`, `denied`) | `auth::every_kind_lets_the_right_request_in_and_no_other` |
+//! | networks of mapped IPv4 addresses hold no IPv4 client (`setting/network.rs`) | `setting::network::tests::a_network_of_ipv4_mapped_addresses_holds_ipv4_clients` |
+//! | a byte order mark belongs to the first secret (`reloaded.rs`, `text`) | `ingress::auth::secrets::tests::a_changed_file_is_adopted_once_it_stays_the_same_and_a_bad_one_never` |
+//! | a byte order mark hides a certificate, or one that the parser skips is left out (`ingress/tls/files.rs`) | `ingress::tls::tests::no_certificate_is_left_out_silently` |
 
 mod analytics;
 mod auth;
