@@ -14,7 +14,7 @@ pub use sinks::prepare;
 pub use worker::Prepared;
 
 use crate::admin::AdminService;
-use crate::config::{Config, Shutdown, Source};
+use crate::config::{Config, Shutdown, Sink as SinkConfig, Source};
 use crate::control;
 use crate::dead_letter::rejected::RejectedBodies;
 use crate::ingress::tls::TlsError;
@@ -25,7 +25,7 @@ use crate::server::{Limits, Preamble, Settings, serve};
 use crate::sink::SetupError;
 use crate::spool::{OpenError, Spool, measure_free_space};
 use front::{Front, Opened, Stages};
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use reload::{Change, Reloader, Requests};
 use sinks::Sinks;
 use std::io;
@@ -103,9 +103,22 @@ impl Listeners {
     }
 }
 
-/// Reads all files that the ingress is made from.
-pub fn check_ingress(config: &Config) -> Result<(), RunError> {
-    Opened::read(&config.ingress, &Metrics::default().ingress).map(drop)
+/// Makes everything that a configuration names, and returns every problem with its origin. Needs a tokio runtime.
+pub fn check(config: &Config) -> Vec<String> {
+    let ingress = Opened::read(&config.ingress, &Metrics::default().ingress).err();
+    let sinks = config.sinks.iter().filter_map(|(name, config)| Prepared::build(name, config).err());
+    let located = |error: RunError| config.values.locate(&error.to_string());
+    ingress.into_iter().chain(sinks).map(located).collect()
+}
+
+/// Connects every sink, and returns a problem for each whose destination does not take messages within seconds.
+pub async fn check_destinations(config: &Config) -> Vec<String> {
+    let reach = async |(name, sink): (&String, &SinkConfig)| match Prepared::build(name, sink) {
+        Ok(mut prepared) => prepared.reach().await,
+        Err(error) => Err(error.to_string()),
+    };
+    let reached = join_all(config.sinks.iter().map(reach)).await;
+    reached.into_iter().filter_map(Result::err).map(|problem| config.values.locate(&problem)).collect()
 }
 
 /// Runs a bridge until `stop` resolves, then stops it in order. Undelivered events stay in the spool.

@@ -43,8 +43,7 @@ pub struct Cli {
 enum Command {
     /// Run the bridge (what happens without a subcommand too).
     Run(Settings),
-    /// Check a configuration and exit: 0 if it is sound, 78 if not.
-    Check(Settings),
+    Check(check::Check),
     Reload(reload::Reload),
     /// Print the description of the HTTP API (OpenAPI 3.1) that the admin port serves.
     #[command(name = "openapi")]
@@ -241,7 +240,7 @@ impl Cli {
     pub fn execute(self) -> Result<(), CommandError> {
         match self.command.unwrap_or(Command::Run(self.settings)) {
             Command::Run(settings) => run::execute(settings.source()),
-            Command::Check(settings) => check::execute(&settings.load()?),
+            Command::Check(command) => command.execute(),
             Command::Reload(command) => command.execute(),
             Command::OpenApi => openapi::execute(),
             Command::DeadLetters(command) => command.execute(),

@@ -6,6 +6,7 @@ mod environment;
 mod error;
 mod expectations;
 pub(crate) mod keys;
+mod read;
 mod renamed;
 mod source;
 mod validate;
@@ -25,10 +26,11 @@ use crate::route::{self, Origins, Route};
 use crate::setting::{List, period};
 use crate::sink::{Destination, Registry, SinkConfig as _, kafka};
 use crate::spool;
-use error::{problem, unknown};
+use error::{choice, problem, unknown};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata};
+pub(crate) use read::table as read_table;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_saphyr::figment::Yaml;
@@ -130,7 +132,7 @@ pub struct Sink {
     pub destination: Arc<dyn Destination>,
 }
 
-/// The tables at the top level, each of which is read by itself, so that a mistake in one does not hide those in others.
+/// The names of the tables at the top level. Each is read by itself, so that a mistake in one does not hide those in others.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
@@ -185,8 +187,9 @@ impl Config {
     }
 
     fn extract(figment: &Figment, registry: &Registry) -> Result<Self, ConfigError> {
-        let document: Document = figment.extract().map_err(|error| ConfigError::reading(figment, error))?;
-        let mut problems = Vec::new();
+        let root = figment.find_value("").map_err(|error| ConfigError::reading(figment, error))?;
+        let root = root.into_dict().unwrap_or_default();
+        let mut problems = unknown_keys(figment, "", &root, keys::of::<Document>());
         let mut ingress: webhooks::Config = table(figment, "ingress", &mut problems);
         let admin = table(figment, "admin", &mut problems);
         let spool = table(figment, "spool", &mut problems);
@@ -196,8 +199,9 @@ impl Config {
         let reload = table(figment, "reload", &mut problems);
         let tests = table(figment, "tests", &mut problems);
         let mut reconcile = BTreeMap::new();
-        for name in document.reconcile.keys() {
-            match section::<reconcile::Config>(figment, &format!("reconcile.{name}")) {
+        let accounts: BTreeMap<String, Value> = table(figment, "reconcile", &mut problems);
+        for name in accounts.keys() {
+            match read_table::<reconcile::Config>(figment, &format!("reconcile.{name}")) {
                 Ok(config) => drop(reconcile.insert(name.clone(), config)),
                 Err(error) => problems.extend(error.problems),
             }
@@ -208,7 +212,8 @@ impl Config {
         origins.extend(reconcile.iter().map(|(name, config)| (name.clone(), config.origin())));
         let origins = Arc::new(origins);
         let mut sinks = BTreeMap::new();
-        for name in document.sinks.keys() {
+        let named: BTreeMap<String, Value> = table(figment, "sinks", &mut problems);
+        for name in named.keys() {
             match sink(figment, name, &origins, registry) {
                 Ok(sink) => drop(sinks.insert(name.clone(), sink)),
                 Err(error) => problems.extend(error.problems),
@@ -229,7 +234,7 @@ fn table<T: DeserializeOwned + Default>(figment: &Figment, key: &str, problems: 
     if figment.find_value(key).is_err() {
         return T::default();
     }
-    section(figment, key).unwrap_or_else(|error| {
+    read_table(figment, key).unwrap_or_else(|error| {
         problems.extend(error.problems);
         T::default()
     })
@@ -277,19 +282,26 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>, registry: &Regist
         let text = format!("is missing; allowed are {}", registry.names().join(", "));
         return Err(ConfigError::new(problem(figment, &format!("{at}.type"), text)));
     }
-    let found = section::<Typed>(figment, &at)?.r#type;
+    let found = read_table::<Typed>(figment, &at)?.r#type;
     let Some(kind) = registry.find(&found) else {
-        let text = format!("found {found:?}; allowed are {}", registry.names().join(", "));
+        let text = format!("found {found:?}; allowed are {}", choice(&found, &registry.names()));
         return Err(ConfigError::new(problem(figment, &format!("{at}.type"), text)));
     };
-    refuse_unknown(figment, &at, &table, (kind.keys)())?;
-    let destination = (kind.read)(figment, &at).map_err(|error| reading_section(figment, &at, *error))?;
-    let route = route::Config { origins: origins.clone(), ..section(figment, &at)? };
+    // The table is read by several structs, none of which knows all keys.
+    let known = [&["type"], (kind.keys)(), keys::of::<route::Config>(), keys::of::<dispatch::Config>()].concat();
+    let mut problems = unknown_keys(figment, &at, &table, &known);
+    let mut found = |error: ConfigError| problems.extend(error.problems);
+    let destination = (kind.read)(figment, &at).map_err(&mut found);
+    let route = read_table::<route::Config>(figment, &at).map_err(&mut found);
+    let dispatch = read_table(figment, &at).map_err(&mut found);
+    let (Ok(destination), Ok(route), Ok(dispatch), true) = (destination, route, dispatch, problems.is_empty()) else {
+        return Err(ConfigError { problems });
+    };
     if route.format == route::Format::JsonSchema && kind.name != kafka::Config::TYPE {
         let text = "`json-schema` is for sinks of the type kafka";
         return Err(ConfigError::new(problem(figment, &format!("{at}.format"), text)));
     }
-    let sink = Sink { route, dispatch: section(figment, &at)?, destination };
+    let sink = Sink { route: route::Config { origins: origins.clone(), ..route }, dispatch, destination };
     if let Err(error) = Route::compile(&sink.route, sink.destination.dialect()) {
         let key = format!("{at}.{}", error.key);
         return Err(ConfigError::new(problem(figment, &key, error.problem)));
@@ -297,34 +309,14 @@ fn sink(figment: &Figment, name: &str, origins: &Arc<Origins>, registry: &Regist
     Ok(sink)
 }
 
-fn section<T: DeserializeOwned>(figment: &Figment, at: &str) -> Result<T, ConfigError> {
-    // Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
-    figment.extract_inner_lossy(at).map_err(|error| reading_section(figment, at, error))
-}
-
-fn reading_section(figment: &Figment, at: &str, mut error: figment::Error) -> ConfigError {
-    // figment appends the outer steps of a path to the inner ones.
-    let inner = error.path.len().saturating_sub(at.split('.').count());
-    error.path.rotate_left(inner);
-    ConfigError::reading(figment, error)
-}
-
-/// A sink's table is read by several structs, none of which knows all keys.
-fn refuse_unknown(figment: &Figment, at: &str, table: &Dict, own: &[&str]) -> Result<(), ConfigError> {
-    let known: Vec<&str> = [&["type"], own, keys::of::<route::Config>(), keys::of::<dispatch::Config>()]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect();
-    let problems: Vec<String> = table
-        .keys()
-        .filter(|key| !known.contains(&key.as_str()))
-        .map(|key| {
-            let path = format!("{at}.{key}");
-            problem(figment, &path, unknown(&path, &known))
-        })
-        .collect();
-    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+/// A problem for each key of the table at `at` that is not `known`.
+fn unknown_keys(figment: &Figment, at: &str, table: &Dict, known: &[&str]) -> Vec<String> {
+    let keys = table.keys().filter(|key| !known.contains(&key.as_str()));
+    let problem = |key: &String| {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        problem(figment, &path, unknown(&path, known))
+    };
+    keys.map(problem).collect()
 }
 
 /// A provider under a name of ours.

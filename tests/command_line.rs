@@ -1,5 +1,7 @@
 //! The command line tells what is wrong, where, and what would be right, and its exit code says of which kind it is.
 
+mod connect;
+
 use crate::support::bridge;
 use std::fs;
 use std::net::TcpListener;
@@ -49,6 +51,30 @@ fn help_and_version_are_no_errors() {
     assert!(help.stdout.contains("check") && help.stdout.contains("--config"), "{}", help.stdout);
     let version = cdrelay(&["--version"]);
     assert_eq!((version.code, version.stdout), (Some(0), format!("cdrelay {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+/// What a first `check` is for: one round of corrections, not ten.
+#[test]
+fn check_tells_all_mistakes_at_once() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("cdrelay.toml");
+    let toml = "[spool]\npaht = 'x'\nmax_size = 'big'\n[sinks.k]\ntype = 'kafka'\nbroker = 'a:1'\nlinger = 'soon'\n[sinks.x]\ntype = 'stdut'\n";
+    fs::write(&path, toml).unwrap();
+    let file = path.to_str().unwrap();
+    let words = [
+        "`spool.paht`",
+        "did you mean `path`?",
+        "`spool.max_size`",
+        "`sinks.k.broker`",
+        "`sinks.k.linger`",
+        "`stdout`?",
+        file,
+    ];
+    refused(&["check", "--config", file], 78, &words);
+
+    let missing = "[[ingress.auth]]\ntype = 'bearer'\nsecret_files = '/nowhere/secret'\n[sinks.n]\ntype = 'nats'\nuser = 'u'\npassword_file = '/nowhere/password'\n";
+    fs::write(&path, missing).unwrap();
+    refused(&["check", "--config", file], 78, &["`ingress.auth.0.secret_files.0`", "`sinks.n`: `password_file`", file]);
 }
 
 #[test]

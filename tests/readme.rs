@@ -72,7 +72,7 @@ fn every_piece_of_configuration_is_sound() {
 
 #[test]
 fn every_flag_and_file_named_exists() {
-    let help = cdrelay(&["run", "--help"]).stdout;
+    let help = cdrelay(&["run", "--help"]).stdout + &cdrelay(&["check", "--help"]).stdout;
     let ours = lines().filter_map(|line| {
         let (_, arguments) = line
             .split_once("release -- ")
@@ -82,9 +82,9 @@ fn every_flag_and_file_named_exists() {
     });
     let flags: BTreeSet<_> = ours
         .flat_map(str::split_whitespace)
-        .filter_map(|word| word.trim_matches(['[', '`']).strip_prefix("--"))
+        .filter_map(|word| word.trim_matches(['[', ']', '`']).strip_prefix("--"))
         .collect();
-    assert_eq!(flags, ["config", "set"].into());
+    assert_eq!(flags, ["config", "connect", "set"].into());
     assert!(flags.iter().all(|flag| help.contains(&format!("--{flag} "))), "{help}");
 
     let headings =

@@ -88,11 +88,12 @@ fn is_under(key: &str, tables: &[&str]) -> bool {
     tables.iter().any(|table| key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
-/// Whether a key of a sink belongs to its connection. The topic does: a sink may ask for its topic before the first event.
+/// Whether a key of a sink belongs to its connection. Topic and format do: a sink may ask for its topic, or for a schema, before the first
+/// event.
 fn changes_connection(key: &str) -> bool {
     let first = key.split('.').next().unwrap_or(key);
     let messages = [keys::of::<route::Config>(), keys::of::<dispatch::Config>()].concat();
-    !messages.contains(&first) || matches!(first, "topic" | "subject")
+    !messages.contains(&first) || matches!(first, "topic" | "subject" | "format")
 }
 
 #[cfg(test)]

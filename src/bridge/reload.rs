@@ -5,7 +5,7 @@
 
 use super::change::{Difference, SinkChange};
 use super::front::Opened;
-use super::worker::{Prepared, probe_once};
+use super::worker::Prepared;
 use crate::config::{Config, Source};
 use crate::control::{Reload, Reloaded};
 use crate::dispatch::Healths;
@@ -24,8 +24,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 const POLL: Duration = Duration::from_millis(250);
 /// How often a configuration that was refused is tried again: a broker may be back, a secret may be mounted.
 const RETRY: Duration = Duration::from_secs(30);
-/// How long a new destination may take to be reached.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long a sink that is removed may take to get the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -168,7 +166,7 @@ impl Reloader {
             .filter(|(_, change)| **change == SinkChange::Removed)
             .map(|(name, _)| name.clone())
             .collect();
-        let reached = join_all(sinks.iter_mut().map(reach)).await;
+        let reached = join_all(sinks.iter_mut().map(Prepared::reach)).await;
         problems.extend(reached.into_iter().filter_map(Result::err).map(|problem| read.values.locate(&problem)));
         let may_discard = |name: &&String| request.discard.contains(name) || read.reload.discard.0.contains(name);
         let kept = removed.iter().filter(|name| !may_discard(name));
@@ -211,25 +209,6 @@ impl Reloader {
         Err(format!(
             "`sinks.{name}`: is missing, and {undelivered} events are undelivered to it; wait for it, or give them up with `cdrelay reload --discard {name}` or `reload.discard = [\"{name}\"]`"
         ))
-    }
-}
-
-/// Waits until a new destination takes messages.
-async fn reach(prepared: &mut Prepared) -> Result<(), String> {
-    let Some(sink) = &prepared.sink else { return Ok(()) };
-    let deadline = Instant::now() + CONNECT;
-    loop {
-        let probed = probe_once(&**sink).await;
-        match probed {
-            Err(cause) if Instant::now() >= deadline => {
-                return Err(format!("`sinks.{}`: does not take messages: {cause}", prepared.name));
-            }
-            Err(_) => sleep(PAUSE).await,
-            Ok(()) => {
-                prepared.probed = Some(Ok(()));
-                return Ok(());
-            }
-        }
     }
 }
 

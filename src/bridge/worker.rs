@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How often a destination is asked whether it is there, and how often when it is not or publishing fails.
 const PROBE_UP: Duration = Duration::from_secs(10);
 const PROBE_DOWN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a new destination may take to be reached, and how often it is asked.
+const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_POLL: Duration = Duration::from_millis(20);
 
 /// A sink that is built and does not deliver yet.
 pub struct Prepared {
@@ -46,6 +49,24 @@ impl Prepared {
             RunError::Sink { name: name.to_owned(), source: SetupError(error.to_string()) }
         })?;
         Ok(Self { name: name.to_owned(), config: config.clone(), route, sink: None, probed: None })
+    }
+
+    /// Waits until a new destination takes messages. An error names the sink, and the cause.
+    pub(super) async fn reach(&mut self) -> Result<(), String> {
+        let Some(sink) = &self.sink else { return Ok(()) };
+        let deadline = Instant::now() + CONNECT;
+        loop {
+            match probe_once(&**sink).await {
+                Err(cause) if Instant::now() >= deadline => {
+                    return Err(format!("`sinks.{}`: does not take messages: {cause}", self.name));
+                }
+                Err(_) => sleep(CONNECT_POLL).await,
+                Ok(()) => {
+                    self.probed = Some(Ok(()));
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
@@ -138,7 +159,7 @@ async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
         let result = probe_once(&*sink).await;
         let up = result.is_ok();
         health.probed(result);
-        tokio::time::sleep(PROBE_DOWN).await;
+        sleep(PROBE_DOWN).await;
         if up {
             let _ = timeout(PROBE_UP - PROBE_DOWN, health.suspected()).await;
         }
@@ -146,7 +167,7 @@ async fn probe(sink: Arc<dyn Sink>, health: Arc<Health>) {
 }
 
 /// Whether the destination takes messages now, and why not.
-pub async fn probe_once(sink: &dyn Sink) -> Result<(), String> {
+async fn probe_once(sink: &dyn Sink) -> Result<(), String> {
     match timeout(PROBE_TIMEOUT, sink.probe()).await {
         Ok(result) => result.map_err(|failure| failure.to_string()),
         Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),

@@ -1,13 +1,17 @@
 //! `cdrelay check`
 
-use super::CommandError;
+mod connect;
+
 use super::output::{Output, note};
+use super::{CommandError, Settings};
 use crate::bridge::{self, RunError};
 use crate::config::{Config, ConfigError};
 use crate::ingress::tls;
 use crate::reconcile;
 use crate::sink::{kafka, nats};
 use bytesize::ByteSize;
+use clap::Args;
+use connect::Findings;
 
 /// The largest batch that a Kafka topic takes by default, `max.message.bytes`
 /// (<https://kafka.apache.org/documentation/#topicconfigs_max.message.bytes>).
@@ -18,14 +22,42 @@ const NATS_BYTES: u64 = 1 << 20;
 /// Key, headers and framing of a message, generously.
 const OVERHEAD_BYTES: u64 = 16 << 10;
 
+/// Check a configuration and exit: 0 if it is sound, 78 with every problem if not.
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    settings: Settings,
+    /// Also connect to the destinations: are they there, with the topic or stream, and do they take events as large as the ingress does?
+    #[arg(long)]
+    connect: bool,
+}
+
+impl Check {
+    /// Loads the configuration and checks it.
+    pub fn execute(&self) -> Result<(), CommandError> {
+        execute(&self.settings.load()?, self.connect)
+    }
+}
+
 /// Makes every sink, every route of the ingress and its TLS, which reads the files they name and checks what they hold, and drops them
 /// again.
-pub fn execute(config: &Config) -> Result<(), CommandError> {
+fn execute(config: &Config, connect: bool) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    bridge::check_ingress(config)?;
-    reconcile::check(&config.reconcile).map_err(RunError::Reconcile)?;
-    let sinks = runtime.block_on(async { bridge::prepare(config).map(|sinks| sinks.len()) });
+    let mut problems = runtime.block_on(async { bridge::check(config) });
+    let reconcile = reconcile::check(&config.reconcile).map_err(RunError::Reconcile).err();
+    problems.extend(reconcile.map(|error| config.values.locate(&error.to_string())));
+    let mut findings = Findings { problems, ..Findings::default() };
+    if connect && findings.problems.is_empty() {
+        findings = runtime.block_on(connect::ask(config, largest_event(config) + OVERHEAD_BYTES));
+    }
     runtime.shutdown_background();
+    let Findings { problems, warnings } = findings;
+    if !problems.is_empty() {
+        return Err(CommandError::Config(ConfigError::new(problems.join("\n"))));
+    }
+    for warning in warnings {
+        note(format_args!("warning: {warning}"));
+    }
     for route in config.ingress.unauthenticated_routes() {
         let listen = config.ingress.listen;
         note(format_args!(
@@ -51,14 +83,20 @@ pub fn execute(config: &Config) -> Result<(), CommandError> {
         return Err(CommandError::Config(ConfigError::new(failed.join("\n"))));
     }
     let mut out = Output::new();
-    out.line(format_args!("configuration is sound: {} sink(s)", sinks?))?;
+    let connected = if connect { ", all of which take messages" } else { "" };
+    out.line(format_args!("configuration is sound: {} sink(s){connected}", config.sinks.len()))?;
     Ok(out.flush()?)
+}
+
+/// The bytes of the largest event that the ingress takes.
+fn largest_event(config: &Config) -> u64 {
+    let ingress = &config.ingress;
+    ingress.max_decompressed_body.map_or(ingress.max_body, |unpacked| unpacked.max(ingress.max_body)).as_u64()
 }
 
 /// A line for each sink that may not take the largest events that the ingress takes.
 fn oversized_events(config: &Config) -> Vec<String> {
-    let ingress = &config.ingress;
-    let largest = ingress.max_decompressed_body.map_or(ingress.max_body, |unpacked| unpacked.max(ingress.max_body));
+    let largest = ByteSize(largest_event(config));
     let warning = |(name, sink): (&String, &crate::config::Sink)| {
         let destination = &sink.destination;
         let (limit, whose, setting) = if let Some(kafka) = destination.settings::<kafka::Config>() {

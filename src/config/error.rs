@@ -33,7 +33,11 @@ impl ConfigError {
 
     /// The errors of reading a value from `figment`.
     pub(super) fn reading(figment: &Figment, error: figment::Error) -> Self {
-        Self { problems: error.into_iter().map(|error| describe(figment, &error)).collect() }
+        let line = |error: figment::Error| match describe(figment, &error) {
+            (key, text) if key.is_empty() => format!("{}{}", origin(error.metadata.as_ref()), without_source(&text)),
+            (key, text) => problem(figment, &key, text),
+        };
+        Self { problems: error.into_iter().map(line).collect() }
     }
 }
 
@@ -59,7 +63,7 @@ pub fn origin_of(figment: &Figment, key: &str) -> String {
 pub fn unknown(key: &str, allowed: &[&str]) -> String {
     match renamed::new_name(key) {
         Some(name) => format!("was renamed to `{name}`"),
-        None => format!("is unknown; allowed are {}", allowed.join(", ")),
+        None => format!("is unknown; allowed are {}", choice(key.rsplit('.').next().unwrap_or(key), allowed)),
     }
 }
 
@@ -72,14 +76,15 @@ fn origin(metadata: Option<&Metadata>) -> String {
     }
 }
 
-fn describe(figment: &Figment, error: &figment::Error) -> String {
+/// The key that an error is about, and the text.
+pub fn describe(figment: &Figment, error: &figment::Error) -> (String, String) {
     let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
     let inner = |field: &str| match path.last() {
         // At the top level and in tables with a `type`, the path ends before the field.
         Some(last) if *last == field => path.join("."),
         _ => [&path[..], &[field]].concat().join("."),
     };
-    let (key, text) = match &error.kind {
+    match &error.kind {
         Kind::UnknownField(field, allowed) => {
             let key = inner(field);
             let text = unknown(&key, allowed);
@@ -96,12 +101,34 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         }
         Kind::UnknownVariant(found, allowed) => (
             holder(figment, &path, &Actual::Str(found.clone())),
-            format!("found {found:?}; allowed are {}", allowed.join(", ")),
+            format!("found {found:?}; allowed are {}", choice(found, allowed)),
         ),
         other => (path.join("."), other.to_string()),
-    };
-    let place = origin(error.metadata.as_ref());
-    if key.is_empty() { format!("{place}{}", without_source(&text)) } else { format!("{place}`{key}`: {text}") }
+    }
+}
+
+/// The allowed words, and the one that was probably meant.
+pub fn choice(found: &str, allowed: &[&str]) -> String {
+    let nearest = allowed.iter().map(|word| (distance(found, word), word)).min();
+    let meant = nearest.filter(|(distance, _)| *distance <= 1 + found.chars().count() / 3);
+    let meant = meant.map(|(_, word)| format!("; did you mean `{word}`?")).unwrap_or_default();
+    format!("{}{meant}", allowed.join(", "))
+}
+
+/// How many characters have to be added, removed or replaced to make the one text the other (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (number, character) in one.chars().enumerate() {
+        let mut next = vec![number + 1];
+        for (above, expected) in row.windows(2).zip(&other) {
+            let &[diagonal, above] = above else { continue };
+            let left = next.last().copied().unwrap_or_default();
+            next.push((diagonal + usize::from(character != *expected)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 /// The key with the value `found`. serde buffers a table with a `type`, so that the path of an error ends at the table: then the key is

@@ -1,7 +1,7 @@
 //! The types of sinks, by the `type` of their table `[sinks.NAME]`.
 
 use super::{SetupError, Sink, kafka, nats, stdout};
-use crate::config::keys;
+use crate::config::{ConfigError, keys, read_table};
 use crate::route::{Dialect, Route};
 use figment::Figment;
 use serde::de::DeserializeOwned;
@@ -57,7 +57,7 @@ impl dyn Destination {
 #[derive(Clone, Debug)]
 pub struct Registry(Vec<SinkType>);
 
-type ReadResult = Result<Arc<dyn Destination>, Box<figment::Error>>;
+type ReadResult = Result<Arc<dyn Destination>, ConfigError>;
 
 /// How the settings of one type are read.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,6 @@ impl Registry {
     }
 }
 
-/// Lossy: a value from the environment is a text, and a number or a truth value only where one is wanted.
 fn read<T: SinkConfig>(figment: &Figment, at: &str) -> ReadResult {
-    Ok(Arc::new(figment.extract_inner_lossy::<T>(at).map_err(Box::new)?))
+    Ok(Arc::new(read_table::<T>(figment, at)?))
 }
