@@ -61,9 +61,10 @@
 //! | it waits for the cursor instead of the record (`dispatch.rs`, `complete`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
 //! | a stop does not wait for sinks that are down (`bridge.rs`, `sinks::drained`) | `drain::a_stop_with_time_to_drain_delivers_what_waits_for_a_broker_that_comes_back` |
 //! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
-//! | a changed sink starts before its former dispatcher has ended (`bridge/sinks.rs`, `change`) | `reload::load::a_hundred_reloads_fail_no_request_and_open_no_connection_of_a_sink_that_stays` |
-//! | every sink is replaced by each reload (`bridge/change.rs`) | the same, and `bridge::change::tests` |
-//! | new sinks are not probed before they are used (`bridge/reload.rs`, `reach`) | `reload::refused::a_wrong_configuration_changes_nothing_and_every_error_names_file_and_key` |
+//! | every sink is replaced by each reload (`bridge/change.rs`, `between`) | `reload::load::a_hundred_reloads_fail_no_request_and_open_no_connection_of_a_sink_that_stays` |
+//! | new sinks are not probed before they are used (`bridge/worker.rs`, `reach`) | `reload::refused::a_wrong_configuration_changes_nothing_and_every_error_names_file_and_key` |
+//! | a sink with undelivered events is removed all the same (`bridge/reload.rs`, `settled`) | `reload::a_sink_with_undelivered_events_goes_only_if_it_is_named` |
+//! | `log.level` is not taken up (`bridge.rs`, `change`) | `reload::routes_limits_and_levels_change_and_connections_stay_open` |
 //! | TLS sessions outlive the authorities that they were verified by (`ingress/tls/files.rs`: one memory of sessions for all) | `tls::rotation::new_authorities_hold_for_sessions_too` |
 //! | members with an empty value are left out of the identity whatever their name (`event/fields.rs`, `is_blank_documented`) | `event::tests::added_or_changed_content_is_another_event`, `field::requests_that_differ_in_anything_are_stored_each` |
 //! | bytes that are not of the declared charset are replaced (`ingress/decode/form.rs`, `Charset::text`) | `field::a_form_is_decoded_by_its_charset`, `field::requests_that_differ_in_anything_are_stored_each` |
