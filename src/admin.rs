@@ -124,7 +124,7 @@ impl AdminService {
         for health in self.sinks.borrow().iter() {
             let sink = self.metrics.sink(health.sink());
             let position = self.spool.cursor(health.sink()).map_or(status.end, |cursor| cursor.position());
-            let undelivered = health.undelivered(status.end);
+            let undelivered = health.undelivered(&status);
             sink.lag_records.set(undelivered as i64);
             sink.lag_bytes.set(self.spool.bytes_from(position) as i64);
             sink.lag_seconds.set(if undelivered == 0 { 0.0 } else { health.lag().as_secs_f64() });

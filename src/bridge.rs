@@ -305,11 +305,11 @@ impl Bridge {
         }
         stop_admin.send_replace(true);
         let _ = timeout(Duration::from_millis(100), admin_server).await;
-        let end = spool.status().end;
+        let status = spool.status();
         rejected.close();
         spool.close();
         for health in &healths {
-            match health.undelivered(end) {
+            match health.undelivered(&status) {
                 0 => {}
                 undelivered => {
                     tracing::info!(sink = health.sink(), undelivered, "records wait in the spool for this sink");

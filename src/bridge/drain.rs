@@ -42,13 +42,13 @@ pub async fn drain(config: &Config, within: Duration, stop: impl Future<Output =
     let causes: Vec<_> = healths.iter().map(|sink| sink.check().err()).collect();
     let grace = config.shutdown.grace_period;
     sinks.stop(Instant::now() + grace, grace / 10).await;
-    let end = spool.status().end;
+    let status = spool.status();
     spool.close();
     if defect {
         return Err(RunError::Defect);
     }
     let left = healths.iter().zip(causes);
-    let sinks = left.map(|(sink, cause)| (sink.sink().to_owned(), sink.undelivered(end), cause)).collect();
+    let sinks = left.map(|(sink, cause)| (sink.sink().to_owned(), sink.undelivered(&status), cause)).collect();
     Ok(Left { sinks, damaged: metrics.spool.damaged_records.get() })
 }
 
@@ -57,7 +57,7 @@ async fn tell(spool: &Spool, sinks: &[Arc<Health>]) {
     loop {
         sleep(PROGRESS).await;
         for sink in sinks {
-            tracing::info!(sink = sink.sink(), undelivered = sink.undelivered(spool.status().end), "draining");
+            tracing::info!(sink = sink.sink(), undelivered = sink.undelivered(&spool.status()), "draining");
         }
     }
 }

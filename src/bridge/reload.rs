@@ -203,9 +203,10 @@ impl Reloader {
         if timeout(LAST_EVENTS, caught_up).await.is_ok() {
             return Ok(());
         }
-        let undelivered =
-            self.healths.borrow().iter().find(|health| health.sink() == name).map(|health| health.undelivered(end));
-        let undelivered = undelivered.unwrap_or_default();
+        let status = self.spool.status();
+        let healths = self.healths.borrow();
+        let health = healths.iter().find(|health| health.sink() == name);
+        let undelivered = health.map_or(0, |health| health.undelivered(&status));
         Err(format!(
             "`sinks.{name}`: is missing, and {undelivered} events are undelivered to it; wait for it, or give them up with `cdrelay reload --discard {name}` or `reload.discard = [\"{name}\"]`"
         ))

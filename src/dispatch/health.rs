@@ -2,6 +2,7 @@
 
 use super::replay::Replays;
 use crate::event::Arrival;
+use crate::spool::Status;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -244,9 +245,14 @@ impl Health {
         self.oldest.store(oldest.map_or(0, |arrival| arrival.0 + 1), Ordering::Relaxed);
     }
 
-    /// How many records are not settled, of a spool whose next record will have the offset `end`.
-    pub fn undelivered(&self, end: u64) -> u64 {
-        end.saturating_sub(self.position.load(Ordering::Relaxed)) + self.open.load(Ordering::Relaxed) as u64
+    /// How many records of the spool are not settled.
+    pub fn undelivered(&self, spool: &Status) -> u64 {
+        let position = self.position.load(Ordering::Relaxed);
+        if position < spool.start {
+            // What was before the start was skipped, because the spool was full.
+            return spool.end - spool.start;
+        }
+        spool.end.saturating_sub(position) + self.open.load(Ordering::Relaxed) as u64
     }
 
     /// How old the oldest record is that is not settled.
