@@ -18,11 +18,10 @@ use futures_util::future::{join, join_all};
 use serde::Deserialize;
 use tokio::time::sleep;
 
+use crate::bounds::assert_small;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, kafka};
 
 const MIB: f64 = 1_048_576.0;
-/// A build for debugging has a larger file to map, see `bounds.rs`.
-const MEMORY: f64 = if cfg!(debug_assertions) { 72.0 } else { 64.0 };
 const SENDERS: usize = 8;
 /// Events in one request, each of another conversation.
 const ARRAY: usize = 100;
@@ -253,12 +252,6 @@ async fn nothing_is_missing(brokers: &str, backlogs: &[(Range<usize>, CatchingUp
     }
 }
 
-fn peak(bridge: &Bridge) -> f64 {
-    let peak = bridge.peak_rss_bytes() as f64 / MIB;
-    println!("{peak:.1} MiB of memory at the most");
-    peak
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
     let events = events();
@@ -297,9 +290,8 @@ async fn a_backlog_takes_disk_and_no_memory_and_is_caught_up_with_in_order() {
     broker.resume();
     let warm = catch_up(&bridge, events, second.end).await;
     warm.tell("a broker that did not answer");
-    let peak = peak(&bridge);
+    assert_small(&bridge, "a backlog");
     compare(broker.address(), events, &warm).await;
-    assert!(peak < MEMORY, "{peak:.1} MiB");
     nothing_is_missing(&broker.address(), &[(first, cold), (second, warm)]).await;
 }
 
@@ -317,8 +309,7 @@ async fn a_backlog_for_three_brokers_is_caught_up_with_in_order() {
     cluster.nodes().for_each(kafka::Broker::resume);
     let caught_up = catch_up(&bridge, events, backlog.end).await;
     caught_up.tell("three brokers that did not answer");
-    let peak = peak(&bridge);
+    assert_small(&bridge, "a backlog");
     compare(cluster.addresses(), events, &caught_up).await;
-    assert!(peak < MEMORY, "{peak:.1} MiB");
     nothing_is_missing(&cluster.addresses(), &[(backlog, caught_up)]).await;
 }

@@ -223,7 +223,7 @@ struct Ground {
 }
 
 impl Ground {
-    /// The spool recognises duplicates, or not.
+    /// The spool recognises duplicates, or not. Each form tells the conversation of an event by itself, whatever was sent before.
     async fn new(name: &str, dedup_window: &str) -> Self {
         let (topic, stream) = (kafka::unique_topic(name), nats::unique_name(name));
         kafka::create_topic(&kafka::shared(), &topic, 1).await;
@@ -232,6 +232,7 @@ impl Ground {
             "{ANY_PORTS}
             [spool]
             dedup_window = '{dedup_window}'
+            names_window = '0s'
             [sinks.stdout]
             type = 'stdout'
             [sinks.kafka]
