@@ -70,13 +70,18 @@ impl HttpClient {
         Self { authorization, ..self }
     }
 
-    /// Posts JSON, and reads the answer to its end, so that the connection can serve the next request. Without a deadline.
+    /// Posts JSON with [`Self::send`].
     pub async fn post(&self, url: &Uri, json: String, max_bytes: usize) -> Result<Answer, PostError> {
         let mut request = Request::new(json);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = url.clone();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         request.headers_mut().extend(self.authorization.clone().map(|login| (AUTHORIZATION, login)));
+        self.send(request, max_bytes).await
+    }
+
+    /// Sends a request as it is, and reads the answer to its end, so that the connection can serve the next request. Without a deadline.
+    pub async fn send(&self, request: Request<String>, max_bytes: usize) -> Result<Answer, PostError> {
         let answered = self.client.request(request).await.map_err(|error| PostError::Failed(innermost(&error)))?;
         let (head, mut incoming) = answered.into_parts();
         let mut body = Vec::new();

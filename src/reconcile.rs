@@ -105,7 +105,7 @@ impl Reconciliations {
         }
     }
 
-    /// Runs those that are asked for, one after the other.
+    /// Runs the requested reconciliation, or all of them one after another.
     pub async fn run_now(&self, request: &Request) -> Outcome {
         let asked = |it: &&Reconciliation| request.name.as_deref().is_none_or(|name| name == &*it.name);
         let asked: Vec<_> = self.all.iter().filter(asked).collect();

@@ -9,23 +9,18 @@ use super::soak::{parse_url, period, rate, reachable};
 use super::{CommandError, Settings};
 use crate::config::Config;
 use crate::event::Arrival;
+use crate::http_client::HttpClient;
 use crate::ingress::auth::{self, Draft, sign};
 use crate::soak::latency::Latency;
 use crate::soak::tls;
 use clap::{Args, ValueEnum as _, value_parser};
-use hyper::body::Body as _;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use samples::{Kind, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -83,11 +78,9 @@ pub struct Send {
     key: Option<PathBuf>,
 }
 
-type Client = legacy::Client<HttpsConnector<HttpConnector>, String>;
-
 /// Makes and sends the requests.
 struct Sender {
-    client: Client,
+    client: HttpClient,
     url: Uri,
     checks: Vec<auth::Config>,
     source: Source,
@@ -171,7 +164,7 @@ impl Send {
         };
         let content_type = self.content_type.parse();
         Ok(Sender {
-            client: client(tls),
+            client: HttpClient::new(tls, MAX_IN_FLIGHT),
             url,
             checks: route.auth,
             source,
@@ -180,15 +173,6 @@ impl Send {
             timeout: self.timeout,
         })
     }
-}
-
-fn client(tls: tls::ClientConfig) -> Client {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.enforce_http(false);
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
-    legacy::Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
 }
 
 /// Sends at the rate, and waits for all answers. A request that finds too many in flight waits for one of them.
@@ -225,9 +209,10 @@ impl Sender {
     async fn exchange(&self, number: usize) -> Answer {
         let begun = Instant::now();
         let result = match self.request(number) {
-            Ok(request) => timeout(self.timeout, self.answer(request))
-                .await
-                .unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout))),
+            Ok(request) => match timeout(self.timeout, self.client.send(request, ANSWER_BYTES)).await {
+                Ok(answer) => answer.map(|answer| (answer.status, answer.body)).map_err(|error| error.to_string()),
+                Err(_) => Err(format!("no answer within {:?}", self.timeout)),
+            },
             Err(problem) => Err(problem),
         };
         Answer { after: begun.elapsed(), result }
@@ -248,25 +233,6 @@ impl Sender {
         *request.uri_mut() = Uri::from_parts(parts).map_err(|error| error.to_string())?;
         *request.headers_mut() = draft.headers;
         Ok(request)
-    }
-
-    async fn answer(&self, request: Request<String>) -> Result<(StatusCode, Vec<u8>), String> {
-        let failed = |error: &dyn std::error::Error| {
-            let mut cause = error;
-            while let Some(source) = cause.source() {
-                cause = source;
-            }
-            cause.to_string()
-        };
-        let (head, mut body) = self.client.request(request).await.map_err(|error| failed(&error))?.into_parts();
-        let mut answer = Vec::new();
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            answer.extend_from_slice(&frame.map_err(|error| failed(&error))?.into_data().unwrap_or_default());
-            if answer.len() > ANSWER_BYTES {
-                return Err(format!("the answer has more than {ANSWER_BYTES} bytes"));
-            }
-        }
-        Ok((head.status, answer))
     }
 }
 

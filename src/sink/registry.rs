@@ -9,8 +9,8 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// The settings of one type of sink: the keys of its table beside those that every sink has. They must not refuse unknown
-/// fields, which the configuration does.
+/// The settings of one type of sink: the keys of its table, without the keys that all sinks have. Its `Deserialize` must accept
+/// unknown fields: the configuration refuses them.
 pub trait SinkConfig: DeserializeOwned + Debug + Send + Sync + 'static {
     /// The `type` in the table.
     const TYPE: &'static str;

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How often cursors are written, which bounds the duplicates after `kill -9`.
 const NOTE: Duration = Duration::from_millis(50);
-/// How often cursors are synced, which bounds what is delivered again after a power cut; and how often it is checked that the
-/// directory still exists.
+/// How often cursors are synced, which bounds the duplicates after a power cut. The spool directory is checked for existence as often.
 const SYNC: Duration = Duration::from_secs(1);
 /// `Retry-After` when nothing drains.
 const UNKNOWN: Duration = Duration::from_secs(60);

@@ -31,7 +31,7 @@ pub enum Kind {
     ClickToCallB,
 }
 
-/// What is sent.
+/// The source of the bodies to send.
 #[derive(Debug)]
 pub enum Source {
     /// Samples of these kinds, in turns.

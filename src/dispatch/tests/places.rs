@@ -23,6 +23,18 @@ impl Topics {
         Arc::new(Self { away: Mutex::new(away.into_iter().map(str::to_owned).collect()), ..Default::default() })
     }
 
+    /// Takes each of the topics `cdr.0` and up away, or brings it back, at random.
+    fn change(&self, topics: usize, random: &mut fastrand::Rng) {
+        let mut away = self.away.lock();
+        for topic in (0..topics).map(|number| format!("cdr.{number}")) {
+            if random.bool() {
+                away.insert(topic)
+            } else {
+                away.remove(&topic)
+            };
+        }
+    }
+
     fn count(&self) -> usize {
         self.delivered.lock().values().map(Vec::len).sum()
     }
@@ -280,14 +292,7 @@ async fn whatever_goes_away_and_comes_back_nothing_is_lost_and_conversations_sta
         let cursor = spool.cursor("sink").unwrap();
         let running = tokio::spawn(dispatcher.run());
         for part in 0..20 {
-            for team in 0..6 {
-                let topic = format!("cdr.{team}");
-                if random.bool() {
-                    sink.away.lock().insert(topic)
-                } else {
-                    sink.away.lock().remove(&topic)
-                };
-            }
+            sink.change(6, &mut random);
             let numbers = part * EVENTS / 20..(part + 1) * EVENTS / 20;
             let events = numbers.map(|n| event(&random.u8(0..6).to_string(), &random.u8(0..40).to_string(), n));
             spool.append(events.collect::<Vec<_>>()).await.unwrap();
@@ -349,14 +354,7 @@ async fn killed_dispatchers_lose_nothing_and_keep_the_order_of_first_deliveries(
         dispatcher.save_interval = Duration::from_millis(2);
         saved += u32::from(dispatcher.settled_before.contains(spool.cursor("sink").unwrap().position() + 1));
         let running = tokio::spawn(dispatcher.run());
-        for team in 0..4 {
-            let topic = format!("cdr.{team}");
-            if random.bool() {
-                sink.away.lock().insert(topic)
-            } else {
-                sink.away.lock().remove(&topic)
-            };
-        }
+        sink.change(4, &mut random);
         let numbers = part * EVENTS / 20..(part + 1) * EVENTS / 20;
         let events = numbers.map(|n| event(&random.u8(0..6).to_string(), &random.u8(0..90).to_string(), n));
         spool.append(events.collect::<Vec<_>>()).await.unwrap();

@@ -37,12 +37,12 @@ pub struct Manual {
 }
 
 impl Manual {
-    /// Waits until it has `payload`, and acknowledges it.
+    /// Waits until `payload` is published, and acknowledges it.
     pub async fn acknowledge(&self, payload: &str) {
         self.waiting(payload).await.send(Ok(())).unwrap();
     }
 
-    /// Waits until it has `payload`, and gives up who waits for it.
+    /// Waits until `payload` is published, and returns the channel for its result.
     pub async fn waiting(&self, payload: &str) -> Answer {
         let found = || {
             let mut waiting = self.waiting.lock().unwrap();

@@ -152,7 +152,7 @@ impl Machine {
         self.world().unreliable.insert(operation, per_mille);
     }
 
-    /// From now on there is no room for anything but what has room already.
+    /// Lets every write outside reserved space fail from now on, as on a full disk.
     pub fn fill(&self) {
         self.world().full = true;
     }

@@ -367,7 +367,7 @@ impl Run {
     }
 }
 
-/// Where cursors may be after this life: not before what was durable, not beyond what was ever settled.
+/// The positions that each cursor may have after a restart: from its durable position up to the highest one that was ever settled.
 fn bounds(life: &Life, consumers: &[Consumer]) -> Vec<std::ops::RangeInclusive<u64>> {
     let cursors = life.shared.cursors.read();
     let durable = cursors.iter().map(|cursor| cursor.durable());

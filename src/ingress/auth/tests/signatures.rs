@@ -1,4 +1,4 @@
-//! What is signed, with the examples and vectors of those who made it up.
+//! Signatures of each scheme, checked against the examples and test vectors of its specification.
 
 use super::*;
 
