@@ -15,6 +15,7 @@ use cdrelay::config::Config;
 use cdrelay::route::Route;
 use cdrelay::sink::{Failure, Message, Registry, SetupError, Sink, SinkConfig};
 use futures_util::future::BoxFuture;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
 /// The table `[sinks.NAME]`, beside the keys that every sink has.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct FileConfig {
     /// The file, which is created if it is missing.
     pub path: PathBuf,

@@ -12,6 +12,7 @@ mod reload;
 mod replay;
 mod replay_client;
 mod run;
+mod schema;
 mod select;
 mod send;
 mod soak;
@@ -45,6 +46,8 @@ enum Command {
     Run(Settings),
     Check(check::Check),
     Reload(reload::Reload),
+    /// Print the JSON Schema of a configuration, for editors and linters.
+    Schema,
     /// Print the description of the HTTP API (OpenAPI 3.1) that the admin port serves.
     #[command(name = "openapi")]
     OpenApi,
@@ -242,6 +245,7 @@ impl Cli {
             Command::Run(settings) => run::execute(settings.source()),
             Command::Check(command) => command.execute(),
             Command::Reload(command) => command.execute(),
+            Command::Schema => schema::execute(),
             Command::OpenApi => openapi::execute(),
             Command::DeadLetters(command) => command.execute(),
             Command::Spool(command) => command.execute(),

@@ -2,12 +2,14 @@
 //!
 //! Every error names where the value came from, its key, what was found and what is allowed.
 
+mod effective;
 mod environment;
 mod error;
 mod expectations;
 pub(crate) mod keys;
 mod read;
 mod renamed;
+pub mod schema;
 mod source;
 mod validate;
 mod values;
@@ -23,7 +25,7 @@ use crate::ingress as webhooks;
 use crate::logging;
 use crate::reconcile;
 use crate::route::{self, Origins, Route};
-use crate::setting::{List, period};
+use crate::setting::{List, Period};
 use crate::sink::{Destination, Registry, SinkConfig as _, kafka};
 use crate::spool;
 use error::{choice, problem, unknown};
@@ -31,6 +33,7 @@ use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata};
 pub(crate) use read::table as read_table;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_saphyr::figment::Yaml;
@@ -71,7 +74,7 @@ pub struct Config {
 }
 
 /// `[admin]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where to listen.
@@ -85,17 +88,17 @@ impl Default for Admin {
 }
 
 /// `[shutdown]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shutdown {
     /// How long to go on serving after readiness has turned false, so that load balancers notice.
-    #[serde(with = "period")]
+    #[serde(with = "Period")]
     pub drain_delay: Duration,
     /// How long requests and publishes in flight may take to finish.
-    #[serde(with = "period")]
+    #[serde(with = "Period")]
     pub grace_period: Duration,
     /// How long sinks may take to get what the spool holds, before publishes stop; zero: what waits stays in the spool.
-    #[serde(with = "period")]
+    #[serde(with = "Period")]
     pub drain: Duration,
 }
 
@@ -106,7 +109,7 @@ impl Default for Shutdown {
 }
 
 /// `[reload]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reload {
     /// Whether changes of the files are taken up by themselves.
@@ -132,19 +135,40 @@ pub struct Sink {
     pub destination: Arc<dyn Destination>,
 }
 
-/// The names of the tables at the top level. Each is read by itself, so that a mistake in one does not hide those in others.
-#[derive(Default, Deserialize)]
+/// The tables at the top level, with the types that they are read as. Each is read by itself, so that a mistake in one does not hide
+/// those in others.
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
+    /// How webhooks come in.
+    #[schemars(with = "webhooks::Config")]
     ingress: Option<Value>,
+    /// The port of probes and metrics.
+    #[schemars(with = "Admin")]
     admin: Option<Value>,
+    /// The queue on disk.
+    #[schemars(with = "spool::Config")]
     spool: Option<Value>,
+    /// Messages that a sink refused for good.
+    #[schemars(with = "dead_letter::Config")]
     dead_letters: Option<Value>,
+    /// How the bridge stops.
+    #[schemars(with = "Shutdown")]
     shutdown: Option<Value>,
+    /// What is logged, and how.
+    #[schemars(with = "logging::Config")]
     log: Option<Value>,
+    /// How changes of the configuration are taken up.
+    #[schemars(with = "Reload")]
     reload: Option<Value>,
-    reconcile: BTreeMap<String, Value>,
-    sinks: BTreeMap<String, Value>,
+    /// The accounts whose lists of calls are compared with the events, by name.
+    #[schemars(with = "BTreeMap<String, reconcile::Config>")]
+    reconcile: Option<Value>,
+    /// Where events go, by name.
+    #[schemars(with = "BTreeMap<String, ()>")]
+    sinks: Option<Value>,
+    /// Events, and what each sink has to get of them; `cdrelay check` runs them.
+    #[schemars(with = "Vec<Test>")]
     tests: Option<Value>,
 }
 

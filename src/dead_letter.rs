@@ -7,10 +7,12 @@ pub mod store;
 use crate::event::Arrival;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::DeadLetterMetrics;
+use crate::setting::Size;
 use crate::sink::Message;
 use crate::spool::Record;
 use bytesize::ByteSize;
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -22,10 +24,11 @@ use store::{AtBound, Dir, Found, Line, Reader, Store};
 use tokio::sync::oneshot;
 
 /// `[dead_letters]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How many bytes the dead letters of one sink may take on disk. A sink whose dead letters take that much holds.
+    #[schemars(with = "Size")]
     pub max_size: ByteSize,
 }
 

@@ -26,7 +26,7 @@ pub use health::{Health, Healths};
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
 use crate::route::Route;
-use crate::setting::period;
+use crate::setting::{Period, Size};
 use crate::sink::Sink;
 use crate::spool::{Cursor, Reader, Record, Spool};
 use acks::AckTracker;
@@ -39,6 +39,7 @@ use open_records::{OpenRecords, Settled};
 use places::Places;
 use publish::{Away, Outcome, Publisher};
 use reread::Rereader;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
 /// The part of `[sinks.NAME]` that says how messages are sent.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
     /// Whether readiness depends on this sink. The spool keeps its records either way.
@@ -57,17 +58,18 @@ pub struct Config {
     /// How many messages may be with the destination at once.
     pub max_in_flight: usize,
     /// How many bytes of records may be in flight or wait behind a busy conversation.
+    #[schemars(with = "Size")]
     pub max_in_flight_bytes: ByteSize,
     /// How failed messages are retried.
     pub retry: Retry,
 }
 
 /// `[sinks.NAME.retry]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
     /// How long messages wait for a topic, subject or stream that is missing or not permitted, before they become dead letters.
-    #[serde(with = "period")]
+    #[serde(with = "Period")]
     pub max_age: Duration,
 }
 

@@ -19,6 +19,7 @@ use crate::event::{Arrival, Event};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
 use crate::server::{Limits, RequestBody, Service, proxy_protocol, response};
+use crate::setting::{Period, Size};
 use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
 use body::{Body, BodyReader, SMALL_BODY};
@@ -33,7 +34,8 @@ use hyper::{Method, Response, StatusCode};
 use problem::Problem;
 use prometheus_client::metrics::gauge::Gauge;
 use routes::{Route, Routes};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -57,7 +59,7 @@ const REFUSALS: [StatusCode; 7] = [
 ];
 
 /// `[ingress]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where to listen.
@@ -75,28 +77,31 @@ pub struct Config {
     /// Further routes.
     pub routes: BTreeMap<String, routes::Config>,
     /// How large a body may be, as it comes.
+    #[schemars(with = "Size")]
     pub max_body: ByteSize,
     /// How large a compressed body may be when it is decompressed; by default as `max_body`.
+    #[schemars(with = "Option<Size>")]
     pub max_decompressed_body: Option<ByteSize>,
     /// Bytes of memory for large bodies and their events. Further bodies wait, up to `body_timeout`.
+    #[schemars(with = "Size")]
     pub body_memory: ByteSize,
     /// Connections at once. For a further one, the connection that has waited for its client longest is closed.
     pub max_connections: usize,
     /// How many of them may come from one address.
     pub max_connections_per_peer: Option<usize>,
     /// How long a body may take to arrive.
-    #[serde(with = "crate::setting::period")]
+    #[serde(with = "Period")]
     pub body_timeout: Duration,
     /// How long the header of a request may take to arrive, and a TLS handshake.
-    #[serde(with = "crate::setting::period")]
+    #[serde(with = "Period")]
     pub header_timeout: Duration,
     /// How long a connection may be idle between two requests.
-    #[serde(with = "crate::setting::period")]
+    #[serde(with = "Period")]
     pub idle_timeout: Duration,
     /// The meaning of a 200.
     pub ack: Ack,
     /// With `ack = "delivered"`, how long a stored request waits for the sinks.
-    #[serde(with = "crate::setting::period")]
+    #[serde(with = "Period")]
     pub delivery_timeout: Duration,
     /// Encryption, if the ingress is to speak it.
     pub tls: Option<tls::Config>,
@@ -109,7 +114,7 @@ pub struct Config {
 }
 
 /// The meaning of a 200.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ack {
     /// The events are durable and will reach every sink.

@@ -4,8 +4,9 @@
 //! must not stop webhooks, probes or a stop. (`tracing-appender` does the same, but prints to stdout if its queue is full at exit.)
 
 use prometheus_client::metrics::counter::Counter;
+use schemars::JsonSchema;
 use serde::de::{Error as _, Unexpected};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -36,18 +37,19 @@ static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// `[log]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// A level, and directives such as `info,cdrelay::spool=debug`.
     #[serde(deserialize_with = "targets")]
+    #[schemars(with = "String", extend("default" = "info"))]
     pub level: Targets,
     /// How lines look.
     pub format: Format,
 }
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// For people.

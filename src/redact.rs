@@ -14,6 +14,7 @@ pub use value::{mask, number};
 
 use crate::event::{Event, json};
 use crate::setting::List;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 const IDENTIFIERS: [&str; 5] = ["conversation_uuid", "call_id", "request_id", "cmiuuid", "cmiuid"];
 
 /// `[sinks.NAME.redact]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Fields that are left out.

@@ -15,7 +15,8 @@ use crate::event::{Event, Fields, json};
 use crate::redact::{self, RedactKey, Redaction};
 use crate::sink::Message;
 use crate::spool::Record;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -45,8 +46,9 @@ impl Origin {
 }
 
 /// The part of `[sinks.NAME]` that sets the form of messages.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(transform = crate::config::schema::with_subject)]
 pub struct Config {
     /// Template of the topic (Kafka, stdout) or subject (NATS).
     #[serde(alias = "subject")]
@@ -87,7 +89,7 @@ impl Default for Config {
 }
 
 /// The fate of a record for which `when` is undecided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Undecided {
     /// Not sent, as if `when` were false.
@@ -99,7 +101,7 @@ pub enum Undecided {
 }
 
 /// The content modes of CloudEvents 1.0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Binary mode: the payload is the event itself, the attributes are headers.

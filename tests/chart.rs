@@ -197,7 +197,7 @@ fn the_configuration_of_haproxy_is_sound() {
 }
 
 /// Settings on top of the fewest values, and what the message says.
-const WRONG: [(&str, &[&str]); 27] = [
+const WRONG: [(&str, &[&str]); 32] = [
     ("replica=3", &["additional properties 'replica' not allowed"]),
     ("config=null", &["missing property 'config'"]),
     ("replicas=0", &["/replicas", "minimum"]),
@@ -218,6 +218,11 @@ const WRONG: [(&str, &[&str]); 27] = [
     ("config.shutdown.drain=soon", &["/config/shutdown/drain", "'soon'"]),
     ("config.spool.path=spool", &["/config/spool/path", "'spool'"]),
     ("config.spool.max_size=4GiB", &["persistence.size", "2Gi", "4GiB"]),
+    ("config.spol.path=/var/lib/spool", &["/config", "'spol' not allowed"]),
+    ("config.ingress.max_bdoy=1MiB", &["/config/ingress", "'max_bdoy' not allowed"]),
+    ("config.ingress.ack=never", &["/config/ingress/ack", "'delivered'"]),
+    ("config.sinks.kafka.brokerss=a:9092", &["/config/sinks/kafka", "'brokerss' not allowed"]),
+    ("config.sinks.kafka.compression=rar", &["/config/sinks/kafka/compression", "'zstd'"]),
     ("config.sinks=null", &["config.sinks", "config.sinks.kafka.type=kafka"]),
     ("drain.ordinals[0]=1", &["drain.ordinals", "replica 1 runs"]),
     ("drain.wait=forever", &["/drain/wait", "'forever'"]),

@@ -19,7 +19,9 @@ const EVENT: &str = r#"{"type":"event","direction":"inbound","status":"waiting",
 
 fn examples() -> Vec<PathBuf> {
     let files = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension != "md")).collect();
+    let is_example =
+        |path: &PathBuf| path.extension().is_some_and(|extension| extension != "md" && extension != "json");
+    let mut paths: Vec<_> = files.filter(is_example).collect();
     paths.sort();
     paths
 }

@@ -139,6 +139,7 @@ mod reload;
 mod replay;
 mod routes;
 mod routing;
+mod schema;
 mod schema_registry;
 mod soak;
 mod stdout;

@@ -211,10 +211,13 @@ async fn each_expression_of_the_dashboard_has_data() {
     prometheus.arg(format!("--web.listen-address=127.0.0.1:{port}"));
     let mut process = Process::spawn(&mut prometheus, &path("log"), &path("log"));
     process.listening(port).await;
-    let query = async |path: &str| {
-        let request = Request::get(format!("http://127.0.0.1:{port}/api/v1/{path}"));
+    let get = async |path: &str| {
+        let request = Request::get(format!("http://127.0.0.1:{port}/{path}"));
         bridge.send(request.body(Full::default()).unwrap()).await
     };
+    // It listens before it has read its data, and answers 503 until then.
+    eventually(PATIENCE, "Prometheus is ready", async || get("-/ready").await.status == 200).await;
+    let query = async |path: &str| get(&format!("api/v1/{path}")).await;
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     assert!(variables.iter().any(|variable| variable["name"] == "datasource" && variable["type"] == "datasource"));

@@ -1,6 +1,6 @@
 //! The description of the API at the admin port says what the bridge does.
 
-mod schemathesis;
+pub mod schemathesis;
 
 use crate::command_line::cdrelay;
 use crate::support::bridge::Answer;

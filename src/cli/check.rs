@@ -8,7 +8,7 @@ use crate::bridge::{self, RunError};
 use crate::config::{Config, ConfigError};
 use crate::ingress::tls;
 use crate::reconcile;
-use crate::sink::{kafka, nats};
+use crate::sink::{Registry, kafka, nats};
 use bytesize::ByteSize;
 use clap::Args;
 use connect::Findings;
@@ -30,12 +30,23 @@ pub struct Check {
     /// Also connect to the destinations: are they there, with the topic or stream, and do they take events as large as the ingress does?
     #[arg(long)]
     connect: bool,
+    /// Print every setting that applies and where it comes from instead, without secrets.
+    #[arg(long, conflicts_with = "connect")]
+    print: bool,
 }
 
 impl Check {
     /// Loads the configuration and checks it.
     pub fn execute(&self) -> Result<(), CommandError> {
-        execute(&self.settings.load()?, self.connect)
+        let config = self.settings.load()?;
+        if !self.print {
+            return execute(&config, self.connect);
+        }
+        let mut out = Output::new();
+        for line in config.effective(&Registry::default()) {
+            out.line(line)?;
+        }
+        Ok(out.flush()?)
     }
 }
 

@@ -6,12 +6,13 @@ use crate::ingress::decode::Content;
 use crate::route::{FilterError, Route, Routed};
 use crate::sink::Message;
 use crate::spool::Record;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// `[[tests]]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Test {
     /// What the test is called.
@@ -32,8 +33,9 @@ pub struct Test {
 }
 
 /// `[tests.sinks.NAME]`: what is not set does not matter.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = super::schema::with_subject)]
 pub struct Expected {
     /// The fate of the event.
     pub outcome: Outcome,
@@ -51,7 +53,7 @@ pub struct Expected {
 }
 
 /// The fate of an event at one sink.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It is published.

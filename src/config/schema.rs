@@ -1,58 +1,130 @@
-//! The JSON Schema of a configuration, for editors and linters.
+//! The JSON Schema of a configuration: `cdrelay schema`.
 
-use super::{Admin, Document, Reload, Shutdown, Test, keys};
+use super::Document;
+use crate::dispatch;
+use crate::route;
 use crate::sink::Registry;
-use crate::{dead_letter, dispatch, ingress, logging, route, spool};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-/// The schema of a configuration with these types of sinks. A table that has no schema of its own may hold anything.
-pub fn schema(registry: &Registry) -> Value {
-    let mut generator = SchemaGenerator::default();
-    let mut tables = Map::new();
-    for name in keys::of::<Document>() {
-        tables.insert((*name).to_owned(), json!(true));
-    }
-    let own = [
-        ("ingress", generator.subschema_for::<ingress::Config>()),
-        ("admin", generator.subschema_for::<Admin>()),
-        ("spool", generator.subschema_for::<spool::Config>()),
-        ("dead_letters", generator.subschema_for::<dead_letter::Config>()),
-        ("shutdown", generator.subschema_for::<Shutdown>()),
-        ("log", generator.subschema_for::<logging::Config>()),
-        ("reload", generator.subschema_for::<Reload>()),
-        ("tests", generator.subschema_for::<Vec<Test>>()),
-    ];
-    tables.extend(own.map(|(name, schema)| (name.to_owned(), schema.to_value())));
-    let sinks: Vec<_> = registry.types().map(|(name, schema)| sink(name, schema(&mut generator), &mut generator)).collect();
-    let name = "^[a-z0-9_-]{1,64}$";
-    let sinks = json!({ "type": "object", "patternProperties": { name: { "oneOf": sinks } }, "additionalProperties": false });
-    tables.insert("sinks".to_owned(), sinks);
+/// The draft that editors and Helm know.
+const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
+
+/// Draft 7, with every definition in its place, so that the schema can be put into another one.
+pub fn of<T: JsonSchema>() -> Schema {
+    let settings = SchemaSettings::draft07().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    settings.into_generator().into_root_schema_for::<T>()
+}
+
+/// The schema of a configuration with these types of sinks.
+pub fn document(registry: &Registry) -> Value {
+    let mut document = of::<Document>().to_value();
+    document["$schema"] = DRAFT.into();
+    document["title"] = "cdrelay configuration".into();
+    document["description"] = "config/README.md describes every key.".into();
+    let sinks = registry.names().into_iter().map(|kind| sink(registry, kind)).collect();
+    document["properties"]["sinks"]["additionalProperties"] = by_type(sinks);
+    tidy(&mut document);
+    document
+}
+
+/// The schema of a table whose `type` tells which of `alternatives` applies. With `oneOf`, a mistake would be one in each of them.
+fn by_type(alternatives: Vec<Value>) -> Value {
+    let name = |schema: &Value| schema["properties"]["type"]["const"].clone();
+    let names: Vec<_> = alternatives.iter().map(name).collect();
+    let when = |then: Value| json!({ "if": { "properties": { "type": { "const": name(&then) } } }, "then": then });
     json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "cdrelay",
-        "description": "The configuration of cdrelay. config/README.md describes every key.",
         "type": "object",
-        "properties": tables,
-        "additionalProperties": false,
-        "$defs": generator.take_definitions(true),
+        "required": ["type"],
+        "properties": { "type": { "enum": names } },
+        "allOf": alternatives.into_iter().map(when).collect::<Vec<_>>(),
     })
 }
 
-/// The table of a sink of one type: it is read by several structs, none of which has all keys.
-fn sink(kind: &str, own: Schema, generator: &mut SchemaGenerator) -> Value {
-    let parts = [own, route::Config::json_schema(generator), dispatch::Config::json_schema(generator)];
-    let mut properties = Map::new();
+/// Puts descriptions on one line, and takes out what tells an author nothing.
+fn tidy(schema: &mut Value) {
+    match schema {
+        Value::Object(table) => {
+            table.retain(|key, value| !(key == "default" && value.is_null() || key == "format" && value.is_string()));
+            if let Some(Value::String(text)) = table.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            if let Some(Value::Array(alternatives)) = table.get_mut("oneOf")
+                && alternatives.iter().all(|schema| schema["properties"]["type"].get("const").is_some())
+            {
+                let alternatives = std::mem::take(alternatives);
+                table.remove("oneOf");
+                table.extend(by_type(alternatives).as_object().cloned().unwrap_or_default());
+            }
+            table.values_mut().for_each(tidy);
+        }
+        Value::Array(list) => list.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
+/// The schema of a sink's table, which three structs read.
+pub fn sink(registry: &Registry, kind: &str) -> Value {
+    let own = registry.find(kind).map(|found| (found.schema)().to_value()).unwrap_or_default();
+    let parts = [own, of::<route::Config>().to_value(), of::<dispatch::Config>().to_value()];
+    let mut properties = Map::from_iter([("type".to_owned(), json!({ "const": kind }))]);
     let mut required = vec![json!("type")];
-    let mut is_closed = true;
-    for part in &parts {
-        is_closed &= part.as_bool().is_none();
-        properties.extend(part.get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
-        required.extend(part.get("required").and_then(Value::as_array).cloned().unwrap_or_default());
+    for part in parts {
+        properties.extend(part["properties"].as_object().cloned().unwrap_or_default());
+        required.extend(part["required"].as_array().cloned().unwrap_or_default());
     }
-    if let Some(topic) = properties.get("topic").cloned() {
-        properties.insert("subject".to_owned(), topic);
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+/// Adds the other name of `topic`.
+pub fn with_subject(schema: &mut Schema) {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut)
+        && let Some(topic) = properties.get("topic").cloned()
+    {
+        properties.insert("subject".into(), topic);
     }
-    properties.insert("type".to_owned(), json!({ "const": kind }));
-    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": !is_closed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Admin, Reload, Shutdown, Test, keys};
+    use crate::{dead_letter, ingress, logging, reconcile, spool};
+
+    /// A key that serde reads and the schema does not know would be marked as a mistake by editors.
+    #[test]
+    fn the_schema_has_every_key_that_is_read() {
+        let registry = Registry::default();
+        let document = document(&registry);
+        let table = |name: &str| &document["properties"][name];
+        let mut read = vec![
+            (&document, keys::of::<Document>()),
+            (table("ingress"), keys::of::<ingress::Config>()),
+            (&table("ingress")["properties"]["decode"], keys::of::<ingress::decode::Config>()),
+            (&table("ingress")["properties"]["routes"]["additionalProperties"], keys::of::<ingress::routes::Config>()),
+            (table("admin"), keys::of::<Admin>()),
+            (table("spool"), keys::of::<spool::Config>()),
+            (table("dead_letters"), keys::of::<dead_letter::Config>()),
+            (table("shutdown"), keys::of::<Shutdown>()),
+            (table("log"), keys::of::<logging::Config>()),
+            (table("reload"), keys::of::<Reload>()),
+            (&table("reconcile")["additionalProperties"], keys::of::<reconcile::Config>()),
+            (&table("tests")["items"], keys::of::<Test>()),
+        ];
+        let sinks: Vec<_> = registry.names().into_iter().map(|kind| (kind, sink(&registry, kind))).collect();
+        for (kind, schema) in &sinks {
+            let own = (registry.find(kind).unwrap().keys)();
+            read.extend([own, keys::of::<route::Config>(), keys::of::<dispatch::Config>()].map(|keys| (schema, keys)));
+        }
+        for (schema, keys) in read {
+            for key in keys {
+                assert!(schema["properties"].get(key).is_some(), "{key} is missing in {schema:#}");
+            }
+            assert_eq!(schema["additionalProperties"], false, "{schema:#}");
+        }
+    }
 }

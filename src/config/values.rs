@@ -49,6 +49,16 @@ impl Values {
         format!("{origin}{problem}")
     }
 
+    /// The file, variable or option that sets `key`.
+    pub(super) fn origin(&self, key: &str) -> String {
+        origin_of(&self.0, key).trim_end_matches(": ").to_owned()
+    }
+
+    /// All of them. Some are secret.
+    pub(super) fn json(&self) -> serde_json::Value {
+        serde_json::to_value(self.root()).unwrap_or_default()
+    }
+
     fn root(&self) -> Value {
         self.0.find_value("").unwrap_or_else(|_| Dict::new().into())
     }

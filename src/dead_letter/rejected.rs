@@ -7,10 +7,12 @@ use super::store::{AtBound, Dir, Line, Reader, Store};
 use crate::event::Arrival;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::RejectedMetrics;
+use crate::setting::Size;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytesize::ByteSize;
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -21,10 +23,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// `[ingress.rejected]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How many bytes the bodies may take on disk; 0 keeps none.
+    #[schemars(with = "Size")]
     pub max_size: ByteSize,
 }
 

@@ -7,12 +7,13 @@ mod form;
 use crate::event::json::{self, Value};
 use crate::event::{Arrival, Event, Fields};
 use form::Charset;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
 /// `[ingress.decode]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Form fields that may hold the complete event as JSON text, if they are the only field.

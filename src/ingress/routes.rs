@@ -8,7 +8,8 @@ use crate::metrics::IngressMetrics;
 use crate::route::{Origin, Origins};
 use hyper::header::HeaderValue;
 use prometheus_client::metrics::counter::Counter;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ pub const DEFAULT_PATH: &str = "/webhook/cdr";
 const SECRET: &str = "{secret}";
 
 /// `[ingress.routes.NAME]`, and the same keys of `[ingress]` for the route `default`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Its path.
@@ -40,7 +41,7 @@ pub struct Config {
 }
 
 /// A method that a route may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {
     /// The event is in the query.

@@ -10,7 +10,8 @@ pub use files::TlsError;
 
 use crate::metrics::TlsMetrics;
 use crate::reloaded::{Change, Content, Reloaded};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 const POLL: Duration = Duration::from_secs(1);
 
 /// `[ingress.tls]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// PEM, the server's own certificate first, then the intermediate ones.
@@ -40,7 +41,7 @@ pub struct Config {
 }
 
 /// Whether a client needs a certificate. One that cannot be verified is refused either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
     /// None without.
@@ -51,7 +52,7 @@ pub enum ClientAuth {
 }
 
 /// A version of TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Version {
     /// RFC 5246
     #[default]

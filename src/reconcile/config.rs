@@ -2,8 +2,9 @@
 
 use crate::http_client::{ClientConfig, Trust};
 use crate::route::Origin;
-use crate::setting::{Secret, period};
+use crate::setting::{Period, Secret};
 use hyper::Uri;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[reconcile.NAME]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Which interface is asked.
@@ -35,19 +36,19 @@ pub struct Config {
     #[serde(default = "all_lists")]
     pub lists: Vec<List>,
     /// From the start of one run in the background to the start of the next; zero: there are none.
-    #[serde(default = "every", with = "period")]
+    #[serde(default = "every", with = "Period")]
     pub every: Duration,
     /// How far back a run looks.
-    #[serde(default = "window", with = "period")]
+    #[serde(default = "window", with = "Period")]
     pub window: Duration,
     /// Calls that ended later than this long ago are left alone: their webhooks may still come.
-    #[serde(default = "settle", with = "period")]
+    #[serde(default = "settle", with = "Period")]
     pub settle: Duration,
     /// How long to wait before each request.
-    #[serde(default = "pause", with = "period")]
+    #[serde(default = "pause", with = "Period")]
     pub pause: Duration,
     /// How long a request may take, from connecting to the end of the answer.
-    #[serde(default = "timeout", with = "period")]
+    #[serde(default = "timeout", with = "Period")]
     pub timeout: Duration,
     /// The values of `{labels.NAME}` in templates.
     #[serde(default)]
@@ -55,7 +56,7 @@ pub struct Config {
 }
 
 /// An interface that lists calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Platform {
     /// <https://doc.telecmi.com/chub/docs/missed-call/>
     #[serde(rename = "telecmi")]
@@ -66,7 +67,7 @@ pub enum Platform {
 }
 
 /// A list of calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum List {
     /// Incoming and missed.

@@ -10,6 +10,7 @@ use crate::metrics::ProxyProtocolMetrics;
 use crate::setting::{List, Network};
 use hyper::body::Bytes;
 use proxy_header::{ParseConfig, Protocol, ProxyHeader};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +27,7 @@ const VERSION_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const CRC32C: [u8; 3] = [3, 0, 4];
 
 /// `[ingress.proxy_protocol]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The proxies. Connections from other addresses are closed.

@@ -1,7 +1,9 @@
 //! Networks, and whether an address is in them.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Unexpected};
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// A network, or a single address, which is a network of one: `"192.0.2.0/24"`, `"2001:db8::/32"`, `"127.0.0.1"`.
@@ -55,6 +57,16 @@ impl<'de> Deserialize<'de> for Network {
         let text = String::deserialize(deserializer)?;
         let allowed = "a network or an address, such as \"192.0.2.0/24\", \"2001:db8::/32\" or \"127.0.0.1\"";
         Self::parse(&text).ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &allowed))
+    }
+}
+
+impl JsonSchema for Network {
+    fn schema_name() -> Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "examples": ["192.0.2.0/24", "2001:db8::/32", "127.0.0.1"] })
     }
 }
 

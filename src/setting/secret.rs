@@ -1,7 +1,9 @@
 //! Texts that must not appear in logs, metrics or errors.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -95,6 +97,17 @@ impl<'de> Deserialize<'de> for Secret {
             }
         }
         deserializer.deserialize_any(Text)
+    }
+}
+
+impl JsonSchema for Secret {
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
+
+    /// `writeOnly` is JSON Schema's mark of a value that is not shown.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "integer"], "writeOnly": true })
     }
 }
 

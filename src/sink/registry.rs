@@ -1,9 +1,10 @@
 //! The types of sinks, by the `type` of their table `[sinks.NAME]`.
 
 use super::{SetupError, Sink, kafka, nats, stdout};
-use crate::config::{ConfigError, keys, read_table};
+use crate::config::{ConfigError, keys, read_table, schema};
 use crate::route::{Dialect, Route};
 use figment::Figment;
+use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::fmt::Debug;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 /// The settings of one type of sink: the keys of its table, without the keys that all sinks have. Its `Deserialize` must accept
 /// unknown fields: the configuration refuses them.
-pub trait SinkConfig: DeserializeOwned + Debug + Send + Sync + 'static {
+pub trait SinkConfig: DeserializeOwned + JsonSchema + Debug + Send + Sync + 'static {
     /// The `type` in the table.
     const TYPE: &'static str;
     /// Which topics and headers are legal at the destination.
@@ -65,6 +66,8 @@ pub(crate) struct SinkType {
     pub name: &'static str,
     /// The keys of the settings.
     pub keys: fn() -> &'static [&'static str],
+    /// The JSON Schema of the settings.
+    pub schema: fn() -> Schema,
     /// Reads the settings from the table at a path.
     pub read: fn(&Figment, &str) -> ReadResult,
 }
@@ -80,7 +83,7 @@ impl Registry {
     /// Adds a type.
     #[must_use]
     pub fn with<T: SinkConfig>(mut self) -> Self {
-        self.0.push(SinkType { name: T::TYPE, keys: keys::of::<T>, read: read::<T> });
+        self.0.push(SinkType { name: T::TYPE, keys: keys::of::<T>, schema: schema::of::<T>, read: read::<T> });
         self
     }
 

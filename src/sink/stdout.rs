@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use line::render;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal as _, Seek as _, Write};
@@ -32,7 +33,7 @@ const FULL_PIPE_PAUSE: Duration = Duration::from_millis(5);
 const STOPPED: &str = "the stdout writer has stopped";
 
 /// stdout has no settings of its own.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 pub struct Config {}
 
 impl SinkConfig for Config {

@@ -27,12 +27,12 @@ const EXAMPLES: &str = "10";
 /// Slower machines than any that is known need a third of this.
 const TIME: Duration = Duration::from_secs(300);
 
-/// Python that knows schemathesis, in `directory`. `None` where there can be none.
-fn python(directory: &Path) -> Option<Command> {
+/// Python that knows schemathesis and `jsonschema_rs`, in `directory`. `None` where there can be none.
+pub fn python(directory: &Path) -> Option<Command> {
     let libraries = env::var("CDRELAY_TEST_SCHEMATHESIS")
         .expect("CDRELAY_TEST_SCHEMATHESIS names no schemathesis: run tests/run, which fetches it");
     if libraries.is_empty() {
-        let told = "\n*** NOT TESTED: the description of the API by schemathesis. tests/run says at its start why it cannot be had here.\n";
+        let told = "\n*** NOT TESTED: the description of the API and the schema of the configuration by schemathesis. tests/run says at its start why it cannot be had here.\n";
         // Past the harness, which shows the output of failed tests only.
         stderr().write_all(told.as_bytes()).unwrap();
         return None;

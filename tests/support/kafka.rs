@@ -30,7 +30,7 @@ use tokio::task::spawn_blocking;
 
 pub use broker::{Broker, PASSWORD, USER, plain_login};
 pub use cluster::Cluster;
-pub use java::{allow_writing, java_consume, limit_producer};
+pub use java::{allow, allow_writing, java_consume, limit_producer};
 pub use plain::PlainProducer;
 
 use super::{PATIENCE, eventually};

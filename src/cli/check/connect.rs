@@ -1,17 +1,29 @@
 //! `cdrelay check --connect`: what the destinations say.
+//!
+//! Whether a topic or subject may be written to is tried with a message that the broker has to refuse for another reason: it looks at the
+//! permission first. So nothing is stored.
 
 use crate::bridge;
 use crate::config::Config;
 use crate::route::Route;
-use crate::sink::kafka;
+use crate::sink::nats::options::{connect_options, parse_servers};
+use crate::sink::{kafka, nats};
+use async_nats::{Event, HeaderMap, header};
 use bytesize::ByteSize;
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How long a broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// `max.message.bytes` of a topic that sets none, with some to spare.
+const DEFAULT_LIMIT: usize = 2 << 20;
 
 /// What was found: problems keep a bridge from delivering, warnings may.
 #[derive(Debug, Default)]
@@ -20,29 +32,70 @@ pub struct Findings {
     pub warnings: Vec<String>,
 }
 
-/// Connects every sink, and reads the limits of Kafka topics. `event_bytes`: the largest event and what a message has beside it.
+impl Findings {
+    fn prefix(mut self, with: &str) -> Self {
+        self.problems.iter_mut().chain(&mut self.warnings).for_each(|text| text.insert_str(0, with));
+        self
+    }
+}
+
+/// Connects every sink, and asks for what the bridge cannot do without. `event_bytes`: the largest event and what a message has beside it.
 pub async fn ask(config: &Config, event_bytes: u64) -> Findings {
     let mut findings = Findings { problems: bridge::check_destinations(config).await, ..Findings::default() };
     for (name, sink) in &config.sinks {
-        let Some(kafka) = sink.destination.settings::<kafka::Config>() else { continue };
         let Ok(route) = Route::compile(&sink.route, sink.destination.dialect()) else { continue };
-        // Of other topics only an event tells the name.
-        let Some(topic) = route.constant_topic() else { continue };
-        match topic_settings(kafka, topic).await {
-            Ok(settings) => {
-                let key = format!("sinks.{name}.topic");
-                let warnings = warnings(&settings, event_bytes).into_iter();
-                findings
-                    .warnings
-                    .extend(warnings.map(|text| config.values.problem(&key, format_args!("topic `{topic}`: {text}"))));
-            }
-            Err(cause) => {
-                let text = format!("the settings of topic `{topic}` cannot be read: {cause}");
-                findings.warnings.push(config.values.problem(&format!("sinks.{name}"), text));
-            }
-        }
+        let found = if let Some(nats) = sink.destination.settings::<nats::Config>() {
+            ask_nats(nats, &route.subject_wildcard(), event_bytes).await
+        } else if let Some(kafka) = sink.destination.settings::<kafka::Config>()
+            // Of other topics only an event tells the name.
+            && let Some(topic) = route.constant_topic()
+        {
+            ask_kafka(kafka, topic, event_bytes).await
+        } else {
+            continue;
+        };
+        let key = format!("sinks.{name}");
+        let line = |text: String| config.values.problem(&key, text);
+        findings.problems.extend(found.problems.into_iter().map(line));
+        findings.warnings.extend(found.warnings.into_iter().map(line));
     }
     findings
+}
+
+async fn ask_kafka(kafka: &kafka::Config, topic: &str, event_bytes: u64) -> Findings {
+    let mut findings = Findings::default();
+    let limit = match topic_settings(kafka, topic).await {
+        Ok(settings) => {
+            findings.warnings = warnings(&settings, event_bytes);
+            settings.get("max.message.bytes").and_then(|value| value.parse().ok())
+        }
+        Err(cause) => {
+            findings.warnings.push(format!("its settings cannot be read: {cause}"));
+            None
+        }
+    };
+    match try_kafka(kafka, topic, limit.unwrap_or(DEFAULT_LIMIT)).await {
+        Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {}
+        Err(
+            error @ KafkaError::MessageProduction(
+                RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+            ),
+        ) => findings.problems.push(format!("may not be written to: {error}")),
+        other => findings.warnings.push(format!("it is not known whether it may be written to: {other:?}")),
+    }
+    findings.prefix(&format!("topic `{topic}`: "))
+}
+
+/// Publishes a message that is larger than the topic's `limit` in bytes.
+async fn try_kafka(kafka: &kafka::Config, topic: &str, limit: usize) -> KafkaResult<()> {
+    let mut client = kafka.client().map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+    client.set("compression.type", "none");
+    client.set("message.timeout.ms", ANSWER.as_millis().to_string());
+    client.set("message.max.bytes", "1000000000");
+    let producer: FutureProducer = client.create()?;
+    let payload = vec![0; limit + 1];
+    let sent = producer.send(FutureRecord::<(), _>::to(topic).payload(&payload), ANSWER).await;
+    sent.map(drop).map_err(|(error, _)| error)
 }
 
 async fn topic_settings(kafka: &kafka::Config, topic: &str) -> Result<BTreeMap<String, String>, String> {
@@ -68,6 +121,56 @@ fn warnings(settings: &BTreeMap<String, String>, event_bytes: u64) -> Vec<String
         warnings.push("`min.insync.replicas` is 1: an acknowledged message is lost with a single broker; set it to 2 with 3 replicas".into());
     }
     warnings
+}
+
+async fn ask_nats(config: &nats::Config, subjects: &str, event_bytes: u64) -> Findings {
+    let mut findings = Findings::default();
+    let denials = Arc::new(Mutex::new(None));
+    let client = match connect_nats(config, denials.clone()).await {
+        Ok(client) => client,
+        Err(cause) => {
+            findings.warnings.push(format!("its limits cannot be read: {cause}"));
+            return findings;
+        }
+    };
+    let limit = client.server_info().max_payload as u64;
+    if limit < event_bytes {
+        findings.warnings.push(format!(
+            "`max_payload` of the server is {limit}, and the largest event makes a message of {}: it becomes a dead letter; lower `ingress.max_body`, or raise the server's limit",
+            ByteSize(event_bytes)
+        ));
+    }
+    if config.mode == nats::Mode::Jetstream {
+        let subject = subjects.replace('*', "cdrelay-check");
+        // No stream has stored a message of this id.
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_MESSAGE_ID, format!("cdrelay-check-{}", fastrand::u64(..)));
+        let request = async_nats::Request::new().headers(headers).timeout(Some(ANSWER / 2));
+        let answer = client.send_request(subject.clone(), request).await;
+        if let Some(denial) = denials.lock().take() {
+            findings.problems.push(format!("subject `{subject}`: may not be written to: {denial}"));
+        } else if let Err(error) = answer {
+            findings
+                .warnings
+                .push(format!("subject `{subject}`: it is not known whether it may be written to: {error}"));
+        }
+    }
+    findings
+}
+
+/// Connects; `denial` gets what the server says when it denies a message.
+async fn connect_nats(config: &nats::Config, denial: Arc<Mutex<Option<String>>>) -> Result<async_nats::Client, String> {
+    let servers = parse_servers(&config.servers.0).map_err(|error| error.to_string())?;
+    let options = connect_options(config).map_err(|error| error.to_string())?.event_callback(move |event| {
+        if let Event::ServerError(error) = event {
+            *denial.lock() = Some(error.to_string());
+        }
+        std::future::ready(())
+    });
+    let client = options.connect(servers).await.map_err(|error| error.to_string())?;
+    let flushed = timeout(ANSWER, client.flush()).await.map_err(|_| "no answer".to_owned())?;
+    flushed.map_err(|error| error.to_string())?;
+    Ok(client)
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! `[[ingress.auth]]` and `[[ingress.routes.NAME.auth]]`: one table for each check, with the keys of its `type`.
 
 use super::twilio::BaseUrls;
-use crate::setting::{List, Network, Secret, period};
+use crate::setting::{List, Network, Period, Secret};
 use hyper::header::HeaderName;
+use schemars::JsonSchema;
 use serde::de::{Error as _, Unexpected};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// One check of a request.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Config {
     /// A secret in place of `{secret}` in the route's path.
@@ -25,9 +26,17 @@ pub enum Config {
     /// A signature over the body.
     Hmac(Hmac),
     /// GitHub's signature over the body.
-    Github(#[serde(deserialize_with = "github")] Hmac),
+    Github(
+        #[serde(deserialize_with = "github")]
+        #[schemars(with = "SecretSource")]
+        Hmac,
+    ),
     /// Shopify's signature over the body.
-    Shopify(#[serde(deserialize_with = "shopify")] Hmac),
+    Shopify(
+        #[serde(deserialize_with = "shopify")]
+        #[schemars(with = "SecretSource")]
+        Hmac,
+    ),
     /// <https://www.standardwebhooks.com>
     StandardWebhooks(StandardWebhooks),
     /// Twilio's signature over URL and parameters.
@@ -40,7 +49,7 @@ pub enum Config {
 }
 
 /// Where secrets come from; each of them is valid.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecretSource {
     /// The secrets themselves.
@@ -50,7 +59,7 @@ pub struct SecretSource {
 }
 
 /// `type = "query"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// The parameter with the secret.
@@ -63,11 +72,12 @@ pub struct Query {
 }
 
 /// `type = "header"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
     /// The header field with the secret.
     #[serde(deserialize_with = "header_name")]
+    #[schemars(with = "String")]
     pub header: HeaderName,
     #[serde(default)]
     secrets: List<Secret>,
@@ -76,7 +86,7 @@ pub struct Header {
 }
 
 /// `type = "basic"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Basic {
     /// The user whose passwords the secrets are.
@@ -89,11 +99,12 @@ pub struct Basic {
 }
 
 /// `type = "hmac"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hmac {
     /// The header field with the signature.
     #[serde(deserialize_with = "header_name")]
+    #[schemars(with = "String")]
     pub header: HeaderName,
     /// The hash function.
     #[serde(default)]
@@ -109,9 +120,10 @@ pub struct Hmac {
     pub signed: Option<String>,
     /// The header field with the seconds since 1970 at which the request was made.
     #[serde(default, deserialize_with = "optional_header_name")]
+    #[schemars(with = "Option<String>")]
     pub timestamp_header: Option<HeaderName>,
     /// How far the timestamp may be from now.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "Period")]
     pub tolerance: Option<Duration>,
     #[serde(default)]
     pub(super) secrets: List<Secret>,
@@ -120,11 +132,11 @@ pub struct Hmac {
 }
 
 /// `type = "standard-webhooks"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StandardWebhooks {
     /// How far the timestamp may be from now.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "Period")]
     pub tolerance: Option<Duration>,
     #[serde(default)]
     secrets: List<Secret>,
@@ -133,11 +145,12 @@ pub struct StandardWebhooks {
 }
 
 /// `type = "twilio"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Twilio {
     /// Scheme and host that Twilio calls.
     #[serde(rename = "url")]
+    #[schemars(with = "List<String>")]
     pub urls: BaseUrls,
     #[serde(default)]
     secrets: List<Secret>,
@@ -146,7 +159,7 @@ pub struct Twilio {
 }
 
 /// `type = "appid"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AppIds {
     /// The applications whose events are taken.
@@ -154,7 +167,7 @@ pub struct AppIds {
 }
 
 /// `type = "cidr"`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cidr {
     /// The networks that may send.
@@ -168,7 +181,7 @@ pub struct Cidr {
 }
 
 /// A header field in which proxies report the address of the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ForwardingHeader {
     /// The usual one.
     #[serde(rename = "x-forwarded-for", alias = "X-Forwarded-For")]
@@ -179,7 +192,7 @@ pub enum ForwardingHeader {
 }
 
 /// The hash function of an HMAC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     /// Only for senders that offer nothing better.
@@ -192,7 +205,7 @@ pub enum Algorithm {
 }
 
 /// How a signature is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// Digits of one case.

@@ -3,20 +3,22 @@
 use super::SchemaRegistry;
 use super::properties::Properties;
 use super::status::STATISTICS;
-use crate::setting::{Secret, period};
+use crate::setting::{List, Period, Secret};
 use crate::sink::SetupError;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The settings of a Kafka sink, beside those every sink has.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Config {
     /// Bootstrap servers: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(with = "List<String>")]
     pub brokers: Vec<String>,
     /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
     pub tls: Option<Tls>,
@@ -28,7 +30,7 @@ pub struct Config {
     pub compression: Compression,
     /// How long a message waits for others to share its batch. A conversation has one message in flight, so this adds to the time
     /// between two of its events.
-    #[serde(default = "default_linger", with = "period")]
+    #[serde(default = "default_linger", with = "Period")]
     pub linger: Duration,
     /// The client's name in the brokers' logs, quotas and metrics.
     #[serde(default = "default_client_id")]
@@ -42,7 +44,7 @@ pub struct Config {
 }
 
 /// Encryption, and the client's certificate where the brokers ask for one. Changed files are used by a new producer within seconds.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// `false` switches a configured table off again, from the environment for example.
@@ -64,7 +66,7 @@ pub struct Tls {
 }
 
 /// A login.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sasl {
     /// How the password is proven. `PLAIN` tells it to the broker: use it with `tls` only.
@@ -78,7 +80,7 @@ pub struct Sasl {
 }
 
 /// A SASL mechanism.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mechanism {
     /// The password as it is.
     #[serde(rename = "PLAIN")]
@@ -92,7 +94,7 @@ pub enum Mechanism {
 }
 
 /// A compression codec of Kafka.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names say it all")]
 pub enum Compression {
@@ -132,7 +134,7 @@ fn yes() -> bool {
 impl Config {
     /// The producer's properties, every name and value checked by librdkafka. Reads passwords from their files; those of
     /// certificates are read when the producer is made.
-    pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
+    pub fn client(&self) -> Result<ClientConfig, SetupError> {
         let mut client = self.connection()?;
         for (property, value) in [
             ("enable.idempotence", "true"),

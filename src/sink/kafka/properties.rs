@@ -3,7 +3,9 @@
 use crate::setting::Secret;
 use crate::sink::SetupError;
 use rdkafka::ClientConfig;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// librdkafka properties by name. Values are kept secret: some of them are passwords.
@@ -41,6 +43,16 @@ impl From<BTreeMap<String, Property>> for Properties {
             }
         }
         Self(properties)
+    }
+}
+
+impl JsonSchema for Properties {
+    fn schema_name() -> Cow<'static, str> {
+        "Properties".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object", "additionalProperties": { "type": ["string", "number", "boolean", "object"], "writeOnly": true } })
     }
 }
 

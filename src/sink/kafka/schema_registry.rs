@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ const ANSWER_BYTES: usize = 1 << 20;
 const REFUSED: Duration = Duration::from_secs(1);
 
 /// A schema registry that speaks Confluent's protocol: Confluent's own, Apicurio, Karapace, Redpanda.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where the paths `/subjects/…` begin: `http://registry:8081`, for Apicurio `http://registry:8080/apis/ccompat/v7`.

@@ -1,14 +1,15 @@
 //! The settings of a `[sinks.<name>]` table of type `nats`.
 
 use super::StreamConfig;
-use crate::setting::{List, Secret, period};
+use crate::setting::{List, Period, Secret, Size};
 use bytesize::ByteSize;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where and how to publish.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 pub struct Config {
     /// One server or several, as `nats://host:4222` or `tls://host:4222`, as a list or as one text with commas. Further
     /// servers of a cluster are learnt from the first one that answers. Default: `nats://127.0.0.1:4222`.
@@ -45,7 +46,7 @@ pub struct Config {
     #[serde(default)]
     pub tls: Option<TlsConfig>,
     /// How long to wait for an acknowledgement before the message is sent again. Default: 10 s.
-    #[serde(default = "ten_seconds", with = "period")]
+    #[serde(default = "ten_seconds", with = "Period")]
     pub ack_timeout: Duration,
     /// The stream that must store the messages. Default: any stream that takes the subject.
     #[serde(default)]
@@ -61,11 +62,12 @@ pub struct Config {
     pub inbox_prefix: Option<String>,
     /// Refuse messages over this size even though the server announces more: for users whose JWT allows less than the server.
     #[serde(default)]
+    #[schemars(with = "Option<Size>")]
     pub max_payload: Option<ByteSize>,
 }
 
 /// When a message counts as delivered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Stored by a stream.
@@ -76,7 +78,7 @@ pub enum Mode {
 }
 
 /// TLS to the servers. Files are PEM, checked at load and read again at each connect.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
     /// Refuse a server that offers no TLS. Default: true.

@@ -1,14 +1,15 @@
 //! The settings of the stream that stores the messages, and the stream that is created by them.
 
-use crate::setting::period;
+use crate::setting::{Period, Size};
 use crate::sink::SetupError;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use bytesize::ByteSize;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The JetStream stream that stores the messages.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StreamConfig {
     /// Its name. Every message is sent with `Nats-Expected-Stream`, so that it cannot land in another one.
@@ -21,9 +22,10 @@ pub struct StreamConfig {
     pub subjects: Vec<String>,
     /// Its largest size. Default: no limit.
     #[serde(default)]
+    #[schemars(with = "Option<Size>")]
     pub max_bytes: Option<ByteSize>,
     /// How long it keeps a message. Default: for ever.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "Period")]
     pub max_age: Option<Duration>,
     /// How many messages it keeps. Default: no limit.
     #[serde(default)]
@@ -38,7 +40,7 @@ pub struct StreamConfig {
     /// the server whose acknowledgement got lost is sent again when the connection is back; within this window the server
     /// drops the second copy. One hour covers restarts of either side, and the 45 minutes in which the ingress recognises a
     /// resend; after a longer outage the last messages in flight may be stored twice.
-    #[serde(default, with = "period")]
+    #[serde(default, with = "Period")]
     pub duplicate_window: Option<Duration>,
     /// When a limit is reached: `old` (default) drops the oldest messages, as a log does; `new` refuses new ones, which then
     /// wait in the spool.
@@ -47,7 +49,7 @@ pub struct StreamConfig {
 }
 
 /// Where a stream keeps its messages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Storage {
     /// On disk.
@@ -58,7 +60,7 @@ pub enum Storage {
 }
 
 /// The messages that a full stream drops.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Discard {
     /// Its oldest messages.

@@ -38,9 +38,15 @@ pub async fn java_consume(address: &str, topic: &str, count: usize, within: Dura
 
 /// Allows [`USER`] to write to the topic.
 pub async fn allow_writing(address: &str, topic: &str) {
+    allow(address, topic, &["Write", "Describe"]).await;
+}
+
+/// Allows [`USER`] these operations on the topic.
+pub async fn allow(address: &str, topic: &str, operations: &[&str]) {
     let mut command = java("org.apache.kafka.tools.AclCommand");
     command.args(["--bootstrap-server", address, "--add", "--allow-principal", &format!("User:{USER}")]);
-    command.args(["--operation", "Write", "--operation", "Describe", "--topic", topic]);
+    operations.iter().for_each(|operation| drop(command.args(["--operation", operation])));
+    command.args(["--topic", topic]);
     let output = spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "cannot allow writing: {}", String::from_utf8_lossy(&output.stderr));
 }
