@@ -84,7 +84,7 @@ fn every_flag_and_file_named_exists() {
         .flat_map(str::split_whitespace)
         .filter_map(|word| word.trim_matches(['[', ']', '`']).strip_prefix("--"))
         .collect();
-    assert_eq!(flags, ["config", "connect", "set"].into());
+    assert_eq!(flags, ["config", "connect", "print", "set"].into());
     assert!(flags.iter().all(|flag| help.contains(&format!("--{flag} "))), "{help}");
 
     let headings =

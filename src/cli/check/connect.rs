@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +95,9 @@ async fn try_kafka(kafka: &kafka::Config, topic: &str, limit: usize) -> KafkaRes
     let producer: FutureProducer = client.create()?;
     let payload = vec![0; limit + 1];
     let sent = producer.send(FutureRecord::<(), _>::to(topic).payload(&payload), ANSWER).await;
-    sent.map(drop).map_err(|(error, _)| error)
+    // A user who may write to no topic gets no producer id, which ends the producer before the message is sent.
+    let fatal = producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
+    sent.map(drop).map_err(|(error, _)| fatal.unwrap_or(error))
 }
 
 async fn topic_settings(kafka: &kafka::Config, topic: &str) -> Result<BTreeMap<String, String>, String> {
