@@ -1,5 +1,5 @@
-"""Webhooks of invented calls go through a bridge into a real Kafka and into lines on stdout. DuckDB, ClickHouse and a count from the
-truth about the calls have to agree, call by call and report by report.
+"""Webhooks of invented calls go through a bridge into a real Kafka and into lines on stdout. DuckDB, ClickHouse, dbt and a count
+from the truth about the calls have to agree, call by call and report by report.
 
     python end_to_end.py --binary target/debug/cdrelay --kafka localhost:9092 --calls 500
 
@@ -22,6 +22,7 @@ import jsonschema_rs
 
 from calls import Generator
 from count import Reports
+from dbt_models import Dbt
 from engines import CALLS, HERE, REPORTS, ClickHouse, DuckDB
 from pipeline import REPOSITORY, Bridge, Broker, Sender, consume, create_topic, eventually, produce_rubbish, remove
 
@@ -74,6 +75,13 @@ def check(engine, calls, events, errors, others):
     found = {name: quality[name] for name in expected}
     assert found == expected, f"{engine.name} quality: {found}, not {expected}"
     return rows
+
+
+def check_dbt(dbt, calls, events, errors, others):
+    check(dbt, calls, events, errors, others)
+    truth = Reports(calls, *PERIODS[0])
+    for name, (_, columns) in REPORTS.items():
+        compare(f"dbt's model {name}", columns, getattr(truth, name)(), dbt.model(name))
 
 
 def check_schemas(lines):
@@ -183,6 +191,8 @@ def run(options, cleanup):
     clickhouse.insert(messages[: len(messages) // 2])
     rows = check(clickhouse, calls, len(ids), rubbish, len(others))
     print(f"ClickHouse agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
+    check_dbt(Dbt(bridge.lines, directory, *PERIODS[0]), calls, len(ids), 1, len(others))
+    print(f"dbt agrees: {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":
