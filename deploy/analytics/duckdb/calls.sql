@@ -1,6 +1,7 @@
--- One row for each conversation. See ../README.md for what the columns mean.
+-- One row for each conversation. See ../README.md for what the columns mean. Comments with braces mark the SQL that ../dbt uses.
 
 CREATE OR REPLACE VIEW calls AS
+-- {% macro cdr_calls() %}
 WITH named AS (
     SELECT *,
         coalesce(type, 'event') = 'cdr' AS is_cdr,
@@ -87,4 +88,6 @@ SELECT call, appid, direction, outcome, started_at,
             WHEN 'missed' THEN started_at + to_milliseconds(CAST(waited_seconds * 1000 AS BIGINT)) END) AS ended_at,
     round(waited_seconds, 3) AS waited_seconds, talked_seconds, team, agent, customer, virtual_number, hangup_reason, voicemail,
     recording, ivr_name, events, reconciled, only_reconciled
-FROM waits;
+FROM waits
+-- {% endmacro %}
+;

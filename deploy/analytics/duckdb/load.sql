@@ -5,6 +5,8 @@
 --     .read load.sql
 --
 -- A line is one message, as cdrelay's stdout sink writes it or as `kcat -J` does, in the format `event` or `cloudevents`.
+--
+-- Comments with braces mark the SQL that ../dbt uses.
 
 CREATE TABLE IF NOT EXISTS raw (
     ce_id VARCHAR PRIMARY KEY,
@@ -68,6 +70,7 @@ FROM loaded WHERE ce_id IS NULL OR ce_subject IS NULL OR json_type(event) IS DIS
 
 DROP TABLE loaded;
 
+-- {% macro cdr_functions() %}
 -- A field as text, whether it came as a text or not. Missing, null, empty, 'null' and 'undefined' are all NULL.
 CREATE OR REPLACE MACRO cdr_text(event, name) AS
     CASE WHEN json_extract_string(event, '$.' || name) NOT IN ('', 'null', 'undefined')
@@ -85,9 +88,11 @@ CREATE OR REPLACE MACRO cdr_time(text) AS
 -- A phone number as its digits, without the prefix of international calls: +44 20 7946 0000 and 00442079460000 are 442079460000.
 CREATE OR REPLACE MACRO cdr_number(text) AS
     nullif(regexp_replace(regexp_replace(text, '[^0-9]', '', 'g'), '^00', ''), '');
+-- {% endmacro %}
 
 -- See ../README.md for what the columns mean.
 CREATE OR REPLACE VIEW fields AS
+-- {% macro cdr_fields() %}
 SELECT ce_id, ce_source, ce_type, ce_subject, ce_time, topic, key,
     ends_with(coalesce(ce_source, ''), '/reconcile') AS reconciled,
     lower(cdr_text(event, 'type')) AS type,
@@ -117,7 +122,9 @@ SELECT ce_id, ce_source, ce_type, ce_subject, ce_time, topic, key,
     cdr_text(event, 'filename') AS recording,
     cdr_text(event, 'ivr_name') AS ivr_name,
     event
-FROM raw;
+FROM raw
+-- {% endmacro %}
+;
 
 CREATE TABLE IF NOT EXISTS events AS FROM fields LIMIT 0;
 INSERT INTO events FROM fields WHERE ce_id NOT IN (SELECT ce_id FROM events);

@@ -3,8 +3,9 @@
 --     FROM missed_by_team_and_hour('2026-03-02', '2026-03-03', zone := 'Europe/London');
 --
 -- A missed call that waited less than `short` seconds is a short hang-up: counted apart, and in no other column. A missed call whose
--- wait is unknown is no short hang-up. Teams without a name are `unassigned`.
+-- wait is unknown is no short hang-up. Teams without a name are `unassigned`. Comments with braces mark the SQL that ../dbt uses.
 
+-- {% macro cdr_reports() %}
 -- The inbound calls of a period.
 CREATE OR REPLACE MACRO inbound_calls(since, until, zone, short) AS TABLE
     SELECT *, coalesce(team, 'unassigned') AS team_name,
@@ -126,3 +127,4 @@ CREATE OR REPLACE MACRO quality() AS TABLE
         FROM calls
     )
     UNPIVOT counted ON * INTO NAME measure VALUE number;
+-- {% endmacro %}

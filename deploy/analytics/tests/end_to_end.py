@@ -1,5 +1,5 @@
-"""Webhooks of invented calls go through a bridge into a real Kafka and into lines on stdout. DuckDB, ClickHouse and a count from the
-truth about the calls have to agree, call by call and report by report.
+"""Webhooks of invented calls go through a bridge into a real Kafka and into lines on stdout. DuckDB, ClickHouse, dbt and a count
+from the truth about the calls have to agree, call by call and report by report.
 
     python end_to_end.py --binary target/debug/cdrelay --kafka localhost:9092 --calls 500
 
@@ -10,16 +10,19 @@ and starts it again.
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from html.parser import HTMLParser
 
 import jsonschema_rs
 
 from calls import Generator
 from count import Reports
+from dbt_models import Dbt
 from engines import CALLS, HERE, REPORTS, ClickHouse, DuckDB
 from pipeline import REPOSITORY, Bridge, Broker, Sender, consume, create_topic, eventually, produce_rubbish, remove
 
@@ -72,6 +75,13 @@ def check(engine, calls, events, errors, others):
     found = {name: quality[name] for name in expected}
     assert found == expected, f"{engine.name} quality: {found}, not {expected}"
     return rows
+
+
+def check_dbt(dbt, calls, events, errors, others):
+    check(dbt, calls, events, errors, others)
+    truth = Reports(calls, *PERIODS[0])
+    for name, (_, columns) in REPORTS.items():
+        compare(f"dbt's model {name}", columns, getattr(truth, name)(), dbt.model(name))
 
 
 def check_schemas(lines):
@@ -129,54 +139,60 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
-    directory = tempfile.mkdtemp(prefix="cdrelay-analytics-")
-    started, broker, bridge = time.monotonic(), None, None
-    try:
-        rng, generator = random.Random(options.seed), Generator(options.seed)
-        calls = generator.calls(options.calls)
-        others = [generator.other() for _ in range(options.calls // 50)]
-        broker = Broker(directory) if options.bounce else None
-        kafka, topic = broker.address if broker else options.kafka, f"analytics.{time.time_ns()}"
-        create_topic(kafka, topic)
-        bridge = Bridge(options.binary, directory, kafka, topic)
-        sender, half = Sender(bridge, rng), len(calls) // 2
-        sent = sender.send(calls[:half], others)
-        if broker:
-            broker.kill()
-        sent += sender.send(calls[half:], [])
-        if broker:
-            broker.start()
-        rubbish = produce_rubbish(kafka, topic)
-        eventually("stdout has all events", lambda: sum(1 for line in bridge.lines.open("rb") if line.strip()) >= sent)
-        messages = eventually("Kafka has all events", lambda: len(found := consume(kafka, topic)) >= sent + rubbish and found)
-        bridge.stop()
-        print(f"{check_schemas(bridge.lines.read_text().splitlines())} events fit the schemas")
-        with bridge.lines.open("ab") as lines:
-            lines.write(b'\n{"topic":"torn","event":{"a\n')
+    # Ends by the same way as by an error: no process stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    with ExitStack() as cleanup:
+        run(options, cleanup)
 
-        ids = {value for message in messages for name, value in message.headers() or [] if name == "ce_id"}
-        print(f"{len(calls)} calls, {sent} events sent, {len(ids)} of them different, {len(messages)} messages in Kafka, "
-              f"{time.monotonic() - started:.1f} s")
-        assert len(ids) < sent * 0.95, "too few events were sent twice"
 
-        duck = DuckDB(bridge.lines)
-        # What is loaded already stays as it is.
-        duck.load()
-        rows = check(duck, calls, len(ids), 1, len(others))
-        check_page(duck, calls)
-        print(f"DuckDB agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
-        clickhouse = ClickHouse(f"{directory}/clickhouse")
-        clickhouse.insert(messages)
-        # A consumer that had not committed its offsets reads them again.
-        clickhouse.insert(messages[: len(messages) // 2])
-        rows = check(clickhouse, calls, len(ids), rubbish, len(others))
-        print(f"ClickHouse agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
-    finally:
-        if bridge:
-            bridge.stop()
-        if broker:
-            broker.kill()
-        remove(directory)
+def run(options, cleanup):
+    started, directory = time.monotonic(), tempfile.mkdtemp(prefix="cdrelay-analytics-")
+    cleanup.callback(remove, directory)
+    rng, generator = random.Random(options.seed), Generator(options.seed)
+    calls = generator.calls(options.calls)
+    others = [generator.other() for _ in range(options.calls // 50)]
+    broker = None
+    if options.bounce:
+        broker = Broker(directory)
+        cleanup.callback(broker.kill)
+    kafka, topic = broker.address if broker else options.kafka, f"analytics.{time.time_ns()}"
+    create_topic(kafka, topic)
+    bridge = Bridge(options.binary, directory, kafka, topic)
+    cleanup.callback(bridge.stop)
+    sender, half = Sender(bridge, rng), len(calls) // 2
+    sent = sender.send(calls[:half], others)
+    if broker:
+        broker.kill()
+    sent += sender.send(calls[half:], [])
+    if broker:
+        broker.start()
+    rubbish = produce_rubbish(kafka, topic)
+    eventually("stdout has all events", lambda: sum(1 for line in bridge.lines.open("rb") if line.strip()) >= sent)
+    messages = eventually("Kafka has all events", lambda: len(found := consume(kafka, topic)) >= sent + rubbish and found)
+    bridge.stop()
+    print(f"{check_schemas(bridge.lines.read_text().splitlines())} events fit the schemas")
+    with bridge.lines.open("ab") as lines:
+        lines.write(b'\n{"topic":"torn","event":{"a\n')
+
+    ids = {value for message in messages for name, value in message.headers() or [] if name == "ce_id"}
+    print(f"{len(calls)} calls, {sent} events sent, {len(ids)} of them different, {len(messages)} messages in Kafka, "
+          f"{time.monotonic() - started:.1f} s")
+    assert len(ids) < sent * 0.95, "too few events were sent twice"
+
+    duck = DuckDB(bridge.lines)
+    # What is loaded already stays as it is.
+    duck.load()
+    rows = check(duck, calls, len(ids), 1, len(others))
+    check_page(duck, calls)
+    print(f"DuckDB agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
+    clickhouse = ClickHouse(f"{directory}/clickhouse")
+    clickhouse.insert(messages)
+    # A consumer that had not committed its offsets reads them again.
+    clickhouse.insert(messages[: len(messages) // 2])
+    rows = check(clickhouse, calls, len(ids), rubbish, len(others))
+    print(f"ClickHouse agrees: {rows} rows of reports, {time.monotonic() - started:.1f} s")
+    check_dbt(Dbt(bridge.lines, directory, *PERIODS[0]), calls, len(ids), 1, len(others))
+    print(f"dbt agrees: {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,26 @@ def statements(path):
     return [statement for statement in re.split(r";\s*$", text, flags=re.M) if statement.strip()]
 
 
-class DuckDB:
+class Engine:
+    """One implementation of `calls` and of the reports. Subclasses run queries."""
+
+    quality_source = "quality"
+
+    def calls(self):
+        return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
+
+    def report(self, name, since, until, zone):
+        needed, columns = REPORTS[name]
+        parameters = {"zone": zone, **{key: VALUES[key] for key in needed}}
+        return self.rows(f"SELECT {columns} FROM {self.call(name, since, until, parameters)}", zone)
+
+    def quality(self):
+        return dict(self.rows(f"SELECT * FROM {self.quality_source}"))
+
+
+class DuckDB(Engine):
     name = "DuckDB"
+    quality_source = "quality()"
 
     def __init__(self, files, database=":memory:"):
         self.connection = duckdb.connect(database)
@@ -53,19 +71,12 @@ class DuckDB:
             return value
         return [tuple(plain(value) for value in row) for row in self.connection.sql(query).fetchall()]
 
-    def calls(self):
-        return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
-
-    def report(self, name, since, until, zone):
-        needed, columns = REPORTS[name]
-        values = "".join(f", {key} := {literal(VALUES[key])}" for key in needed)
-        return self.rows(f"SELECT {columns} FROM {name}('{since}', '{until}', zone := '{zone}'{values})", zone)
-
-    def quality(self):
-        return dict(self.rows("FROM quality()"))
+    def call(self, name, since, until, parameters):
+        values = "".join(f", {key} := {literal(value)}" for key, value in parameters.items())
+        return f"{name}('{since}', '{until}'{values})"
 
 
-class ClickHouse:
+class ClickHouse(Engine):
     name = "ClickHouse"
 
     # chdb has no Kafka engine: a table with the columns that the engine has stands in for it.
@@ -101,16 +112,9 @@ class ClickHouse:
             return value
         return [tuple(map(plain, row, types)) for row in lines[2:]]
 
-    def calls(self):
-        return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
-
-    def report(self, name, since, until, zone):
-        needed, columns = REPORTS[name]
-        values = "".join(f", {key} = {literal(VALUES[key])}" for key in needed)
-        return self.rows(f"SELECT {columns} FROM {name}(since = '{since}', until = '{until}', zone = '{zone}'{values})", zone)
-
-    def quality(self):
-        return dict(self.rows("SELECT * FROM quality"))
+    def call(self, name, since, until, parameters):
+        values = "".join(f", {key} = {literal(value)}" for key, value in parameters.items())
+        return f"{name}(since = '{since}', until = '{until}'{values})"
 
 
 def as_row(message):

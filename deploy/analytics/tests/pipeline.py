@@ -11,6 +11,7 @@ import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -59,6 +60,17 @@ def eventually(what, condition):
     return value
 
 
+@contextmanager
+def killed_if_it_fails(process):
+    """Leaves no process behind when the block raises."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
 class Bridge:
     def __init__(self, binary, directory, kafka, topic):
         self.ingress, self.admin = free_port(), free_port()
@@ -67,7 +79,8 @@ class Bridge:
         config.write_text(CONFIG.format(ingress=self.ingress, admin=self.admin, directory=directory, kafka=kafka, topic=topic))
         self.process = subprocess.Popen([binary, "run", "--config", config], stdout=self.lines.open("ab"),
                                         stderr=(Path(directory) / "bridge.log").open("ab"))
-        eventually("the bridge answers", self.is_up)
+        with killed_if_it_fails(self.process):
+            eventually("the bridge answers", self.is_up)
 
     def is_up(self):
         if self.process.poll() is not None:
@@ -79,8 +92,9 @@ class Bridge:
 
     def stop(self):
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(PATIENCE)
+            with killed_if_it_fails(self.process):
+                self.process.send_signal(signal.SIGTERM)
+                self.process.wait(PATIENCE)
 
 
 class Broker:
@@ -94,7 +108,10 @@ class Broker:
         (self.directory / "kafka.properties").write_text(
             f"{base}\nlisteners=PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{controller}\n"
             f"controller.quorum.voters=1@127.0.0.1:{controller}\nlog.dirs={directory}/kafka\n")
-        self.java("kafka.tools.StorageTool", "format", "--cluster-id", "cdrelay-tests-00000000", "--config").wait()
+        formatting = self.java("kafka.tools.StorageTool", "format", "--cluster-id", "cdrelay-tests-00000000", "--config")
+        with killed_if_it_fails(formatting):
+            if formatting.wait(PATIENCE) != 0:
+                raise RuntimeError("Kafka's storage cannot be formatted: see kafka.log")
         self.start()
 
     def java(self, name, *arguments):
@@ -104,7 +121,8 @@ class Broker:
 
     def start(self):
         self.process = self.java("kafka.Kafka")
-        eventually("Kafka listens", self.listens)
+        with killed_if_it_fails(self.process):
+            eventually("Kafka listens", self.listens)
 
     def listens(self):
         if self.process.poll() is not None:

@@ -1,0 +1,1 @@
+{{ cdrelay.report("busiest_hours") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("callback_summary", "hours", "short", "country_code") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("callbacks", "hours", "short", "country_code") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("missed_by_team_and_hour", "short") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("not_called_back", "hours", "short", "country_code") }}

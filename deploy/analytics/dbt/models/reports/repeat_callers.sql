@@ -1,0 +1,1 @@
+{{ cdrelay.report("repeat_callers", "at_least", "country_code") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("service_level", "target", "short") }}

@@ -1,0 +1,1 @@
+{{ cdrelay.report("waits", "short") }}
