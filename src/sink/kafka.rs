@@ -58,7 +58,7 @@ impl KafkaSink {
     /// The sink called `name`. Checks all settings and connects in the background; needs a tokio runtime. `topic` is the topic of every
     /// message, if that is known: [`Sink::probe`] then reports it missing before the first event does.
     pub fn new(name: &str, config: &Config, topic: Option<&str>) -> Result<Self, SetupError> {
-        let status = Arc::new(Status::new(name, config.brokers.join(",")));
+        let status = Arc::new(Status::new(name, config.bootstrap_servers()));
         let producers = Arc::new(Producers::new(config.clone(), Arc::clone(&status))?);
         let topics = Topics::new(Arc::clone(&status));
         let asking = tokio::spawn(Arc::clone(&topics).run(Arc::clone(&producers)));

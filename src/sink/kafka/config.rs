@@ -3,12 +3,12 @@
 use super::SchemaRegistry;
 use super::properties::Properties;
 use super::status::STATISTICS;
-use crate::setting::{Secret, period};
+use crate::setting::{List, Secret, period};
 use crate::sink::SetupError;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,8 +16,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     /// Bootstrap servers: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
-    #[serde(deserialize_with = "one_or_many")]
-    pub brokers: Vec<String>,
+    pub brokers: List<String>,
     /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
     pub tls: Option<Tls>,
     /// Logs in with a user name and a password.
@@ -104,19 +103,6 @@ pub enum Compression {
     Zstd,
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected \"host:port,…\" or a list of \"host:port\"")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(text) => text.split(',').map(|broker| broker.trim().to_owned()).collect(),
-        OneOrMany::Many(texts) => texts,
-    })
-}
-
 fn default_linger() -> Duration {
     Duration::from_millis(1)
 }
@@ -189,15 +175,22 @@ impl Config {
         tls.chain(self.sasl.iter().map(|sasl| &sasl.password_file)).flatten()
     }
 
+    /// The bootstrap servers, with commas between them.
+    pub(super) fn bootstrap_servers(&self) -> String {
+        let brokers = self.brokers.0.iter().flat_map(|text| text.split(','));
+        brokers.map(str::trim).collect::<Vec<_>>().join(",")
+    }
+
     /// How to reach the brokers, and as whom.
     fn connection(&self) -> Result<ClientConfig, SetupError> {
-        if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
+        let brokers = self.bootstrap_servers();
+        if brokers.split(',').any(str::is_empty) {
             return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));
         }
         let mut client = ClientConfig::new();
         // Debug lines cost nothing until the property `debug` asks for some.
         client.set_log_level(RDKafkaLogLevel::Debug);
-        client.set("bootstrap.servers", self.brokers.join(","));
+        client.set("bootstrap.servers", brokers);
         client.set("client.id", &self.client_id);
         // A cluster that comes back is found within this time.
         client.set("reconnect.backoff.max.ms", "2000");
@@ -288,8 +281,9 @@ mod tests {
 
     #[test]
     fn brokers_come_as_a_text_or_a_list() {
-        assert_eq!(parse(r#"brokers = "a:1, b:2""#).brokers, ["a:1", "b:2"]);
-        assert_eq!(parse(r#"brokers = ["a:1", "b:2"]"#).client().unwrap().get("bootstrap.servers"), Some("a:1,b:2"));
+        for text in [r#"brokers = "a:1, b:2""#, r#"brokers = ["a:1", "b:2"]"#] {
+            assert_eq!(parse(text).client().unwrap().get("bootstrap.servers"), Some("a:1,b:2"));
+        }
         assert!(refusal(r#"brokers = """#).contains("`brokers`"));
         assert!(refusal("brokers = []").contains("`brokers`"));
     }
