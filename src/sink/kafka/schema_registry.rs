@@ -62,7 +62,7 @@ pub(super) struct Schemas {
     /// The body of every request.
     request: String,
     ids: Mutex<HashMap<String, u32>>,
-    /// Held by the one that asks, so that many messages of a new topic cost one request. What was refused, and when.
+    /// Held during a request, so that many messages of a new topic cost one. The subjects that were refused, and when.
     asking: tokio::sync::Mutex<HashMap<String, (Instant, Failure)>>,
 }
 
@@ -149,7 +149,7 @@ impl Schemas {
         };
         let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
         let told = || body["message"].as_str().unwrap_or("no reason given");
-        // What no waiting mends, but somebody else may: other subjects are served meanwhile.
+        // The fault of this subject alone: other subjects are served meanwhile.
         let place = |cause: String| Failure::Place { place: format!("schema subject {subject}"), cause, expires: true };
         match answer.status.as_u16() {
             200 => {
