@@ -11,7 +11,6 @@ pub use message::Message;
 pub use registry::{Destination, Registry, SinkConfig};
 
 use futures_util::future::BoxFuture;
-use std::time::Duration;
 
 /// Publishes messages to one destination. Never retries on its own account, never drops.
 pub trait Sink: Send + Sync {
@@ -35,8 +34,6 @@ pub enum Failure {
     Unavailable {
         /// The cause, for an operator.
         cause: String,
-        /// How long the destination asked to be left alone, where it said so.
-        retry_after: Option<Duration>,
     },
     /// The fault of one place (topic, partition, subject, stream) while the destination is up: messages for that place wait,
     /// the others go on. A sink answers so fast: it remembers for a second or so that a place is away.
@@ -59,9 +56,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// An [`Failure::Unavailable`] with no advice on when to come back.
+    /// A [`Failure::Unavailable`].
     pub fn unavailable(cause: impl std::fmt::Display) -> Self {
-        Self::Unavailable { cause: cause.to_string(), retry_after: None }
+        Self::Unavailable { cause: cause.to_string() }
     }
 
     /// A [`Failure::Rejected`].

@@ -44,7 +44,7 @@ fn layers_go_on_top_of_each_other() {
     let kafka = &config.sinks["kafka"];
     assert_eq!((kafka.dispatch.required, kafka.dispatch.max_in_flight), (false, 7));
     let settings = kafka.destination.settings::<crate::sink::kafka::Config>().unwrap();
-    assert_eq!(settings.brokers, ["b:1", "c:1"]);
+    assert_eq!(settings.brokers.0, ["b:1", "c:1"]);
     assert_eq!(settings.sasl.as_ref().unwrap().username, "1234");
     assert_eq!(settings.librdkafka.0["socket.timeout.ms"].reveal(), "1234");
     assert_eq!(kafka.route.when.as_deref(), Some("true"));

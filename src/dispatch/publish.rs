@@ -143,7 +143,7 @@ impl Publisher {
             let result = self.sink.publish(message).await;
             self.metrics.in_flight.dec();
             drop(permit);
-            let (cause, retry_after) = match result {
+            let cause = match result {
                 Ok(()) => {
                     self.metrics.publish_durations.observe(begun.elapsed());
                     self.metrics.published.inc();
@@ -165,12 +165,10 @@ impl Publisher {
                     self.health.suspect();
                     return Outcome::Away(Away { place, cause, expires });
                 }
-                Err(Failure::Unavailable { cause, retry_after }) => (cause, retry_after),
+                Err(Failure::Unavailable { cause }) => cause,
             };
             retrying.get_or_insert_with(|| self.health.retrying());
-            let retries = &self.metrics.retried;
-            let retries = if retry_after.is_some() { &retries.throttled } else { &retries.unavailable };
-            if !self.pause(&cause, retries, backoff.next(retry_after), recoveries).await {
+            if !self.pause(&cause, &self.metrics.retried.unavailable, backoff.next(), recoveries).await {
                 return Outcome::Deferred;
             }
             if self.health.recoveries() > recoveries {
@@ -186,7 +184,7 @@ impl Publisher {
         let mut retrying = None;
         while let Err(error) = self.dead_letters.keep(record, message, cause).await {
             retrying.get_or_insert_with(|| self.health.retrying());
-            let (delay, recoveries) = (backoff.next(None).min(DEAD_LETTER_RETRY), self.health.recoveries());
+            let (delay, recoveries) = (backoff.next().min(DEAD_LETTER_RETRY), self.health.recoveries());
             if !self.pause(&error.to_string(), &self.metrics.retried.dead_letters, delay, recoveries).await {
                 return Outcome::Deferred;
             }

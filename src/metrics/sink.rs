@@ -53,8 +53,6 @@ pub struct SinkMetrics {
 pub struct RetryMetrics {
     /// The destination cannot be reached or does not acknowledge.
     pub unavailable: Counter,
-    /// The destination asked for a pause.
-    pub throttled: Counter,
     /// A topic, subject, stream or partition is away.
     pub place: Counter,
     /// A dead letter cannot be kept.
@@ -71,10 +69,9 @@ pub struct DeadLetterMetrics {
 }
 
 const UNAVAILABLE: &str = "unavailable";
-const THROTTLED: &str = "throttled";
 const PLACE: &str = "place";
 const DEAD_LETTERS: &str = "dead_letters";
-const RETRY_CAUSES: [&str; 4] = [UNAVAILABLE, THROTTLED, PLACE, DEAD_LETTERS];
+const RETRY_CAUSES: [&str; 3] = [UNAVAILABLE, PLACE, DEAD_LETTERS];
 
 #[derive(Clone, Debug, Default)]
 pub struct SinkFamilies {
@@ -109,7 +106,6 @@ impl SinkFamilies {
             duplicates: self.duplicates.get_or_create_owned(&label),
             retried: RetryMetrics {
                 unavailable: retried(UNAVAILABLE),
-                throttled: retried(THROTTLED),
                 place: retried(PLACE),
                 dead_letters: retried(DEAD_LETTERS),
             },

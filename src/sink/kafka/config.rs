@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,9 +17,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Config {
     /// Bootstrap servers: `"a:9092,b:9092"` or `["a:9092", "b:9092"]`.
-    #[serde(deserialize_with = "one_or_many")]
-    #[schemars(with = "List<String>")]
-    pub brokers: Vec<String>,
+    pub brokers: List<String>,
     /// Encrypts the connections. An empty table is enough where the brokers' certificate comes from a public authority.
     pub tls: Option<Tls>,
     /// Logs in with a user name and a password.
@@ -106,19 +104,6 @@ pub enum Compression {
     Zstd,
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected \"host:port,…\" or a list of \"host:port\"")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(text) => text.split(',').map(|broker| broker.trim().to_owned()).collect(),
-        OneOrMany::Many(texts) => texts,
-    })
-}
-
 fn default_linger() -> Duration {
     Duration::from_millis(1)
 }
@@ -191,20 +176,27 @@ impl Config {
         tls.chain(self.sasl.iter().map(|sasl| &sasl.password_file)).flatten()
     }
 
+    /// The bootstrap servers, with commas between them.
+    pub(super) fn bootstrap_servers(&self) -> String {
+        let brokers = self.brokers.0.iter().flat_map(|text| text.split(','));
+        brokers.map(str::trim).collect::<Vec<_>>().join(",")
+    }
+
     /// How to reach the brokers, and as whom.
     fn connection(&self) -> Result<ClientConfig, SetupError> {
-        if self.brokers.is_empty() || self.brokers.iter().any(|broker| broker.trim().is_empty()) {
+        let brokers = self.bootstrap_servers();
+        if brokers.split(',').any(str::is_empty) {
             return Err(SetupError("`brokers` names no broker; give one or more as \"host:9092\"".into()));
         }
         let mut client = ClientConfig::new();
         // Debug lines cost nothing until the property `debug` asks for some.
         client.set_log_level(RDKafkaLogLevel::Debug);
-        client.set("bootstrap.servers", self.brokers.join(","));
+        client.set("bootstrap.servers", brokers);
         client.set("client.id", &self.client_id);
         // A cluster that comes back is found within this time.
         client.set("reconnect.backoff.max.ms", "2000");
-        // A firewall that has forgotten a connection tells nobody: a request waits for so long before another connection is tried. Java
-        // clients wait 30 s as well.
+        // A firewall drops the packets of a connection it has forgotten: a request waits for so long before another connection is
+        // tried. Java clients wait 30 s as well.
         client.set("socket.timeout.ms", "30000");
         client.set("socket.keepalive.enable", "true");
         self.secure(&mut client)?;
@@ -290,8 +282,9 @@ mod tests {
 
     #[test]
     fn brokers_come_as_a_text_or_a_list() {
-        assert_eq!(parse(r#"brokers = "a:1, b:2""#).brokers, ["a:1", "b:2"]);
-        assert_eq!(parse(r#"brokers = ["a:1", "b:2"]"#).client().unwrap().get("bootstrap.servers"), Some("a:1,b:2"));
+        for text in [r#"brokers = "a:1, b:2""#, r#"brokers = ["a:1", "b:2"]"#] {
+            assert_eq!(parse(text).client().unwrap().get("bootstrap.servers"), Some("a:1,b:2"));
+        }
         assert!(refusal(r#"brokers = """#).contains("`brokers`"));
         assert!(refusal("brokers = []").contains("`brokers`"));
     }

@@ -19,49 +19,35 @@ pub struct Config {
     #[serde(default)]
     pub mode: Mode,
     /// User name, with `password`.
-    #[serde(default)]
     pub user: Option<String>,
     /// The user's password.
-    #[serde(default)]
     pub password: Option<Secret>,
     /// A file that holds the password. Secret files are read again at each connect.
-    #[serde(default)]
     pub password_file: Option<PathBuf>,
     /// A token, instead of a user.
-    #[serde(default)]
     pub token: Option<Secret>,
     /// A file that holds the token.
-    #[serde(default)]
     pub token_file: Option<PathBuf>,
     /// The seed of a user nkey (`SU…`), instead of a user.
-    #[serde(default)]
     pub nkey: Option<Secret>,
     /// A file that holds the seed.
-    #[serde(default)]
     pub nkey_file: Option<PathBuf>,
     /// A `.creds` file with user JWT and seed, as `nsc` writes it, instead of a user.
-    #[serde(default)]
     pub credentials_file: Option<PathBuf>,
     /// TLS. Its presence demands an encrypted connection.
-    #[serde(default)]
     pub tls: Option<TlsConfig>,
     /// How long to wait for an acknowledgement before the message is sent again. Default: 10 s.
     #[serde(default = "ten_seconds", with = "Period")]
     pub ack_timeout: Duration,
     /// The stream that must store the messages. Default: any stream that takes the subject.
-    #[serde(default)]
     pub stream: Option<StreamConfig>,
     /// JetStream domain, where the streams live behind a leaf node.
-    #[serde(default)]
     pub domain: Option<String>,
     /// The name under which the server lists this connection. Default: `cdrelay`.
-    #[serde(default)]
     pub client_name: Option<String>,
     /// Where replies arrive, for accounts that may not subscribe below `_INBOX`.
-    #[serde(default)]
     pub inbox_prefix: Option<String>,
     /// Refuse messages over this size even though the server announces more: for users whose JWT allows less than the server.
-    #[serde(default)]
     #[schemars(with = "Option<Size>")]
     pub max_payload: Option<ByteSize>,
 }
@@ -88,13 +74,10 @@ pub struct TlsConfig {
     #[serde(default)]
     pub handshake_first: bool,
     /// The authorities to trust, instead of the system's.
-    #[serde(default)]
     pub ca_file: Option<PathBuf>,
     /// The certificate that identifies this client, with `key_file`.
-    #[serde(default)]
     pub cert_file: Option<PathBuf>,
     /// The key of that certificate.
-    #[serde(default)]
     pub key_file: Option<PathBuf>,
 }
 
@@ -108,22 +91,4 @@ fn ten_seconds() -> Duration {
 
 fn yes() -> bool {
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use figment::Figment;
-    use figment::providers::{Format, Toml};
-
-    fn config(toml: &str) -> Config {
-        Figment::from(Toml::string(toml)).extract().unwrap()
-    }
-
-    #[test]
-    fn an_empty_table_means_jetstream_on_this_machine() {
-        let config = config("");
-        assert_eq!(config.servers.0, ["nats://127.0.0.1:4222"]);
-        assert_eq!((config.mode, config.ack_timeout), (Mode::Jetstream, Duration::from_secs(10)));
-    }
 }

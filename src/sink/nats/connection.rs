@@ -65,8 +65,6 @@ struct Status {
     /// Why the connection is not ready.
     cause: Option<String>,
     connected_at: Option<Instant>,
-    /// The last complaint that may announce the end of the connection.
-    complaint: Option<(Instant, String)>,
     /// The last refusal of a message.
     denial: Option<(Instant, String)>,
 }
@@ -225,11 +223,9 @@ impl Connection {
             }
             Event::Disconnected => {
                 let mut status = self.status.lock();
-                let recent = status.complaint.take().filter(|(at, _)| at.elapsed() < Duration::from_secs(1));
-                let cause = recent.map_or_else(|| "connection lost".to_owned(), |(_, text)| text);
                 if !self.closing.load(Ordering::Relaxed) && status.inbox != Inbox::Denied {
-                    warn!(sink = self.sink, cause, "disconnected from nats");
-                    status.cause = Some(cause);
+                    warn!(sink = self.sink, "disconnected from nats");
+                    status.cause = None;
                 }
                 status.inbox = Inbox::Unchecked;
                 self.replies.lost();
@@ -262,13 +258,11 @@ impl Connection {
         if let Some(times) = self.complaints.should_log() {
             warn!(sink = self.sink, complaint = without_subjects(&text), times, "the nats server complains");
         }
-        let mut status = self.status.lock();
         if quoted(DENIED_SUBSCRIPTION).is_some_and(|subject| subject == self.replies.subject()) {
+            let mut status = self.status.lock();
             (status.inbox, status.cause) = (Inbox::Denied, Some(text));
             self.replies.lost();
             self.changed.notify_one();
-        } else if !text.starts_with("Permissions Violation") {
-            status.complaint = Some((Instant::now(), text));
         }
     }
 

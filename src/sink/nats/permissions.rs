@@ -4,41 +4,18 @@ use super::connection::{Confirm, Connection};
 use super::replies::Answer;
 use super::stream::API_TIMEOUT;
 use async_nats::HeaderMap;
-use serde::Deserialize;
+use serde_json::Value;
 
 const USER_INFO: &str = "$SYS.REQ.USER.INFO";
-
-/// The used part of the answer to `$SYS.REQ.USER.INFO`.
-#[derive(Deserialize)]
-struct UserInfo {
-    data: User,
-}
-
-#[derive(Deserialize)]
-struct User {
-    #[serde(default)]
-    permissions: Permissions,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Permissions {
-    publish: Subjects,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Subjects {
-    deny: Vec<String>,
-}
 
 /// Whether the server denies `subject`, wildcards included, to this user, as far as it tells. `$SYS.REQ.USER.INFO` is answered by
 /// nats-server 2.9 and newer.
 pub(super) async fn denies(connection: &Connection, subject: &str) -> bool {
     let request = connection.publish(USER_INFO, HeaderMap::new(), Default::default(), Confirm::Reply, API_TIMEOUT);
     let Ok(Answer::Reply(reply)) = request.await else { return false };
-    let user = serde_json::from_slice::<UserInfo>(&reply.payload);
-    user.is_ok_and(|user| user.data.permissions.publish.deny.iter().any(|denied| matches(denied, subject)))
+    let user = serde_json::from_slice::<Value>(&reply.payload).unwrap_or_default();
+    let denied = user.pointer("/data/permissions/publish/deny").and_then(Value::as_array).into_iter().flatten();
+    denied.filter_map(Value::as_str).any(|denied| matches(denied, subject))
 }
 
 /// Whether the stream subject `pattern` takes `subject`, which may hold wildcards itself.

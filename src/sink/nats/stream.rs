@@ -6,12 +6,10 @@ use super::place;
 use super::replies::Answer;
 use super::stream_config::{StreamConfig, creation, differences};
 use crate::sink::{Failure, SetupError};
-use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream;
+use async_nats::jetstream::{ErrorCode, stream};
 use async_nats::{HeaderMap, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -33,7 +31,7 @@ pub(super) struct Streams {
     api: String,
     /// The name of the stream that must store the messages, where the settings give one.
     name: Option<String>,
-    /// What to create it with, where the settings ask for that.
+    /// Its settings, if it is to be created where it is missing.
     creation: Option<stream::Config>,
     /// The sink's subject, with a wildcard for each templated token.
     subject: String,
@@ -71,29 +69,13 @@ impl Found {
 /// The answer to `STREAM.NAMES`.
 #[derive(Deserialize)]
 struct Names {
-    #[serde(default)]
     streams: Option<Vec<String>>,
 }
 
 /// The used part of the answer to `STREAM.MSG.GET`.
 #[derive(Deserialize)]
 struct LastMessage {
-    message: RawMessage,
-}
-
-#[derive(Deserialize)]
-struct RawMessage {
-    /// In base64.
-    #[serde(default)]
-    hdrs: String,
-}
-
-impl RawMessage {
-    fn has_id(&self, id: &str) -> bool {
-        let headers = STANDARD.decode(&self.hdrs).unwrap_or_default();
-        let line = format!("{}: {id}", header::NATS_MESSAGE_ID);
-        String::from_utf8_lossy(&headers).lines().any(|header| header == line)
-    }
+    message: stream::RawMessage,
 }
 
 impl Streams {
@@ -164,13 +146,14 @@ impl Streams {
         if stream.config.as_ref().is_some_and(|config| age < config.duplicate_window) {
             return false;
         }
-        let (request, query) =
-            (format!("STREAM.MSG.GET.{}", stream.name), serde_json::json!({ "last_by_subj": subject }));
-        match self.request::<LastMessage>(connection, &request, &query).await {
-            Ok(Some(Response::Ok(last))) => last.message.has_id(id),
+        let request = format!("STREAM.MSG.GET.{}", stream.name);
+        let query = serde_json::json!({ "last_by_subj": subject });
+        let Ok(Some(Response::Ok(last))) = self.request::<LastMessage>(connection, &request, &query).await else {
             // The user may not ask, or there is no such message.
-            _ => false,
-        }
+            return false;
+        };
+        let last = StreamMessage::try_from(last.message);
+        last.is_ok_and(|last| last.headers.get(header::NATS_MESSAGE_ID).is_some_and(|found| found.as_str() == id))
     }
 
     /// Why no stream confirmed a message to `subject` that was published so long ago: `error`, or none takes the subject.
@@ -213,15 +196,12 @@ impl Streams {
     }
 
     fn missing(&self, place: String, subject: &str) -> Failure {
-        Failure::Place { place, cause: self.describe_missing(subject), expires: true }
-    }
-
-    fn describe_missing(&self, subject: &str) -> String {
         let remedy = match &self.name {
             Some(name) => format!("stream `{name}` is missing or has other subjects"),
             None => format!("create one, or set [sinks.{}.stream] name and create = true", self.sink),
         };
-        format!("no JetStream stream takes subject `{subject}`; {remedy}")
+        let cause = format!("no JetStream stream takes subject `{subject}`; {remedy}");
+        Failure::Place { place, cause, expires: true }
     }
 
     /// The streams as the server described them last.

@@ -21,14 +21,12 @@ pub struct StreamConfig {
     #[serde(default)]
     pub subjects: Vec<String>,
     /// Its largest size. Default: no limit.
-    #[serde(default)]
     #[schemars(with = "Option<Size>")]
     pub max_bytes: Option<ByteSize>,
     /// How long it keeps a message. Default: for ever.
     #[serde(default, with = "Period")]
     pub max_age: Option<Duration>,
     /// How many messages it keeps. Default: no limit.
-    #[serde(default)]
     pub max_messages: Option<u32>,
     /// Copies in a cluster, 1 to 5. Default: 1.
     #[serde(default = "one")]

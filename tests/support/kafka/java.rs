@@ -45,7 +45,9 @@ pub async fn allow_writing(address: &str, topic: &str) {
 pub async fn allow(address: &str, topic: &str, operations: &[&str]) {
     let mut command = java("org.apache.kafka.tools.AclCommand");
     command.args(["--bootstrap-server", address, "--add", "--allow-principal", &format!("User:{USER}")]);
-    operations.iter().for_each(|operation| drop(command.args(["--operation", operation])));
+    for operation in operations {
+        command.args(["--operation", operation]);
+    }
     command.args(["--topic", topic]);
     let output = spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "cannot allow writing: {}", String::from_utf8_lossy(&output.stderr));
