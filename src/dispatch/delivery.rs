@@ -59,8 +59,8 @@ impl DeliveryWatch {
 
 impl DeliveryRequests {
     /// Waits for the next request; `None` if there will be none.
-    pub(super) async fn next(requests: &mut Option<Self>) -> Option<Request> {
-        requests.as_mut()?.requests.recv().await
+    pub(super) async fn next(&mut self) -> Option<Request> {
+        self.requests.recv().await
     }
 
     /// Answers the request now if its record is `settled`, or else when it will be.
