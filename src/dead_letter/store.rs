@@ -58,8 +58,6 @@ pub struct Store {
 pub struct Appended {
     /// Lines written, from the first on. The rest does not fit into the bound.
     pub written: usize,
-    /// Their bytes.
-    pub bytes: u64,
     /// Lines left out because each alone exceeds the bound.
     pub too_large: u64,
     /// Older lines removed for them that had not been replayed.
@@ -135,7 +133,6 @@ impl Store {
             files.entry(active).or_default().lines += length;
             next += 1;
             appended.written += 1;
-            appended.bytes += length;
         }
         self.flush(out)?;
         self.next = Some(next);
