@@ -252,10 +252,7 @@ impl Ingress {
         let events = route.mark(events);
         drop(request);
         // The memory stays reserved until the events are stored, even if the client is gone by then.
-        Ok(match permit {
-            Some(permit) => self.spool.place_holding(events, permit).await?,
-            None => self.spool.place(events).await?,
-        })
+        Ok(self.spool.place(events, permit).await?)
     }
 
     /// The events in a request. A large one is decoded on a thread of its own.

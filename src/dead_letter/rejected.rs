@@ -1,7 +1,7 @@
 //! Request bodies that could not be decoded, kept so that a sender's bug, or a setting too narrow, costs no call.
 //!
-//! The sender does not wait for the write. One thread writes the bodies of a bounded queue; bodies that find the queue full are
-//! counted and dropped, and the share of the disk is bounded, so that a flood of garbage holds up nothing.
+//! The sender does not wait for the write, which follows within a second. One thread writes the bodies of a bounded queue; bodies that
+//! find the queue full are counted and dropped, and the share of the disk is bounded, so that a flood of garbage holds up nothing.
 
 use super::store::{Appended, AtBound, Dir, Line, Reader, Store};
 use crate::log_throttle::LogThrottle;

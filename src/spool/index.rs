@@ -5,9 +5,9 @@
 //! record has none; names and legs, whose windows are long, from a file for each segment that is full, see [`Window`].
 
 use super::disk::Disk;
-use super::log::Segment;
-use super::segment::{self, Found, Scan};
-use super::window::{Changes, Entry, Window};
+use super::segment::{self, Scan};
+use super::segments::Segment;
+use super::window::{Changes, Entry, Key, Window};
 use super::{Config, Record};
 use crate::event::{Arrival, CallName, Event, EventId, LegKey};
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +44,10 @@ impl Indexed {
             names: Vec::new(),
             legs: Vec::new(),
         }
+    }
+
+    fn entry<V>(&self, key: Key, value: V) -> Entry<V> {
+        Entry { key, offset: self.offset, stored: self.stored, value }
     }
 }
 
@@ -150,33 +154,20 @@ impl Index {
 
     /// Adds a record that has become durable, behind all others.
     pub fn insert(&mut self, record: &Indexed) {
-        let Indexed { offset, stored, id, conversation, names, legs } = record;
-        let (offset, stored) = (*offset, *stored);
-        if let Some(EventId(key)) = *id {
-            self.ids.insert(Entry { key, offset, stored, value: () });
+        record.id.iter().for_each(|id| self.ids.insert(record.entry(id.0, ())));
+        for name in &record.names {
+            self.names.insert(record.entry(name.0, record.conversation.clone()));
         }
-        for CallName(key) in names {
-            self.names.insert(Entry { key: *key, offset, stored, value: conversation.clone() });
-        }
-        for LegKey(key) in legs {
-            self.legs.insert(Entry { key: *key, offset, stored, value: () });
-        }
+        record.legs.iter().for_each(|leg| self.legs.insert(record.entry(leg.0, ())));
     }
 
     /// Adds a record before all others, as far as no file covers it.
     fn recall(&mut self, record: &Indexed, now: Arrival) {
-        let Indexed { offset, stored, id, conversation, names, legs } = record;
-        let (offset, stored) = (*offset, *stored);
-        if offset >= self.legs.covered() {
-            legs.iter().rev().for_each(|leg| self.legs.recall(Entry { key: leg.0, offset, stored, value: () }, now));
+        record.id.iter().for_each(|id| self.ids.recall(record.entry(id.0, ()), now));
+        for name in record.names.iter().rev() {
+            self.names.recall(record.entry(name.0, record.conversation.clone()), now);
         }
-        if offset >= self.names.covered() {
-            let entry = |name: &CallName| Entry { key: name.0, offset, stored, value: conversation.clone() };
-            names.iter().rev().for_each(|name| self.names.recall(entry(name), now));
-        }
-        if offset >= self.ids.covered() {
-            id.iter().for_each(|id| self.ids.recall(Entry { key: id.0, offset, stored, value: () }, now));
-        }
+        record.legs.iter().rev().for_each(|leg| self.legs.recall(record.entry(leg.0, ()), now));
     }
 
     /// The records at these offsets turned out to be unreadable. To send their events again mends that, so these are no duplicates, and
@@ -247,15 +238,9 @@ fn records_of(disk: &dyn Disk, offsets: Range<u64>) -> io::Result<Vec<Indexed>> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
         file => file?,
     };
-    let (mut scan, mut expected) = (Scan::new(file)?, offsets.start);
-    loop {
-        expected = match scan.next(expected, offsets.end)? {
-            Found::Record(frame, stored) => {
-                records.extend(frame.indexed(stored));
-                frame.offset + 1
-            }
-            Found::Damage(next) => next,
-            Found::End => return Ok(records),
-        };
-    }
+    Scan::new(file)?.read_all(offsets, |frame, stored| {
+        records.extend(frame.indexed(stored));
+        Ok(())
+    })?;
+    Ok(records)
 }

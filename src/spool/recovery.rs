@@ -1,8 +1,8 @@
 //! Recovery at a start: finds the extent of the log and repairs the end of its last segment.
 
 use super::disk::Disk;
-use super::log::Segment;
 use super::segment::{self, Found, Scan};
+use super::segments::Segment;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
