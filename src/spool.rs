@@ -34,7 +34,7 @@
 //!   can pass for a frame.
 //! - `preallocated`: the next segment, made while the last one fills; meaningless after a crash.
 //! - `acknowledged`: the offset after the last acknowledged record. Unreadable records below it are damage; behind it they are a torn
-//!   write that nobody was told is stored. Its form and that of the next two: see [`cursor::PositionFile`].
+//!   write that was never acknowledged. Its form and that of the next two: see [`cursor::PositionFile`].
 //! - `removed`: segments were removed below this offset because every sink had passed them; records that are missing above it are lost.
 //! - `cursor-<sink>`: everything below is settled.
 //! - `dedup-<base>`, `names-<base>`, `legs-<base>`: the part of the index that comes from the removed segment with this base; see

@@ -186,7 +186,7 @@ impl RejectedBodies {
         }
     }
 
-    /// Writes what waits, and takes nothing more.
+    /// Writes the queued bodies, and takes no more.
     pub fn close(&self) {
         self.queue.lock().take();
         let thread = self.thread.lock().take();

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How many dead letters are remembered, so that an event that is sent again is not taken for delivered.
 const MAX_DEAD_LETTERS: usize = 10_000;
-/// Requests that nobody waits for any more are removed when there are this many, and then at each doubling.
+/// Abandoned requests are removed when there are this many requests, and then at each doubling.
 const PRUNE_ABOVE: usize = 1024;
 
 /// Asks the dispatcher of one sink.

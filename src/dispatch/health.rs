@@ -239,7 +239,7 @@ impl Health {
     pub fn undelivered(&self, spool: &Status) -> u64 {
         let state = self.state.lock();
         if state.position < spool.start {
-            // What was before the start was skipped, because the spool was full.
+            // The records before the start were skipped because the spool was full.
             return spool.end - spool.start;
         }
         spool.end.saturating_sub(state.position) + state.open as u64

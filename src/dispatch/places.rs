@@ -148,7 +148,7 @@ impl Places {
         place.heads.into()
     }
 
-    /// What readiness tells, if that has changed. `parked` records wait, and none is read beyond `max_parked`.
+    /// The places for readiness, if they have changed. `parked` records wait, and none is read beyond `max_parked`.
     pub fn changes(&mut self, parked: usize, max_parked: usize) -> Option<PlacesAway> {
         if !std::mem::take(&mut self.changed) && parked < max_parked {
             return None;

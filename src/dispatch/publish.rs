@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::{JoinError, spawn_blocking};
 
 /// How long a message that cannot be kept as a dead letter waits at the most before the next attempt. A command that frees
-/// space tells nobody.
+/// space does not notify the bridge.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(2);
 
 /// Records up to this size are rendered at once. `when` can take a millisecond for ten KiB, if it asks for a field of thousands of values.

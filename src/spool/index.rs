@@ -1,5 +1,5 @@
-//! What later records are compared with: the identities of events, so that a resent webhook is not stored twice; the names of calls, so
-//! that an event finds its conversation; the legs that have their CDR, for reconciliation.
+//! The index of recent records: the identities of events, so that a resent webhook is not stored twice; the names of calls, so that an
+//! event finds its conversation; the legs that have their CDR, for reconciliation.
 //!
 //! All of it follows from durable records. A start reads the identities from the segments, as long as these are there, so that a damaged
 //! record has none; names and legs, whose windows are long, from a file for each segment that is full, see [`Window`].
@@ -198,7 +198,7 @@ impl Index {
         changes
     }
 
-    /// Fills the windows with what earlier processes stored: backwards, no further than they reach.
+    /// Fills the windows with the records of earlier processes: reads backwards, no further than the windows reach.
     pub fn load(&mut self, disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, now: Arrival) {
         let unread = |error: &io::Error| {
             tracing::warn!(

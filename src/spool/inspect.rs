@@ -49,7 +49,7 @@ impl Inspection {
         cursors.sort();
         let settled = cursors.iter().map(|(_, position)| *position).max().unwrap_or_default();
         let acknowledged = cursor::peek(&*disk, log::ACKNOWLEDGED)?.unwrap_or_default().max(settled);
-        // What is missing cannot be told from what the bridge removes meanwhile.
+        // A missing segment looks like one that the bridge removes meanwhile.
         let proven = Proven { removed: None, acknowledged };
         let Recovered { segments, end, .. } = recovery::recover(&*disk, recovery::list(&*disk)?, proven, false)?;
         Ok(Self { disk, segments, end, cursors })
@@ -76,8 +76,8 @@ impl Inspection {
         self.end
     }
 
-    /// Calls `each` with every intact record from offset `from` on, and returns the offsets of those that are damaged. A
-    /// segment that the bridge removes meanwhile is left out, or what is left of it.
+    /// Calls `each` with every intact record from offset `from` on, and returns the offsets of the damaged ones. A segment that the
+    /// bridge removes meanwhile is left out, or the rest of it.
     pub fn read(&self, from: u64, mut each: impl FnMut(Record) -> io::Result<()>) -> io::Result<Vec<Range<u64>>> {
         let mut damaged = Vec::new();
         for SegmentInfo { file, offsets, .. } in self.segments() {

@@ -49,7 +49,7 @@ pub fn header(base: u64) -> [u8; HEADER] {
 /// Whether `bytes` are the header of this segment; another version is an error, for its file must not be touched.
 pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
     let field = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
-    // Without the right sum a strange version is a flipped bit.
+    // A version under a wrong checksum is a flipped bit.
     let genuine = bytes.starts_with(MAGIC) && field(24) == bytes.get(..24).map(crc32c::crc32c);
     let advice = match field(8).filter(|_| genuine) {
         Some(version) if version > VERSION => "start the newer cdrelay that wrote it".to_owned(),
@@ -140,7 +140,7 @@ impl Frame {
         Some(Record { offset: self.offset, target: (!target.is_empty()).then(|| target.into()), event })
     }
 
-    /// What the record in `bytes`, which begin with this frame, adds to the index.
+    /// The index entries of the record in `bytes`, which begin with this frame.
     pub fn indexed(&self, bytes: &[u8]) -> Option<Indexed> {
         let ([conversation, target, _, _, names, legs], _) = self.parts(bytes)?;
         Some(Indexed {
@@ -186,7 +186,7 @@ fn concealed(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes.collect())
 }
 
-/// The text that was concealed.
+/// The text that [`concealed`] was given.
 fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     let mut text = Cow::Borrowed("");
     while let Some(at) = bytes.windows(NUL.len()).position(|window| window == NUL) {

@@ -30,7 +30,7 @@ pub struct Segment {
 /// The part of a segment that changes while it is being written to.
 #[derive(Clone, Debug)]
 pub struct Active {
-    /// The open file, which can be read even after somebody has deleted it.
+    /// The open file, which can be read even after its name was deleted.
     pub file: Arc<dyn DiskFile>,
     /// Its bytes up to the last durable record.
     pub used: u64,

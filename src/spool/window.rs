@@ -32,9 +32,9 @@ pub type Key = [u8; 16];
 
 /// The value that a window holds for each key, as a text.
 pub trait Value: Clone {
-    /// Reads what [`Self::text`] says.
+    /// The value with this [`text`](Self::text).
     fn of(text: &str) -> Self;
-    /// The value in words.
+    /// The value as it stands in a file.
     fn text(&self) -> &str;
 }
 
@@ -146,8 +146,8 @@ impl<V: Value> Window<V> {
         self.entries.get(index as usize).filter(|entry| self.is_within(entry.stored, now))
     }
 
-    /// Whether what was stored at this time is within the window at `now`. A clock that was set back leaves times in the future, which
-    /// are not to stay until the clock gets there.
+    /// Whether a key that was stored at this time is within the window at `now`. A clock that was set back leaves times in the future;
+    /// these keys must not stay until the clock gets there.
     pub fn is_within(&self, stored: Arrival, now: Arrival) -> bool {
         stored.0.abs_diff(now.0) <= self.length.as_millis() as u64
     }
@@ -250,7 +250,7 @@ impl<V: Value> Window<V> {
 
     /// The content of the file that covers these offsets.
     fn encode(&self, offsets: &Range<u64>) -> Vec<u8> {
-        // Also those that another one has replaced since: they count for the capacity.
+        // Entries that a later one has replaced are written too: they count for the capacity.
         let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest.contains_key(&entry.key));
         let mut bytes = MAGIC.to_vec();
         bytes.extend(offsets.end.to_le_bytes());
