@@ -107,7 +107,7 @@ impl Log {
         let bytes = |(offsets, segment): (Range<u64>, &Segment)| {
             let used = segment.active.as_ref().map_or(segment.bytes, |active| active.used);
             let wanted = offsets.end.saturating_sub(offset.max(offsets.start));
-            let share = wanted as f64 / (offsets.end - offsets.start).max(1) as f64;
+            let share = wanted as f64 / offsets.end.saturating_sub(offsets.start).max(1) as f64;
             (used.saturating_sub(segment::HEADER as u64) as f64 * share) as u64
         };
         self.segments(&state).map(bytes).sum()
