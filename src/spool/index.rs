@@ -10,6 +10,7 @@ use super::segments::Segment;
 use super::window::{Changes, Entry, Key, Window};
 use super::{Config, Record};
 use crate::event::{Arrival, CallName, Event, EventId, LegKey};
+use crate::metrics::FOUND_BY;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
@@ -51,25 +52,14 @@ impl Indexed {
     }
 }
 
-/// How the conversation of an event was found, in the order of [`crate::metrics::FOUND_BY`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FoundBy {
-    /// By its own `conversation_uuid`.
-    Field,
-    /// By a name of its call.
-    Index,
-    /// By nothing: an id of the event itself stands in.
-    Fallback,
-}
-
 /// An event whose conversation is resolved.
 #[derive(Debug)]
 pub struct Resolved {
     pub event: Event,
     /// Its part in the index.
     pub indexed: Indexed,
-    /// How its conversation was found; `None` if it was resolved before.
-    pub found_by: Option<FoundBy>,
+    /// One of [`FOUND_BY`]: how its conversation was found; `None` if it was resolved before.
+    pub found_by: Option<&'static str>,
     /// How many of its names stand for another conversation, and go on doing so.
     pub conflicts: u64,
 }
@@ -120,6 +110,7 @@ impl Index {
         let id = (!replayed).then(|| event.id());
         let (mut names, mut legs) = (Vec::new(), Vec::new());
         let (mut found, mut found_by, mut conflicts) = (None, None, 0);
+        let [by_field, by_index, by_fallback] = FOUND_BY;
         if let Some(call) = event.call().filter(|_| !replayed) {
             legs = call.legs.iter().flatten().copied().collect();
             let known = |name: &CallName| {
@@ -128,7 +119,7 @@ impl Index {
             };
             let known = call.names.iter().flatten().map(|name| (*name, known(name)));
             if call.has_conversation {
-                found_by = Some(FoundBy::Field);
+                found_by = Some(by_field);
                 for (name, known) in known.filter(|_| self.names.is_on()) {
                     match known {
                         None => names.push(name),
@@ -142,7 +133,7 @@ impl Index {
                 }
             } else {
                 found = known.filter_map(|(_, known)| known).map(|(conversation, _)| conversation).next();
-                found_by = Some(if found.is_some() { FoundBy::Index } else { FoundBy::Fallback });
+                found_by = Some(if found.is_some() { by_index } else { by_fallback });
             }
         }
         let event = event.resolved(found);

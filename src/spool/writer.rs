@@ -6,7 +6,6 @@ use super::queue::{Answer, Append, AppendError, Appended, COMMIT_BYTES, Placed, 
 use super::shared::{AbandonOnPanic, DIRECTORY_LOST, Shared};
 use super::{Record, segment};
 use crate::event::{Arrival, Event, EventId, LegKey};
-use crate::metrics::FOUND_BY;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -54,8 +53,8 @@ struct Commit {
     /// The offsets of its CDRs.
     legs: HashMap<LegKey, u64>,
     names: Pending,
-    /// How many conversations were found in each way.
-    found_by: [u64; FOUND_BY.len()],
+    /// How the conversations of its events were found.
+    found_by: Vec<&'static str>,
     conflicts: u64,
     requests: Vec<Request>,
 }
@@ -203,9 +202,7 @@ impl Writer {
                 self.next += 1;
                 commit.records.push(Arc::new(record));
                 commit.indexed.push(indexed);
-                if let Some(count) = found_by.and_then(|by| commit.found_by.get_mut(by as usize)) {
-                    *count += 1;
-                }
+                commit.found_by.extend(found_by);
                 commit.conflicts += conflicts;
             }
             drop(index);
@@ -249,8 +246,8 @@ impl Writer {
             self.shared.maintenance.wake();
         }
         self.shared.metrics.conversation_conflicts.inc_by(commit.conflicts);
-        for (by, count) in FOUND_BY.iter().zip(commit.found_by) {
-            self.shared.metrics.conversations(by).inc_by(count);
+        for by in commit.found_by {
+            self.shared.metrics.conversations(by).inc();
         }
         for Request { is_webhook, placed, held, done } in commit.requests {
             if is_webhook {
