@@ -374,7 +374,7 @@ mod tests {
             let records = reader.read(usize::MAX).await.unwrap();
             assert_eq!(records.iter().map(|record| record.forced_id().is_some()).collect::<Vec<_>>(), [force; 2]);
             for record in records.iter().take(duplicates) {
-                health.replays().ended(record, replay::Replayed::Duplicate);
+                health.replays().ended(record, |counts| counts.duplicates += 1);
             }
             let counts = sent.counts().await.unwrap().unwrap();
             assert_eq!((counts.duplicates, counts.total()), (duplicates, duplicates));

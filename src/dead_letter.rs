@@ -109,17 +109,13 @@ impl DeadLetters {
     /// others are written share one sync.
     pub async fn keep(&self, record: &Record, message: &Message, cause: &str) -> Result<(), KeepError> {
         let letter = DeadLetter::new(&self.0.sink, record, message, cause);
-        let (done, mut kept) = oneshot::channel();
+        let (done, kept) = oneshot::channel();
         self.0.waiting.lock().push((letter, done));
-        let result = tokio::select! {
-            biased;
-            kept = &mut kept => kept,
-            store = self.0.store.clone().lock_owned() => {
-                let this = self.clone();
-                tokio::task::spawn_blocking(move || this.commit(store));
-                kept.await
-            }
-        };
+        // Another call may have written it by the time that the store is free.
+        let store = self.0.store.clone().lock_owned().await;
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.commit(store));
+        let result = kept.await;
         result.unwrap_or_else(|_| Err(KeepError::Failed { cause: "the writer has gone".into() }))?;
         if let Some(messages) = self.0.log.should_log() {
             let (sink, id) = (&self.0.sink, message.id());
@@ -135,7 +131,7 @@ impl DeadLetters {
             return;
         }
         let max_size = self.0.max_size.load(Ordering::Relaxed);
-        store.set_max_size(max_size);
+        store.max_size = max_size;
         let written = store.append(&mut letters).and_then(|appended| store.sync().map(|()| appended.written));
         self.measure();
         for (index, done) in done.into_iter().enumerate() {

@@ -11,6 +11,7 @@
 
 mod acks;
 mod backoff;
+mod config;
 mod delivery;
 mod gate;
 mod health;
@@ -20,17 +21,16 @@ mod publish;
 pub mod replay;
 mod reread;
 
+pub use config::{Config, Retry};
 pub use delivery::{DeliveryRequests, DeliveryWatch, delivery_watch};
 pub use health::{Health, Healths};
 
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
 use crate::route::Route;
-use crate::setting::{Period, Size};
 use crate::sink::Sink;
 use crate::spool::{Cursor, Reader, Record, Spool};
 use acks::AckTracker;
-use bytesize::ByteSize;
 use delivery::Request;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -39,52 +39,13 @@ use open_records::{OpenRecords, Settled};
 use places::Places;
 use publish::{Away, Outcome, Publisher};
 use reread::Rereader;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
-
-/// The part of `[sinks.NAME]` that says how messages are sent.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Config {
-    /// Whether readiness depends on this sink. The spool keeps its records either way.
-    pub required: bool,
-    /// How many messages may be with the destination at once.
-    pub max_in_flight: usize,
-    /// How many bytes of records may be in flight or wait behind a busy conversation.
-    #[schemars(with = "Size")]
-    pub max_in_flight_bytes: ByteSize,
-    /// How failed messages are retried.
-    pub retry: Retry,
-}
-
-/// `[sinks.NAME.retry]`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retry {
-    /// How long messages wait for a topic, subject or stream that is missing or not permitted, before they become dead letters.
-    #[serde(with = "Period")]
-    pub max_age: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let max_in_flight_bytes = ByteSize::mib(4);
-        Self { required: true, max_in_flight: 2048, max_in_flight_bytes, retry: Retry::default() }
-    }
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self { max_age: Duration::from_secs(3600) }
-    }
-}
 
 /// How long to wait after the disk refused to read.
 const READ_PAUSE: Duration = Duration::from_secs(1);
@@ -113,8 +74,6 @@ pub struct Parts {
     pub metrics: SinkMetrics,
     /// The health of the sink, which readiness reports.
     pub health: Arc<Health>,
-    /// Requests of the ingress that wait until records are settled, with `ack = "delivered"`.
-    pub deliveries: Option<DeliveryRequests>,
     /// The spool's directory.
     pub directory: PathBuf,
 }
@@ -130,7 +89,6 @@ pub struct Dispatcher {
     /// Records behind the cursor that a former process settled.
     settled_before: Settled,
     open_records: OpenRecords,
-    saving: Option<JoinHandle<()>>,
     saved_at: Instant,
     save_interval: Duration,
     gate: KeyGate,
@@ -139,7 +97,7 @@ pub struct Dispatcher {
     wanted: BTreeMap<u64, u64>,
     rereader: Rereader,
     in_flight: FuturesUnordered<BoxFuture<'static, (Arc<Record>, Outcome)>>,
-    deliveries: Option<DeliveryRequests>,
+    deliveries: DeliveryRequests,
     max_parked: usize,
     /// No read of the spool before this moment: the last one failed.
     not_before: Option<Instant>,
@@ -147,25 +105,29 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It stops when `stop` turns true.
-    pub fn new(spool: Arc<Spool>, mut parts: Parts, stop: watch::Receiver<bool>) -> Option<Self> {
+    /// A loop for the sink called `parts.name`; `None` if the spool was opened without it. It tells `deliveries` when records are settled,
+    /// and stops when `stop` turns true.
+    pub fn new(
+        spool: Arc<Spool>,
+        parts: Parts,
+        deliveries: DeliveryRequests,
+        stop: watch::Receiver<bool>,
+    ) -> Option<Self> {
         let cursor = spool.cursor(&parts.name)?;
         cursor.set_optional(!parts.config.required);
-        let (config, deliveries) = (parts.config.clone(), parts.deliveries.take());
         let reader = spool.reader(&parts.name)?;
         parts.health.set_progress(reader.position(), 0, None);
         let open_records = OpenRecords::of(&parts.directory, &parts.name);
         Some(Self {
             settled_before: open_records.load(cursor.position(), spool.status().end),
             open_records,
-            saving: None,
             saved_at: Instant::now(),
             save_interval: SAVE_INTERVAL,
             reader,
             places: Places::new(parts.route.constant_topic().is_some(), parts.health.clone()),
             rereader: Rereader::new(spool.clone(), &parts.name),
+            config: parts.config.clone(),
             publisher: Arc::new(Publisher::new(parts, stop.clone())),
-            config,
             deliveries,
             spool,
             cursor,
@@ -190,7 +152,7 @@ impl Dispatcher {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 Some((record, outcome)) = self.in_flight.next() => self.complete(record, outcome),
-                Some(request) = DeliveryRequests::next(&mut self.deliveries) => self.answer(request),
+                Some(request) = self.deliveries.next() => self.answer(request),
                 () = self.places.retry_due() => {
                     let due = self.places.take_due();
                     self.want(due);
@@ -202,7 +164,7 @@ impl Dispatcher {
             }
             self.settle();
             if self.gate.on_disk() > 0 && self.saved_at.elapsed() >= self.save_interval {
-                self.save_open_records();
+                self.save_open_records().await;
             }
             // Other tasks run after some records, even if neither spool nor destination keeps this one waiting.
             tokio::task::coop::consume_budget().await;
@@ -212,32 +174,24 @@ impl Dispatcher {
             self.settle();
         }
         if self.acks.open() > 0 {
-            if let Some(saving) = self.saving.take() {
-                // A failure was logged.
-                let _ = saving.await;
-            }
-            self.save_open_records();
-            if let Some(saving) = self.saving.take() {
-                let _ = saving.await;
-            }
+            self.save_open_records().await;
         }
     }
 
-    /// Saves the offsets of the open records in the background.
-    fn save_open_records(&mut self) {
+    /// Saves the offsets of the open records.
+    async fn save_open_records(&mut self) {
         let position = self.reader.position();
         // Until all of them are read again, the file of the former process tells more.
-        if !self.settled_before.is_over(position) || self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+        if !self.settled_before.is_over(position) {
             return;
         }
-        self.saved_at = Instant::now();
         let (file, open) = (self.open_records.clone(), self.acks.open_offsets().collect::<Vec<_>>());
-        let sink = self.cursor.sink().to_owned();
-        self.saving = Some(spawn_blocking(move || {
-            if let Err(error) = file.save(position, open.into_iter()) {
-                tracing::warn!(sink, %error, "the open records cannot be saved; a restart would deliver settled ones again");
-            }
-        }));
+        let saving = spawn_blocking(move || file.save(position, open.into_iter()));
+        if let Err(error) = saving.await.map_err(std::io::Error::other).flatten() {
+            let sink = self.cursor.sink();
+            tracing::warn!(sink, %error, "the open records cannot be saved; a restart would deliver settled ones again");
+        }
+        self.saved_at = Instant::now();
     }
 
     /// How many bytes of records may be read now.
@@ -298,7 +252,7 @@ impl Dispatcher {
     }
 
     fn start(&mut self, record: Arc<Record>) {
-        self.in_flight.push(Box::pin(self.publisher.clone().publish(record)));
+        self.in_flight.push(Box::pin(self.publisher.clone().publish(record, None)));
     }
 
     fn complete(&mut self, record: Arc<Record>, outcome: Outcome) {
@@ -317,9 +271,7 @@ impl Dispatcher {
     fn settled(&mut self, offset: u64, acked: bool, dead_letter: bool) {
         self.publisher.metrics.settle_durations.observe(self.acks.age(offset));
         self.acks.ack(offset);
-        if let Some(deliveries) = &mut self.deliveries {
-            deliveries.settled(offset, dead_letter);
-        }
+        self.deliveries.settled(offset, dead_letter);
         let released = self.places.settled(offset, acked);
         self.want(released);
     }
@@ -347,7 +299,7 @@ impl Dispatcher {
             // The others that have waited as long get a last attempt as well, and go the same way.
             let expired = self.places.take_expired(&away.place, old);
             self.want(expired);
-            self.in_flight.push(Box::pin(self.publisher.clone().give_up(record, away)));
+            self.in_flight.push(Box::pin(self.publisher.clone().publish(record, Some(away))));
         } else {
             let parked = self.gate.park(&record);
             self.places.park(parked, &away.place);
@@ -357,9 +309,7 @@ impl Dispatcher {
     fn answer(&mut self, request: Request) {
         let settled =
             |offset| offset < self.reader.position() && !self.acks.is_open(offset) && !self.spool.is_gone(offset);
-        if let Some(deliveries) = &mut self.deliveries {
-            deliveries.answer(request, settled);
-        }
+        self.deliveries.answer(request, settled);
     }
 
     /// Advances the cursor, and tells metrics and readiness how far the sink is.

@@ -14,7 +14,7 @@ pub mod tls;
 
 pub use delivery::Delivery;
 
-use crate::dead_letter::rejected::{self, RejectedBodies, RejectedRequest};
+use crate::dead_letter::rejected::{self, RejectedBodies, RejectedBody};
 use crate::event::{Arrival, Event};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{IngressMetrics, LimitMetrics, StatusLabel};
@@ -257,10 +257,7 @@ impl Ingress {
         let events = route.mark(events);
         drop(request);
         // The memory stays reserved until the events are stored, even if the client is gone by then.
-        Ok(match permit {
-            Some(permit) => self.spool.place_holding(events, permit).await?,
-            None => self.spool.place(events).await?,
-        })
+        Ok(self.spool.place(events, permit).await?)
     }
 
     /// The events in a request. A large one is decoded on a thread of its own.
@@ -280,21 +277,21 @@ impl Ingress {
         if empty && request.query.is_none() {
             return;
         }
-        self.rejected.keep(&RejectedRequest {
-            arrival: request.arrival,
+        let content_type = request.content_type.as_ref().and_then(|value| str::from_utf8(value.as_bytes()).ok());
+        let (line, column) = problem.position.unzip();
+        let refused = RejectedBody {
+            arrival: request.arrival.to_string(),
             status: problem.status.as_u16(),
-            reason: &problem.detail,
-            place: problem.position,
-            ingress: &request.route,
-            method: request.method.as_str(),
-            content_type: request
-                .content_type
-                .as_ref()
-                .and_then(|value| str::from_utf8(value.as_bytes()).ok())
-                .filter(|value| value.is_ascii()),
-            query: request.query.as_deref(),
-            body: &request.body,
-        });
+            reason: problem.detail.clone(),
+            line,
+            column,
+            ingress: request.route.to_string(),
+            method: request.method.to_string(),
+            content_type: content_type.filter(|value| value.is_ascii()).map(Into::into),
+            query: request.query.as_deref().map(Into::into),
+            ..RejectedBody::default()
+        };
+        self.rejected.keep(refused, &request.body);
     }
 
     /// A stored request is acknowledged, at once or when it is delivered.

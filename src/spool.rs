@@ -34,7 +34,7 @@
 //!   can pass for a frame.
 //! - `preallocated`: the next segment, made while the last one fills; meaningless after a crash.
 //! - `acknowledged`: the offset after the last acknowledged record. Unreadable records below it are damage; behind it they are a torn
-//!   write that nobody was told is stored. Its form and that of the next two: see [`cursor::PositionFile`].
+//!   write that was never acknowledged. Its form and that of the next two: see [`cursor::PositionFile`].
 //! - `removed`: segments were removed below this offset because every sink had passed them; records that are missing above it are lost.
 //! - `cursor-<sink>`: everything below is settled.
 //! - `dedup-<base>`, `names-<base>`, `legs-<base>`: the part of the index that comes from the removed segment with this base; see
@@ -51,9 +51,12 @@ pub mod inspect;
 mod log;
 mod maintenance;
 mod queue;
+mod read_cache;
 mod reader;
 mod recovery;
 pub mod segment;
+mod segments;
+mod shared;
 mod window;
 mod writer;
 
@@ -66,24 +69,17 @@ pub use reader::Reader;
 
 use crate::event::{Arrival, Event, Events, LegKey};
 use crate::metrics::SpoolMetrics;
-use cursor::PositionFile;
 use disk::{Directory, Disk, LockError};
-use index::Index;
-use log::Log;
-use maintenance::{Maintenance, Signal};
-use parking_lot::{Mutex, RwLock};
-use queue::{Append, Purpose, Queue};
-use recovery::{Proven, Recovered};
+use maintenance::Maintenance;
+use parking_lot::Mutex;
+use queue::{Append, Purpose};
+use shared::Shared;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use writer::Writer;
-
-const DIRECTORY_LOST: &str = "its directory or files have been deleted under the running bridge; restart it";
 
 /// An event at its offset in the log.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,21 +125,6 @@ pub struct Spool {
     maintenance: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The parts of the spool that its threads and readers have in common.
-#[derive(Debug)]
-struct Shared {
-    log: Log,
-    index: Mutex<Index>,
-    /// Of the sinks that run now. Held for reading while segments are removed.
-    cursors: RwLock<Vec<Arc<Cursor>>>,
-    queue: Arc<Queue>,
-    maintenance: Signal,
-    metrics: SpoolMetrics,
-    directory_lost: AtomicBool,
-    /// Whether one of the threads has panicked.
-    abandoned: watch::Sender<bool>,
-}
-
 impl Spool {
     /// Opens the spool in its directory with a cursor for each of `sinks`, recovering from a crash if there was one.
     pub fn open(config: &Config, sinks: &[&str], metrics: SpoolMetrics) -> Result<Self, OpenError> {
@@ -173,21 +154,16 @@ impl Spool {
     /// Stores the events of one request, all of them or none, and returns once they are durable. Events that were stored
     /// before within the window count as duplicates.
     pub async fn append(&self, events: impl Into<Events>) -> Result<Appended, AppendError> {
-        self.place(events).await.map(|placed| placed.count())
+        self.place(events, None).await.map(|placed| placed.count())
     }
 
-    /// The same as [`Self::append`], for a caller that needs the offsets.
-    pub async fn place(&self, events: impl Into<Events>) -> Result<Placed, AppendError> {
-        self.enqueue(events.into(), Purpose::Webhook, None).await
-    }
-
-    /// The same as [`Self::place`]. `held` is released once the events are stored or refused.
-    pub fn place_holding(
+    /// The same as [`Self::append`], for a caller that needs the offsets. `held` is released once the events are stored or refused.
+    pub async fn place(
         &self,
-        events: Events,
-        held: OwnedSemaphorePermit,
-    ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
-        self.enqueue(events, Purpose::Webhook, Some(held))
+        events: impl Into<Events>,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<Placed, AppendError> {
+        self.enqueue(events.into(), Purpose::Webhook, held).await
     }
 
     /// Stores events that are to be published once more by the sink called `target` and by no other, whether or not they
@@ -212,24 +188,21 @@ impl Spool {
         self.shared.index.lock().legs_since(Arrival::now())
     }
 
-    /// Queues the events at once; the future waits for the result up to `append_timeout`. It may be dropped at any time.
-    fn enqueue(
+    /// Queues the events and waits for the result up to `append_timeout`. The future may be dropped at any time.
+    async fn enqueue(
         &self,
         events: Events,
         purpose: Purpose,
         held: Option<OwnedSemaphorePermit>,
-    ) -> impl Future<Output = Result<Placed, AppendError>> + use<> {
+    ) -> Result<Placed, AppendError> {
         let (done, stored) = oneshot::channel();
-        let ticket = self.shared.queue.push(Append::new(events, purpose, held, done));
+        let _ticket = self.shared.queue.push(Append::new(events, purpose, held, done));
+        let stored = async { stored.await.unwrap_or(Err(AppendError::Closed)) };
         let after = self.append_timeout;
-        async move {
-            let _ticket = ticket;
-            let stored = async { stored.await.unwrap_or(Err(AppendError::Closed)) };
-            if after.is_zero() {
-                return stored.await;
-            }
-            tokio::time::timeout(after, stored).await.unwrap_or(Err(AppendError::TimedOut { after }))
+        if after.is_zero() {
+            return stored.await;
         }
+        tokio::time::timeout(after, stored).await.unwrap_or(Err(AppendError::TimedOut { after }))
     }
 
     /// When the segment with the record at `offset` was begun: the record arrived then or later. `None` if nothing tells.
@@ -325,141 +298,6 @@ impl Drop for Spool {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-impl Shared {
-    /// Recovers the log, the cursors and the index.
-    fn open(
-        disk: Box<dyn Disk>,
-        config: &Config,
-        sinks: &[&str],
-        metrics: SpoolMetrics,
-        now: Arrival,
-    ) -> io::Result<Self> {
-        let found = recovery::list(&*disk)?;
-        Log::clean_up(&*disk);
-        let mut cursors = Vec::new();
-        for sink in sinks {
-            cursors.push(Arc::new(Cursor::open(&*disk, sink)?));
-        }
-        let (acknowledged_file, acknowledged) = PositionFile::open(&*disk, log::ACKNOWLEDGED)?;
-        let (removed_file, removed) = PositionFile::open(&*disk, log::REMOVED)?;
-        let settled = cursors.iter().map(|cursor| cursor.position()).max().unwrap_or_default();
-        let mut acknowledged = acknowledged.unwrap_or_default().max(settled);
-        for file in disk.list()? {
-            if let Some(sink) = cursor::sink(&file).filter(|sink| !sinks.contains(sink)) {
-                tracing::warn!(sink, "the spool has a cursor of a sink that is not configured; nothing is kept for it");
-                acknowledged = acknowledged.max(cursor::peek(&*disk, &file)?.unwrap_or_default());
-            }
-        }
-        let proven = Proven { removed, acknowledged };
-        let Recovered { segments, end, torn, lost } = recovery::recover(&*disk, found, proven, true)?;
-        if torn > 0 {
-            tracing::warn!(bytes = torn, "cut unacknowledged records off the end of the spool");
-        }
-        for lost in lost {
-            report_damage(&metrics, &lost, lost.end - lost.start);
-        }
-        let start = segments.first_key_value().map_or(end, |(base, _)| *base);
-        cursors.iter().for_each(|cursor| cursor.set(start));
-        if removed.is_none() {
-            removed_file.sync(start)?;
-        }
-        let mut index = Index::new(config);
-        index.load(&*disk, &segments, end, now);
-        Ok(Self {
-            log: Log::new(disk, config, [acknowledged_file, removed_file], segments, end),
-            index: Mutex::new(index),
-            cursors: RwLock::new(cursors),
-            queue: Arc::default(),
-            maintenance: Signal::default(),
-            metrics,
-            directory_lost: AtomicBool::new(false),
-            abandoned: watch::Sender::new(false),
-        })
-    }
-
-    /// The position of the sink that is furthest behind.
-    fn slowest(&self) -> u64 {
-        self.cursors.read().iter().map(|cursor| cursor.position()).min().unwrap_or_default()
-    }
-
-    /// Takes note of acknowledged records that cannot be read, and reports them once. A reader whose sink has passed them meanwhile proves
-    /// nothing: their file may have been removed.
-    fn lose(&self, base: u64, lost: Range<u64>) {
-        if lost.end <= self.slowest() {
-            return;
-        }
-        let news = self.log.lose(base, lost.clone());
-        if news > 0 {
-            self.index.lock().forget(&lost);
-            report_damage(&self.metrics, &lost, news);
-        }
-    }
-
-    /// Sees to it that there is room for a segment of `size` bytes, and if possible for another one: sinks that are not required skip
-    /// the oldest records, as far as required sinks have passed them.
-    fn free(&self, size: u64) -> Result<(), AppendError> {
-        let [_, missing] = self.log.missing_room(size);
-        if missing > 0 {
-            let cursors = self.cursors.read();
-            let required = cursors.iter().filter(|cursor| !cursor.is_optional());
-            let passed = required.map(|cursor| cursor.position()).min().unwrap_or(self.log.end());
-            let until = self.log.oldest(missing, passed);
-            for cursor in cursors.iter().filter(|cursor| cursor.is_optional()) {
-                let skipped = cursor.skip(until);
-                if skipped > 0 {
-                    self.metrics.skipped(cursor.sink()).inc_by(skipped);
-                    tracing::error!(
-                        sink = cursor.sink(),
-                        records = skipped,
-                        "spool full: records skipped for a sink that is not required"
-                    );
-                }
-            }
-            self.maintenance.hurry();
-        }
-        match self.log.missing_room(size) {
-            [0, _] => Ok(()),
-            _ => Err(AppendError::Full { retry_after: self.until_free(size) }),
-        }
-    }
-
-    fn is_directory_lost(&self) -> bool {
-        self.directory_lost.load(Ordering::Acquire)
-    }
-
-    /// Takes nothing more, for good: the files that are open are lost when the process ends, and the directory may be another's by now.
-    fn lose_directory(&self) {
-        if !self.directory_lost.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                "the spool's directory or files have been deleted under the running bridge; webhooks are refused, records in \
-                 memory and in open files are still delivered; restart the bridge for a new spool"
-            );
-        }
-        self.queue.set_trouble(Some(AppendError::Failed { cause: DIRECTORY_LOST.to_owned() }.to_string()));
-    }
-}
-
-/// Refuses further appends if a thread of the spool panics, and says so.
-struct AbandonOnPanic(Arc<Shared>);
-
-impl Drop for AbandonOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.queue.break_off("a thread of the spool panicked; restart the bridge");
-            self.0.abandoned.send_replace(true);
-        }
-    }
-}
-
-fn report_damage(metrics: &SpoolMetrics, lost: &Range<u64>, news: u64) {
-    metrics.damaged_records.inc_by(news);
-    tracing::error!(
-        from = lost.start,
-        until = lost.end,
-        "records of the spool are unreadable and will not be delivered; their file is kept aside as damaged-*"
-    );
 }
 
 #[cfg(test)]

@@ -119,11 +119,10 @@ impl Worker {
             dead_letters: dead_letters.clone(),
             metrics,
             health: health.clone(),
-            deliveries: Some(requests),
             directory: config.spool.path.clone(),
         };
         // The spool has a cursor for every configured sink.
-        let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).ok_or(RunError::Defect)?;
+        let dispatcher = Dispatcher::new(spool.clone(), parts, requests, stopped).ok_or(RunError::Defect)?;
         let (mut dispatching, mut background) = (JoinSet::new(), JoinSet::new());
         dispatching.spawn(dispatcher.run());
         background.spawn(probe(sink.clone(), health.clone()));

@@ -1,10 +1,9 @@
 //! Request bodies that could not be decoded, kept so that a sender's bug, or a setting too narrow, costs no call.
 //!
-//! The sender does not wait for the write. One thread writes the bodies of a bounded queue; bodies that find the queue full are
-//! counted and dropped, and the share of the disk is bounded, so that a flood of garbage holds up nothing.
+//! The sender does not wait for the write, which follows within a second. One thread writes the bodies of a bounded queue; bodies that
+//! find the queue full are counted and dropped, and the share of the disk is bounded, so that a flood of garbage holds up nothing.
 
-use super::store::{AtBound, Dir, Line, Reader, Store};
-use crate::event::Arrival;
+use super::store::{Appended, AtBound, Dir, Line, Reader, Store};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::RejectedMetrics;
 use crate::setting::Size;
@@ -17,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -43,35 +42,10 @@ const DIRECTORY: &str = "rejected";
 const QUEUE_BYTES: usize = 2 << 20;
 /// The memory that a body takes besides its own bytes, near enough.
 const OVERHEAD_BYTES: usize = 256;
-/// There is one sync in this time at the most,
-const SYNC_PERIOD: Duration = Duration::from_secs(1);
-/// and about so many bytes are written between two of them at the most: the disk is left to the spool.
-const BURST_BYTES: u64 = 2 << 20;
+/// Minimum time between two writes, each with one sync: the disk is left to the spool.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A request that was refused because of its content, and came complete.
-#[derive(Clone, Copy, Debug)]
-pub struct RejectedRequest<'a> {
-    /// When it was complete.
-    pub arrival: Arrival,
-    /// The status of the answer.
-    pub status: u16,
-    /// Why it was refused.
-    pub reason: &'a str,
-    /// Line and column of the error in the text, both from 1.
-    pub place: Option<(usize, usize)>,
-    /// The route that it came by.
-    pub ingress: &'a str,
-    /// The method.
-    pub method: &'a str,
-    /// The Content-Type.
-    pub content_type: Option<&'a str>,
-    /// The query string, percent-encoded, without secrets.
-    pub query: Option<&'a str>,
-    /// The body.
-    pub body: &'a [u8],
-}
-
-/// One line: a body, and the request it came with.
+/// One line: the body of a request that was refused because of its content and came complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedBody {
     /// Its number.
@@ -99,38 +73,27 @@ pub struct RejectedBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<String>,
     /// The body, if it is a text without control characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    body: Option<String>,
+    #[serde(rename = "body", default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// The body otherwise: control characters would take six bytes each in JSON.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    body_base64: Option<String>,
+    #[serde(rename = "body_base64", default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
 }
 
 impl RejectedBody {
-    fn new(request: &RejectedRequest<'_>) -> Self {
+    fn set_body(&mut self, body: &[u8]) {
         let readable = |text: &&str| text.bytes().all(|byte| byte >= b' ' || b"\t\r\n".contains(&byte));
-        let text = str::from_utf8(request.body).ok().filter(readable);
-        Self {
-            number: 0,
-            arrival: request.arrival.to_string(),
-            status: request.status,
-            reason: request.reason.into(),
-            line: request.place.map(|(line, _)| line),
-            column: request.place.map(|(_, column)| column),
-            ingress: request.ingress.into(),
-            method: request.method.into(),
-            content_type: request.content_type.map(Into::into),
-            query: request.query.map(Into::into),
-            body: text.map(Into::into),
-            body_base64: text.is_none().then(|| STANDARD.encode(request.body)),
+        match str::from_utf8(body).ok().filter(readable) {
+            Some(text) => self.text = Some(text.into()),
+            None => self.base64 = Some(STANDARD.encode(body)),
         }
     }
 
     /// The exact bytes that came; `None` if they are damaged.
     pub fn body(&self) -> Option<Vec<u8>> {
-        match &self.body {
+        match &self.text {
             Some(text) => Some(text.clone().into_bytes()),
-            None => STANDARD.decode(self.body_base64.as_ref()?).ok(),
+            None => STANDARD.decode(self.base64.as_ref()?).ok(),
         }
     }
 }
@@ -199,8 +162,7 @@ impl RejectedBodies {
         if max_size > 0 {
             let (sender, receiver) = channel();
             let store = Store::new(directory(spool), max_size, AtBound::RemoveOldest);
-            let burst = BURST_BYTES.min(max_size);
-            let writer = Writer { store, burst, losses: losses.clone(), unsynced: 0, unsynced_bytes: 0 };
+            let writer = Writer { store, losses: losses.clone() };
             thread = Some(std::thread::Builder::new().name("rejected".into()).spawn(move || writer.run(&receiver))?);
             queue = Some(sender);
         }
@@ -208,15 +170,18 @@ impl RejectedBodies {
         Ok(Self { queue: Mutex::new(queue), budget, losses, thread: Mutex::new(thread) })
     }
 
-    /// Has the request written soon, unless too many wait.
-    pub fn keep(&self, request: &RejectedRequest<'_>) {
+    /// Has the request written soon with its body, unless too many wait.
+    pub fn keep(&self, mut request: RejectedBody, body: &[u8]) {
         let queue = self.queue.lock().clone();
         let Some(queue) = queue else { return };
-        let texts = [Some(request.reason), request.content_type, request.query].into_iter().flatten();
-        let bytes = OVERHEAD_BYTES + request.body.len() + texts.map(str::len).sum::<usize>();
+        let texts = [Some(&request.reason), request.content_type.as_ref(), request.query.as_ref()];
+        let bytes = OVERHEAD_BYTES + body.len() + texts.into_iter().flatten().map(String::len).sum::<usize>();
         match self.budget.clone().try_acquire_many_owned(bytes.min(QUEUE_BYTES) as u32) {
-            // The thread outlives the queue.
-            Ok(permit) => drop(queue.send((RejectedBody::new(request), permit))),
+            Ok(permit) => {
+                request.set_body(body);
+                // The thread outlives the queue.
+                let _ = queue.send((request, permit));
+            }
             Err(_) => {
                 self.losses.metrics.busy.inc();
                 self.losses.tell(None);
@@ -224,7 +189,7 @@ impl RejectedBodies {
         }
     }
 
-    /// Writes what waits, and takes nothing more.
+    /// Writes the queued bodies, and takes no more.
     pub fn close(&self) {
         self.queue.lock().take();
         let thread = self.thread.lock().take();
@@ -242,68 +207,37 @@ impl Drop for RejectedBodies {
 
 struct Writer {
     store: Store,
-    burst: u64,
     losses: Arc<Losses>,
-    /// Bodies and bytes written since the last sync.
-    unsynced: u64,
-    unsynced_bytes: u64,
 }
 
 impl Writer {
+    /// Writes until the queue is closed and empty.
     fn run(mut self, queue: &Receiver<Queued>) {
-        let (mut due, mut pending) = (Instant::now(), Vec::new());
-        loop {
-            let received = match self.unsynced {
-                0 => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                _ => queue.recv_timeout(due.saturating_duration_since(Instant::now())),
-            };
-            let closed = matches!(received, Err(RecvTimeoutError::Disconnected));
-            pending.extend(received.ok().into_iter().chain(queue.try_iter()));
-            let is_due = closed || Instant::now() >= due;
-            if is_due || self.unsynced_bytes < self.burst {
-                self.write(std::mem::take(&mut pending));
+        let mut due = Instant::now();
+        while let Ok(first) = queue.recv() {
+            let mut batch = vec![first];
+            while let Ok(next) = queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                batch.push(next);
             }
-            if is_due {
-                self.sync();
-                due = Instant::now() + SYNC_PERIOD;
-            }
-            if closed {
-                return;
-            }
+            self.write(batch);
+            due = Instant::now() + WRITE_INTERVAL;
         }
     }
 
-    fn write(&mut self, queued: Vec<Queued>) {
-        if queued.is_empty() {
-            return;
-        }
-        let (mut bodies, _permits): (Vec<_>, Vec<_>) = queued.into_iter().unzip();
+    fn write(&mut self, batch: Vec<Queued>) {
+        let (mut bodies, _permits): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let metrics = &self.losses.metrics;
-        match self.store.append(&mut bodies) {
-            Ok(appended) => {
-                self.unsynced += appended.written as u64;
-                self.unsynced_bytes += appended.bytes;
-                metrics.too_large.inc_by(appended.too_large);
-                metrics.oldest.inc_by(appended.removed);
-                if appended.too_large + appended.removed > 0 {
+        match self.store.append(&mut bodies).and_then(|appended| self.store.sync().map(|()| appended)) {
+            Ok(Appended { written, too_large, removed }) => {
+                metrics.kept.inc_by(written as u64);
+                metrics.too_large.inc_by(too_large);
+                metrics.oldest.inc_by(removed);
+                if too_large + removed > 0 {
                     self.losses.tell(None);
                 }
             }
             Err(error) => {
                 metrics.failed.inc_by(bodies.len() as u64);
-                self.losses.tell(Some(&error));
-            }
-        }
-    }
-
-    fn sync(&mut self) {
-        let count = std::mem::take(&mut self.unsynced);
-        self.unsynced_bytes = 0;
-        let metrics = &self.losses.metrics;
-        match self.store.sync() {
-            Ok(()) => drop(metrics.kept.inc_by(count)),
-            Err(error) => {
-                metrics.failed.inc_by(count);
                 self.losses.tell(Some(&error));
             }
         }

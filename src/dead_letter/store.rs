@@ -43,7 +43,8 @@ pub enum AtBound {
 #[derive(Debug)]
 pub struct Store {
     dir: Dir,
-    max_size: u64,
+    /// How many bytes it may take.
+    pub max_size: u64,
     at_bound: AtBound,
     /// The number of the next line; `None` before the first line and after an error.
     next: Option<u64>,
@@ -58,8 +59,6 @@ pub struct Store {
 pub struct Appended {
     /// Lines written, from the first on. The rest does not fit into the bound.
     pub written: usize,
-    /// Their bytes.
-    pub bytes: u64,
     /// Lines left out because each alone exceeds the bound.
     pub too_large: u64,
     /// Older lines removed for them that had not been replayed.
@@ -70,11 +69,6 @@ impl Store {
     /// A store in `dir`, which is created with the first line, of up to `max_size` bytes.
     pub fn new(dir: Dir, max_size: u64, at_bound: AtBound) -> Self {
         Self { dir, max_size, at_bound, next: None, active: None, unsynced: BTreeMap::new(), new_names: false }
-    }
-
-    /// Changes how many bytes it may take.
-    pub fn set_max_size(&mut self, max_size: u64) {
-        self.max_size = max_size;
     }
 
     /// Adds lines, which survive the end of the process from then on, and a power cut after [`Self::sync`].
@@ -135,7 +129,6 @@ impl Store {
             files.entry(active).or_default().lines += length;
             next += 1;
             appended.written += 1;
-            appended.bytes += length;
         }
         self.flush(out)?;
         self.next = Some(next);

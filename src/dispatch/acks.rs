@@ -2,83 +2,50 @@
 
 use crate::event::Arrival;
 use crate::spool::Record;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Settled entries are removed once there are this many more of them than of open ones.
-const COMPACT_ABOVE: usize = 64;
-
-/// The open records. Settled ones behind an open one are compacted, so a record that waits for days does not make this grow.
+/// The open records: since when each waits, by offset.
 #[derive(Debug, Default)]
-pub struct AckTracker {
-    /// By offset: all open records and some settled ones. The first is open.
-    entries: VecDeque<Entry>,
-    open: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    offset: u64,
-    since: Arrival,
-    open: bool,
-}
+pub struct AckTracker(BTreeMap<u64, Arrival>);
 
 impl AckTracker {
     /// How many records are open.
     pub fn open(&self) -> usize {
-        self.open
+        self.0.len()
     }
 
     /// The offsets of the open records, in order.
     pub fn open_offsets(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().filter(|entry| entry.open).map(|entry| entry.offset)
+        self.0.keys().copied()
     }
 
-    /// Adds the next record as open.
+    /// Adds a record as open.
     pub fn push(&mut self, record: &Record) {
         // A replayed event waits since its replay.
         let since = if record.target.is_some() { Arrival::now() } else { record.event.arrival() };
-        self.entries.push_back(Entry { offset: record.offset, since, open: true });
-        self.open += 1;
+        self.0.insert(record.offset, since);
     }
 
     /// Whether the record at `offset` was added and is not settled.
     pub fn is_open(&self, offset: u64) -> bool {
-        self.index(offset).and_then(|index| self.entries.get(index)).is_some_and(|entry| entry.open)
+        self.0.contains_key(&offset)
     }
 
     /// How long the record at `offset` has waited.
     pub fn age(&self, offset: u64) -> Duration {
-        let since = self.index(offset).and_then(|index| self.entries.get(index)).map(|entry| entry.since);
+        let since = self.0.get(&offset);
         since.map_or(Duration::ZERO, |since| Duration::from_millis(Arrival::now().0.saturating_sub(since.0)))
     }
 
-    /// Marks the record at `offset` as settled.
+    /// The record at `offset` is settled.
     pub fn ack(&mut self, offset: u64) {
-        let entry = self.index(offset).and_then(|index| self.entries.get_mut(index));
-        let Some(entry) = entry.filter(|entry| entry.open) else { return };
-        entry.open = false;
-        self.open -= 1;
-        while self.entries.front().is_some_and(|first| !first.open) {
-            self.entries.pop_front();
-        }
-        if self.entries.len() > 2 * self.open + COMPACT_ABOVE {
-            self.entries.retain(|entry| entry.open);
-        }
+        self.0.remove(&offset);
     }
 
     /// The offset below which everything is settled, and since when the record there waits; `None` if all is settled.
     pub fn low_watermark(&self) -> Option<(u64, Arrival)> {
-        self.entries.front().map(|first| (first.offset, first.since))
-    }
-
-    /// Where the entry of `offset` is. Mostly none is missing before it.
-    fn index(&self, offset: u64) -> Option<usize> {
-        let behind = usize::try_from(offset.checked_sub(self.entries.front()?.offset)?).ok()?;
-        if self.entries.get(behind).is_some_and(|entry| entry.offset == offset) {
-            return Some(behind);
-        }
-        self.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()
+        self.0.first_key_value().map(|(offset, since)| (*offset, *since))
     }
 }
 
@@ -89,19 +56,6 @@ mod tests {
 
     fn record(offset: u64) -> Record {
         Record { offset, target: None, event: Event::parse("{\"a\":1}", 9, Arrival(offset)).unwrap() }
-    }
-
-    #[test]
-    fn records_that_pass_an_open_one_take_no_memory() {
-        let mut acks = AckTracker::default();
-        acks.push(&record(0));
-        for offset in 1..1000 {
-            acks.push(&record(offset));
-            acks.ack(offset);
-        }
-        assert_eq!(acks.open(), 1);
-        assert!(acks.entries.len() <= 2 + COMPACT_ABOVE, "{}", acks.entries.len());
-        assert_eq!(acks.low_watermark(), Some((0, Arrival(0))));
     }
 
     #[test]

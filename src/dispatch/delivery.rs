@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How many dead letters are remembered, so that an event that is sent again is not taken for delivered.
 const MAX_DEAD_LETTERS: usize = 10_000;
-/// Requests that nobody waits for any more are removed when there are this many, and then at each doubling.
+/// Abandoned requests are removed when there are this many requests, and then at each doubling.
 const PRUNE_ABOVE: usize = 1024;
 
 /// Asks the dispatcher of one sink.
@@ -59,8 +59,8 @@ impl DeliveryWatch {
 
 impl DeliveryRequests {
     /// Waits for the next request; `None` if there will be none.
-    pub(super) async fn next(requests: &mut Option<Self>) -> Option<Request> {
-        requests.as_mut()?.requests.recv().await
+    pub(super) async fn next(&mut self) -> Option<Request> {
+        self.requests.recv().await
     }
 
     /// Answers the request now if its record is `settled`, or else when it will be.

@@ -2,17 +2,17 @@
 
 use super::replay::Replays;
 use crate::event::Arrival;
+use crate::log_throttle::LogThrottle;
 use crate::spool::Status;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// How often the log repeats that a sink is down.
-const REMINDER: Duration = Duration::from_secs(30);
-/// How many places the log names in that time. A sender may be able to choose their names.
+/// The log names so many places in this time. A sender may be able to choose their names.
 const NAMED_IN_LOG: usize = 10;
+const NAMING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The health of each sink that runs now. A reload replaces the list.
 pub type Healths = watch::Receiver<Vec<Arc<Health>>>;
@@ -24,26 +24,27 @@ pub struct Health {
     required: bool,
     state: Mutex<State>,
     retrying: AtomicUsize,
-    /// Arrival of the oldest open record, plus one; 0 for none.
-    oldest: AtomicU64,
-    /// The offset of the record to be read next, and how many records before it are open.
-    position: AtomicU64,
-    open: AtomicUsize,
     recoveries: watch::Sender<u64>,
     suspected: Notify,
     replays: Replays,
+    failure_log: LogThrottle,
+    unreadable_log: LogThrottle,
 }
 
 #[derive(Debug, Default)]
 struct State {
     probed: Option<Result<(), String>>,
-    /// Why the last publish failed, and when that was logged.
+    /// Why the last publish failed.
     failure: Option<String>,
-    failure_logged: Option<Instant>,
-    /// Why the sink's records cannot be read, and when that was logged.
-    unreadable: Option<(String, Instant)>,
+    /// Why the sink's records cannot be read.
+    unreadable: Option<String>,
     places: PlacesAway,
     places_logged: (usize, Option<Instant>),
+    /// The offset of the record to be read next, and how many records before it are open.
+    position: u64,
+    open: usize,
+    /// Since when the oldest open record waits.
+    oldest: Option<Arrival>,
 }
 
 /// Places of the destination that are away: topics, subjects, streams, partitions.
@@ -75,12 +76,11 @@ impl Health {
             required,
             state: Mutex::default(),
             retrying: AtomicUsize::new(0),
-            oldest: AtomicU64::new(0),
-            position: AtomicU64::new(0),
-            open: AtomicUsize::new(0),
             recoveries: watch::Sender::new(0),
             suspected: Notify::new(),
             replays: Replays::default(),
+            failure_log: LogThrottle::default(),
+            unreadable_log: LogThrottle::default(),
         })
     }
 
@@ -102,7 +102,7 @@ impl Health {
     /// `Err` says why the sink does not take messages now.
     pub fn check(&self) -> Result<(), String> {
         let state = self.state.lock();
-        if let Some((cause, _)) = &state.unreadable {
+        if let Some(cause) = &state.unreadable {
             return Err(format!("the spool cannot be read: {cause}"));
         }
         match &state.probed {
@@ -174,12 +174,8 @@ impl Health {
     /// A publish failed and will be retried.
     pub(super) fn failed(&self, cause: &str) {
         self.suspect();
-        let mut state = self.state.lock();
-        if state.failure.as_deref() != Some(cause) {
-            state.failure = Some(cause.to_owned());
-        }
-        if state.failure_logged.is_none_or(|at| at.elapsed() >= REMINDER) {
-            state.failure_logged = Some(Instant::now());
+        self.state.lock().failure = Some(cause.to_owned());
+        if self.failure_log.should_log().is_some() {
             tracing::warn!(sink = self.sink, cause, waiting = self.count_retrying(), "publishing failed; trying again");
         }
     }
@@ -200,7 +196,7 @@ impl Health {
 
     fn may_name_place(&self) -> bool {
         let (named, since) = &mut self.state.lock().places_logged;
-        if since.is_none_or(|since| since.elapsed() >= REMINDER) {
+        if since.is_none_or(|since| since.elapsed() >= NAMING_INTERVAL) {
             (*named, *since) = (0, Some(Instant::now()));
         }
         *named += 1;
@@ -217,19 +213,14 @@ impl Health {
 
     /// The disk refuses to read the next records.
     pub(super) fn unreadable(&self, cause: &str) {
-        let mut state = self.state.lock();
-        let logged = match &state.unreadable {
-            Some((_, logged)) if logged.elapsed() < REMINDER => *logged,
-            _ => {
-                tracing::error!(
-                    sink = self.sink,
-                    cause,
-                    "the spool cannot be read; trying again, nothing is delivered to this sink meanwhile"
-                );
-                Instant::now()
-            }
-        };
-        state.unreadable = Some((cause.to_owned(), logged));
+        let is_new = self.state.lock().unreadable.replace(cause.to_owned()).is_none();
+        if self.unreadable_log.should_log().is_some() || is_new {
+            tracing::error!(
+                sink = self.sink,
+                cause,
+                "the spool cannot be read; trying again, nothing is delivered to this sink meanwhile"
+            );
+        }
     }
 
     /// The disk reads again.
@@ -240,27 +231,24 @@ impl Health {
 
     /// The sink reads on at `position`, `open` records before that are not settled, and the oldest waits since `oldest`.
     pub(super) fn set_progress(&self, position: u64, open: usize, oldest: Option<Arrival>) {
-        self.position.store(position, Ordering::Relaxed);
-        self.open.store(open, Ordering::Relaxed);
-        self.oldest.store(oldest.map_or(0, |arrival| arrival.0 + 1), Ordering::Relaxed);
+        let mut state = self.state.lock();
+        (state.position, state.open, state.oldest) = (position, open, oldest);
     }
 
     /// How many records of the spool are not settled.
     pub fn undelivered(&self, spool: &Status) -> u64 {
-        let position = self.position.load(Ordering::Relaxed);
-        if position < spool.start {
-            // What was before the start was skipped, because the spool was full.
+        let state = self.state.lock();
+        if state.position < spool.start {
+            // The records before the start were skipped because the spool was full.
             return spool.end - spool.start;
         }
-        spool.end.saturating_sub(position) + self.open.load(Ordering::Relaxed) as u64
+        spool.end.saturating_sub(state.position) + state.open as u64
     }
 
     /// How old the oldest record is that is not settled.
     pub fn lag(&self) -> Duration {
-        match self.oldest.load(Ordering::Relaxed).checked_sub(1) {
-            Some(arrival) => Duration::from_millis(Arrival::now().0.saturating_sub(arrival)),
-            None => Duration::ZERO,
-        }
+        let oldest = self.state.lock().oldest;
+        oldest.map_or(Duration::ZERO, |oldest| Duration::from_millis(Arrival::now().0.saturating_sub(oldest.0)))
     }
 }
 

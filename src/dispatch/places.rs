@@ -2,12 +2,11 @@
 
 use super::gate::Parked;
 use super::health::{Health, PlacesAway};
-use super::pause_until;
 use super::publish::Away;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// How many places are told apart. A sender may be able to choose their names, so beyond that all others count as one.
 const MAX_PLACES: usize = 4096;
@@ -28,8 +27,6 @@ pub struct Places {
     by_name: HashMap<Arc<str>, Place>,
     /// Records whose publish shows whether their place is back, by offset.
     trials: HashMap<u64, Arc<str>>,
-    /// No place is due before this moment.
-    retry_at: Option<Instant>,
     /// Whether all messages of the sink go to one topic.
     single_topic: bool,
     changed: bool,
@@ -52,7 +49,7 @@ impl Places {
     /// `single_topic` tells whether all messages of the sink go to one topic.
     pub fn new(single_topic: bool, health: Arc<Health>) -> Self {
         let (by_name, trials) = (HashMap::new(), HashMap::new());
-        Self { by_name, trials, retry_at: None, single_topic, changed: false, health }
+        Self { by_name, trials, single_topic, changed: false, health }
     }
 
     /// How many places are away.
@@ -88,9 +85,7 @@ impl Places {
             let pause = FIRST_RETRY.saturating_mul(1 << place.failures.min(16));
             place.retry_at = now + jittered(pause.min(MAX_RETRY).max(shortest));
         }
-        let unavailable_for = now.duration_since(place.since);
-        self.retry_at = earliest(self.retry_at, place.retry_at);
-        unavailable_for
+        now.duration_since(place.since)
     }
 
     /// The record waits for its place, which has [`failed`](Self::failed).
@@ -112,10 +107,10 @@ impl Places {
         expired
     }
 
-    /// Resolves when it is time to try a place again.
+    /// Resolves when it is time to try a place again, or to forget one.
     pub async fn retry_due(&self) {
-        match self.retry_at {
-            Some(_) => pause_until(self.retry_at).await,
+        match self.by_name.values().filter_map(Place::due).min() {
+            Some(due) => sleep_until(due).await,
             None => std::future::pending().await,
         }
     }
@@ -123,25 +118,19 @@ impl Places {
     /// One record of each place that is to be tried now.
     pub fn take_due(&mut self) -> Vec<Parked> {
         let now = Instant::now();
-        let before = self.by_name.len();
-        self.by_name.retain(|_, place| place.trying || !place.heads.is_empty() || now < place.retry_at + FORGET_AFTER);
-        self.changed |= self.by_name.len() < before;
         let mut due = Vec::new();
-        self.retry_at = None;
-        for (name, place) in &mut self.by_name {
-            if place.trying {
-                continue;
+        let before = self.by_name.len();
+        self.by_name.retain(|name, place| {
+            if place.due().is_none_or(|due| now < due) {
+                return true;
             }
-            if place.retry_at > now {
-                self.retry_at = earliest(self.retry_at, place.retry_at);
-            } else if let Some(head) = place.heads.pop_front() {
-                place.trying = true;
-                self.trials.insert(head.offset, name.clone());
-                due.push(head);
-            } else {
-                self.retry_at = earliest(self.retry_at, now + FORGET_AFTER);
-            }
-        }
+            let Some(head) = place.heads.pop_front() else { return false };
+            place.trying = true;
+            self.trials.insert(head.offset, name.clone());
+            due.push(head);
+            true
+        });
+        self.changed |= self.by_name.len() < before;
         due
     }
 
@@ -159,7 +148,7 @@ impl Places {
         place.heads.into()
     }
 
-    /// What readiness tells, if that has changed. `parked` records wait, and none is read beyond `max_parked`.
+    /// The places for readiness, if they have changed. `parked` records wait, and none is read beyond `max_parked`.
     pub fn changes(&mut self, parked: usize, max_parked: usize) -> Option<PlacesAway> {
         if !std::mem::take(&mut self.changed) && parked < max_parked {
             return None;
@@ -189,7 +178,6 @@ impl Places {
         if let Some(place) = self.by_name.get_mut(name) {
             place.trying = false;
             place.retry_at = now;
-            self.retry_at = earliest(self.retry_at, now);
         }
     }
 
@@ -202,8 +190,12 @@ impl Places {
     }
 }
 
-fn earliest(known: Option<Instant>, other: Instant) -> Option<Instant> {
-    Some(known.map_or(other, |known| known.min(other)))
+impl Place {
+    /// When it is tried again, or forgotten if nothing waits for it; `None` while it is being tried.
+    fn due(&self) -> Option<Instant> {
+        let due = if self.heads.is_empty() { self.retry_at + FORGET_AFTER } else { self.retry_at };
+        (!self.trying).then_some(due)
+    }
 }
 
 /// Between half of the pause and all of it.

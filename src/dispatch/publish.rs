@@ -1,7 +1,6 @@
 //! Renders a record and publishes it, with retries for as long as it takes.
 
 use super::backoff::Backoff;
-use super::replay::Replayed;
 use super::{Health, Parts, stopped};
 use crate::dead_letter::DeadLetters;
 use crate::metrics::SinkMetrics;
@@ -17,7 +16,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::{JoinError, spawn_blocking};
 
 /// How long a message that cannot be kept as a dead letter waits at the most before the next attempt. A command that frees
-/// space tells nobody.
+/// space does not notify the bridge.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(2);
 
 /// Records up to this size are rendered at once. `when` can take a millisecond for ten KiB, if it asks for a field of thousands of values.
@@ -70,26 +69,17 @@ impl Publisher {
         Self { name, route, sink, dead_letters, permits, rendering, sent_end, metrics, health, stop }
     }
 
-    /// Publishes the record until it is settled or its place is away.
-    pub async fn publish(self: Arc<Self>, record: Arc<Record>) -> (Arc<Record>, Outcome) {
-        let outcome = match self.clone().render(&record).await {
-            Some(Routed::Message(message)) => self.send(&record, &message).await,
-            Some(Routed::Refused { cause, message }) => self.dead_letter(&record, &message, &cause).await,
-            Some(Routed::Filtered) => Outcome::Filtered,
-            None => Outcome::Deferred,
-        };
-        (record, outcome)
-    }
-
-    /// Makes a dead letter of a record that has waited for its place as long as it may.
-    pub async fn give_up(self: Arc<Self>, record: Arc<Record>, away: Away) -> (Arc<Record>, Outcome) {
-        let outcome = match self.clone().render(&record).await {
-            Some(Routed::Message(message) | Routed::Refused { message, .. }) => {
-                let cause = format!("{}: {}", away.place, away.cause);
-                self.dead_letter(&record, &message, &cause).await
+    /// Publishes the record until it is settled or its place is away. With `expired` it has waited for that place as long as it may, and
+    /// becomes a dead letter.
+    pub async fn publish(self: Arc<Self>, record: Arc<Record>, expired: Option<Away>) -> (Arc<Record>, Outcome) {
+        let outcome = match (self.clone().render(&record).await, expired) {
+            (None, _) => Outcome::Deferred,
+            (Some(Routed::Filtered), _) => Outcome::Filtered,
+            (Some(Routed::Message(message) | Routed::Refused { message, .. }), Some(Away { place, cause, .. })) => {
+                self.dead_letter(&record, &message, &format!("{place}: {cause}")).await
             }
-            Some(Routed::Filtered) => Outcome::Filtered,
-            None => Outcome::Deferred,
+            (Some(Routed::Refused { cause, message }), None) => self.dead_letter(&record, &message, &cause).await,
+            (Some(Routed::Message(message)), None) => self.send(&record, &message).await,
         };
         (record, outcome)
     }
@@ -121,7 +111,7 @@ impl Publisher {
             (Routed::Message(message), Some(id)) => Routed::Message(message.with_dedup_id(id)),
             (Routed::Filtered, _) => {
                 self.metrics.filtered.inc();
-                self.health.replays().ended(record, Replayed::Filtered);
+                self.health.replays().ended(record, |counts| counts.filtered += 1);
                 Routed::Filtered
             }
             (routed, _) => routed,
@@ -152,8 +142,9 @@ impl Publisher {
                     }
                     // A retry is a duplicate of an attempt whose answer was lost.
                     let is_duplicate = message.is_duplicate() && retrying.is_none();
-                    let outcome = if is_duplicate { Replayed::Duplicate } else { Replayed::Delivered };
-                    self.health.replays().ended(record, outcome);
+                    self.health.replays().ended(record, |counts| {
+                        *(if is_duplicate { &mut counts.duplicates } else { &mut counts.delivered }) += 1;
+                    });
                     return Outcome::Acked;
                 }
                 Err(Failure::Rejected { cause }) => {
@@ -190,7 +181,7 @@ impl Publisher {
             }
         }
         self.metrics.dead_lettered.inc();
-        self.health.replays().ended(record, Replayed::DeadLettered);
+        self.health.replays().ended(record, |counts| counts.dead_lettered += 1);
         Outcome::DeadLettered
     }
 

@@ -27,19 +27,6 @@ impl Record {
     }
 }
 
-/// The outcome of a replayed record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replayed {
-    /// The destination has stored it.
-    Delivered,
-    /// The destination had it already, and has not stored it again.
-    Duplicate,
-    /// The sink does not want it.
-    Filtered,
-    /// It was refused, once more.
-    DeadLettered,
-}
-
 /// How many replayed records had which outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayCounts {
@@ -83,20 +70,15 @@ impl Default for Replays {
 }
 
 impl Replays {
-    /// Notes the outcome of a record. Only replayed ones are counted.
-    pub fn ended(&self, record: &Record, outcome: Replayed) {
+    /// Counts a replayed record with `add`; other records are not counted.
+    pub fn ended(&self, record: &Record, add: impl FnOnce(&mut ReplayCounts)) {
         if record.target.is_none() {
             return;
         }
         self.state.send_if_modified(|(first, counts)| {
             let counted = record.offset >= *first;
             if counted {
-                *match outcome {
-                    Replayed::Delivered => &mut counts.delivered,
-                    Replayed::Duplicate => &mut counts.duplicates,
-                    Replayed::Filtered => &mut counts.filtered,
-                    Replayed::DeadLettered => &mut counts.dead_lettered,
-                } += 1;
+                add(counts);
             }
             counted
         });
@@ -155,17 +137,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn outcomes_are_counted_for_one_replay_and_awaited_no_longer_than_asked() {
         let replays = Arc::new(Replays::default());
-        replays.ended(&record(1, Some("nats")), Replayed::Delivered);
+        replays.ended(&record(1, Some("nats")), |counts| counts.delivered += 1);
         let replay = replays.begin().await;
         replay.count_from(5);
-        replays.ended(&record(4, Some("nats")), Replayed::Delivered);
-        replays.ended(&record(5, None), Replayed::Delivered);
-        replays.ended(&record(6, Some("nats")), Replayed::Duplicate);
+        replays.ended(&record(4, Some("nats")), |counts| counts.delivered += 1);
+        replays.ended(&record(5, None), |counts| counts.delivered += 1);
+        replays.ended(&record(6, Some("nats")), |counts| counts.duplicates += 1);
         let waiting = tokio::spawn({
             let replays = replays.clone();
             async move {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                replays.ended(&record(7, Some("nats!")), Replayed::DeadLettered);
+                replays.ended(&record(7, Some("nats!")), |counts| counts.dead_lettered += 1);
             }
         });
         let counts = ReplayCounts { duplicates: 1, dead_lettered: 1, ..ReplayCounts::default() };

@@ -7,6 +7,7 @@ use crate::metrics::Metrics;
 use crate::route::{Dialect, Routed};
 use crate::sink::{Failure, Message};
 use crate::spool::{OpenError, Placed};
+use bytesize::ByteSize;
 use futures_util::FutureExt as _;
 use sinks::{Counting, FAILURES, Flaky, Manual, Silent};
 use std::sync::Mutex;
@@ -70,11 +71,10 @@ impl Bench {
             dead_letters: DeadLetters::new(dir.path(), "sink", &Default::default(), Default::default()),
             metrics: SinkMetrics::default(),
             health: Health::new("sink", true),
-            deliveries: None,
             directory: dir.path().to_owned(),
         };
         let (stop, stopped) = watch::channel(false);
-        let dispatcher = Dispatcher::new(spool.clone(), parts, stopped).unwrap();
+        let dispatcher = Dispatcher::new(spool.clone(), parts, delivery_watch().1, stopped).unwrap();
         Self { spool, dispatcher, stop, _dir: dir }
     }
 }
@@ -156,7 +156,7 @@ async fn who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says
     let sink = Arc::new(Manual::default());
     let mut bench = Bench::new(sink.clone(), Config::default(), (0..3).map(event).collect()).await;
     let (watch, requests) = delivery_watch();
-    bench.dispatcher.deliveries = Some(requests);
+    bench.dispatcher.deliveries = requests;
     let running = tokio::spawn(bench.dispatcher.run());
     let ask = |fresh| {
         let watch = watch.clone();

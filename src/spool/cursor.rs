@@ -17,8 +17,6 @@ const SLOT: usize = 12;
 #[derive(Debug)]
 pub struct PositionFile {
     file: Arc<dyn DiskFile>,
-    /// The position in slot 0; `u64::MAX` if unknown.
-    noted: AtomicU64,
     synced: Mutex<Synced>,
 }
 
@@ -47,15 +45,12 @@ impl PositionFile {
         let position = slots.into_iter().max().flatten();
         // The better one of the synced slots is kept until the other one is durable.
         let synced = Mutex::new(Synced { slot: if first > second { 2 } else { 1 }, position: None });
-        Ok((Self { file, noted: AtomicU64::new(u64::MAX), synced }, position))
+        Ok((Self { file, synced }, position))
     }
 
     /// Writes the position without waiting for the disk.
     pub fn note(&self, position: u64) -> io::Result<()> {
-        if self.noted.swap(position, Ordering::Relaxed) == position {
-            return Ok(());
-        }
-        self.write(0, position).inspect_err(|_| self.noted.store(u64::MAX, Ordering::Relaxed))
+        self.write(0, position)
     }
 
     /// Makes the position durable.
@@ -92,18 +87,16 @@ pub fn peek(disk: &dyn Disk, name: &str) -> io::Result<Option<u64>> {
 
 fn read_slots(file: &dyn DiskFile) -> io::Result<[Option<u64>; 3]> {
     let mut slots = [None; 3];
-    for (index, slot) in slots.iter_mut().enumerate() {
+    for (slot, at) in slots.iter_mut().zip([0, SECTOR, 2 * SECTOR]) {
         let mut bytes = [0; SLOT];
-        if file.read_at(&mut bytes, index as u64 * SECTOR)? == SLOT {
-            *slot = read_slot(&bytes);
+        if file.read_at(&mut bytes, at)? == SLOT
+            && let Some((position, sum)) = bytes.split_first_chunk()
+            && sum == crc32c::crc32c(position).to_le_bytes()
+        {
+            *slot = Some(u64::from_le_bytes(*position));
         }
     }
     Ok(slots)
-}
-
-fn read_slot(bytes: &[u8; SLOT]) -> Option<u64> {
-    let (position, sum) = bytes.split_first_chunk()?;
-    (sum == crc32c::crc32c(position).to_le_bytes()).then(|| u64::from_le_bytes(*position))
 }
 
 /// Everything below its position is settled.

@@ -26,7 +26,7 @@ pub trait Disk: Debug + Send + Sync {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes creations, removals and renames durable.
     fn sync(&self) -> io::Result<()>;
-    /// Whether the directory and its lock still exist; they do not once somebody has deleted them under the running process.
+    /// Whether the directory and its lock still exist, or were deleted under the running process.
     fn exists(&self) -> bool;
 }
 

@@ -1,15 +1,16 @@
-//! What later records are compared with: the identities of events, so that a resent webhook is not stored twice; the names of calls, so
-//! that an event finds its conversation; the legs that have their CDR, for reconciliation.
+//! The index of recent records: the identities of events, so that a resent webhook is not stored twice; the names of calls, so that an
+//! event finds its conversation; the legs that have their CDR, for reconciliation.
 //!
 //! All of it follows from durable records. A start reads the identities from the segments, as long as these are there, so that a damaged
 //! record has none; names and legs, whose windows are long, from a file for each segment that is full, see [`Window`].
 
 use super::disk::Disk;
-use super::log::Segment;
-use super::segment::{self, Found, Scan};
-use super::window::{Changes, Entry, Window};
+use super::segment::{self, Scan};
+use super::segments::Segment;
+use super::window::{Changes, Entry, Key, Window};
 use super::{Config, Record};
 use crate::event::{Arrival, CallName, Event, EventId, LegKey};
+use crate::metrics::FOUND_BY;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
@@ -45,17 +46,10 @@ impl Indexed {
             legs: Vec::new(),
         }
     }
-}
 
-/// How the conversation of an event was found, in the order of [`crate::metrics::FOUND_BY`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FoundBy {
-    /// By its own `conversation_uuid`.
-    Field,
-    /// By a name of its call.
-    Index,
-    /// By nothing: an id of the event itself stands in.
-    Fallback,
+    fn entry<V>(&self, key: Key, value: V) -> Entry<V> {
+        Entry { key, offset: self.offset, stored: self.stored, value }
+    }
 }
 
 /// An event whose conversation is resolved.
@@ -64,8 +58,8 @@ pub struct Resolved {
     pub event: Event,
     /// Its part in the index.
     pub indexed: Indexed,
-    /// How its conversation was found; `None` if it was resolved before.
-    pub found_by: Option<FoundBy>,
+    /// One of [`FOUND_BY`]: how its conversation was found; `None` if it was resolved before.
+    pub found_by: Option<&'static str>,
     /// How many of its names stand for another conversation, and go on doing so.
     pub conflicts: u64,
 }
@@ -116,6 +110,7 @@ impl Index {
         let id = (!replayed).then(|| event.id());
         let (mut names, mut legs) = (Vec::new(), Vec::new());
         let (mut found, mut found_by, mut conflicts) = (None, None, 0);
+        let [by_field, by_index, by_fallback] = FOUND_BY;
         if let Some(call) = event.call().filter(|_| !replayed) {
             legs = call.legs.iter().flatten().copied().collect();
             let known = |name: &CallName| {
@@ -124,7 +119,7 @@ impl Index {
             };
             let known = call.names.iter().flatten().map(|name| (*name, known(name)));
             if call.has_conversation {
-                found_by = Some(FoundBy::Field);
+                found_by = Some(by_field);
                 for (name, known) in known.filter(|_| self.names.is_on()) {
                     match known {
                         None => names.push(name),
@@ -138,7 +133,7 @@ impl Index {
                 }
             } else {
                 found = known.filter_map(|(_, known)| known).map(|(conversation, _)| conversation).next();
-                found_by = Some(if found.is_some() { FoundBy::Index } else { FoundBy::Fallback });
+                found_by = Some(if found.is_some() { by_index } else { by_fallback });
             }
         }
         let event = event.resolved(found);
@@ -150,33 +145,20 @@ impl Index {
 
     /// Adds a record that has become durable, behind all others.
     pub fn insert(&mut self, record: &Indexed) {
-        let Indexed { offset, stored, id, conversation, names, legs } = record;
-        let (offset, stored) = (*offset, *stored);
-        if let Some(EventId(key)) = *id {
-            self.ids.insert(Entry { key, offset, stored, value: () });
+        record.id.iter().for_each(|id| self.ids.insert(record.entry(id.0, ())));
+        for name in &record.names {
+            self.names.insert(record.entry(name.0, record.conversation.clone()));
         }
-        for CallName(key) in names {
-            self.names.insert(Entry { key: *key, offset, stored, value: conversation.clone() });
-        }
-        for LegKey(key) in legs {
-            self.legs.insert(Entry { key: *key, offset, stored, value: () });
-        }
+        record.legs.iter().for_each(|leg| self.legs.insert(record.entry(leg.0, ())));
     }
 
     /// Adds a record before all others, as far as no file covers it.
     fn recall(&mut self, record: &Indexed, now: Arrival) {
-        let Indexed { offset, stored, id, conversation, names, legs } = record;
-        let (offset, stored) = (*offset, *stored);
-        if offset >= self.legs.covered() {
-            legs.iter().rev().for_each(|leg| self.legs.recall(Entry { key: leg.0, offset, stored, value: () }, now));
+        record.id.iter().for_each(|id| self.ids.recall(record.entry(id.0, ()), now));
+        for name in record.names.iter().rev() {
+            self.names.recall(record.entry(name.0, record.conversation.clone()), now);
         }
-        if offset >= self.names.covered() {
-            let entry = |name: &CallName| Entry { key: name.0, offset, stored, value: conversation.clone() };
-            names.iter().rev().for_each(|name| self.names.recall(entry(name), now));
-        }
-        if offset >= self.ids.covered() {
-            id.iter().for_each(|id| self.ids.recall(Entry { key: id.0, offset, stored, value: () }, now));
-        }
+        record.legs.iter().rev().for_each(|leg| self.legs.recall(record.entry(leg.0, ()), now));
     }
 
     /// The records at these offsets turned out to be unreadable. To send their events again mends that, so these are no duplicates, and
@@ -207,7 +189,7 @@ impl Index {
         changes
     }
 
-    /// Fills the windows with what earlier processes stored: backwards, no further than they reach.
+    /// Fills the windows with the records of earlier processes: reads backwards, no further than the windows reach.
     pub fn load(&mut self, disk: &dyn Disk, segments: &BTreeMap<u64, Segment>, end: u64, now: Arrival) {
         let unread = |error: &io::Error| {
             tracing::warn!(
@@ -247,15 +229,9 @@ fn records_of(disk: &dyn Disk, offsets: Range<u64>) -> io::Result<Vec<Indexed>> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
         file => file?,
     };
-    let (mut scan, mut expected) = (Scan::new(file)?, offsets.start);
-    loop {
-        expected = match scan.next(expected, offsets.end)? {
-            Found::Record(frame, stored) => {
-                records.extend(frame.indexed(stored));
-                frame.offset + 1
-            }
-            Found::Damage(next) => next,
-            Found::End => return Ok(records),
-        };
-    }
+    Scan::new(file)?.read_all(offsets, |frame, stored| {
+        records.extend(frame.indexed(stored));
+        Ok(())
+    })?;
+    Ok(records)
 }

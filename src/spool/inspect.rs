@@ -1,10 +1,10 @@
 //! Reading a spool from another process: nothing is locked and nothing written, so it works beside a running bridge.
 
 use super::disk::{Directory, Disk};
-use super::log::{self, Segment};
 use super::recovery::{self, Proven, Recovered};
-use super::segment::{self, Found, Scan};
-use super::{Record, cursor};
+use super::segment::{self, Scan};
+use super::segments::{Segment, with_offsets};
+use super::{Record, cursor, log};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -49,7 +49,7 @@ impl Inspection {
         cursors.sort();
         let settled = cursors.iter().map(|(_, position)| *position).max().unwrap_or_default();
         let acknowledged = cursor::peek(&*disk, log::ACKNOWLEDGED)?.unwrap_or_default().max(settled);
-        // What is missing cannot be told from what the bridge removes meanwhile.
+        // A missing segment looks like one that the bridge removes meanwhile.
         let proven = Proven { removed: None, acknowledged };
         let Recovered { segments, end, .. } = recovery::recover(&*disk, recovery::list(&*disk)?, proven, false)?;
         Ok(Self { disk, segments, end, cursors })
@@ -63,13 +63,12 @@ impl Inspection {
 
     /// The segments in order.
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        let limits = self.segments.keys().skip(1).copied().chain([self.end]);
-        let info = |((base, segment), limit): ((&u64, &Segment), u64)| SegmentInfo {
-            file: segment::name(*base),
-            offsets: *base..limit,
+        let info = |(offsets, segment): (Range<u64>, &Segment)| SegmentInfo {
+            file: segment::name(offsets.start),
+            offsets,
             bytes: segment.bytes,
         };
-        self.segments.iter().zip(limits).map(info).collect()
+        with_offsets(&self.segments, self.end).map(info).collect()
     }
 
     /// The offset after the last record.
@@ -77,8 +76,8 @@ impl Inspection {
         self.end
     }
 
-    /// Calls `each` with every intact record from offset `from` on, and returns the offsets of those that are damaged. A
-    /// segment that the bridge removes meanwhile is left out, or what is left of it.
+    /// Calls `each` with every intact record from offset `from` on, and returns the offsets of the damaged ones. A segment that the
+    /// bridge removes meanwhile is left out, or the rest of it.
     pub fn read(&self, from: u64, mut each: impl FnMut(Record) -> io::Result<()>) -> io::Result<Vec<Range<u64>>> {
         let mut damaged = Vec::new();
         for SegmentInfo { file, offsets, .. } in self.segments() {
@@ -89,22 +88,10 @@ impl Inspection {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => Scan::new(other?)?,
             };
-            let mut expected = offsets.start;
-            while expected < offsets.end {
-                let lost_until = match scan.next(expected, offsets.end)? {
-                    Found::Record(frame, bytes) => {
-                        expected = frame.offset + 1;
-                        if let Some(record) = frame.record(bytes).filter(|record| record.offset >= from) {
-                            each(record)?;
-                        }
-                        continue;
-                    }
-                    Found::Damage(next) => next,
-                    Found::End => offsets.end,
-                };
-                damaged.push(expected..lost_until);
-                expected = lost_until;
-            }
+            damaged.extend(scan.read_all(offsets, |frame, bytes| {
+                let record = frame.record(bytes).filter(|record| record.offset >= from);
+                record.map_or(Ok(()), &mut each)
+            })?);
         }
         Ok(damaged)
     }

@@ -2,11 +2,13 @@
 
 use super::cursor::PositionFile;
 use super::disk::{Disk, DiskFile, missing_is_ok};
+use super::read_cache::ReadCache;
 use super::segment::{self, Scan};
+use super::segments::{Segment, with_offsets};
 use super::{Config, Record, Retain, Status};
 use crate::event::Arrival;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,52 +20,8 @@ pub const ACKNOWLEDGED: &str = "acknowledged";
 pub const REMOVED: &str = "removed";
 /// The file of the next segment until it becomes one.
 const PREALLOCATED: &str = "preallocated";
-/// The position of one record in so many bytes of a segment is kept in memory.
-const INDEX_STRIDE: u64 = 64 << 10;
 /// How much of a preallocated segment is filled with zeros at once: a larger write would hold up the syncs of records.
 const FILL: usize = 256 << 10;
-
-/// One segment file.
-#[derive(Clone, Debug, Default)]
-pub struct Segment {
-    /// Its size on disk in bytes.
-    pub bytes: u64,
-    /// Whether part of it cannot be read; such a file is kept aside instead of removed.
-    pub damaged: bool,
-    /// When its first record was stored.
-    pub begun: Arrival,
-    /// Lost ranges that have been reported: the offset behind each by its first offset.
-    lost: BTreeMap<u64, u64>,
-    /// The positions in the file of some records, by offset.
-    index: BTreeMap<u64, u64>,
-    /// The open file while it is being written to: it can be read even after somebody has deleted it.
-    file: Option<Arc<dyn DiskFile>>,
-}
-
-impl Segment {
-    /// A segment that is not being written to.
-    pub fn new(bytes: u64, damaged: bool, begun: Arrival) -> Self {
-        Self { bytes, damaged, begun, ..Self::default() }
-    }
-
-    /// Takes note of unreadable records; returns how many of them were not known before.
-    pub fn lose(&mut self, lost: Range<u64>) -> u64 {
-        self.damaged = true;
-        let mut merged = lost.clone();
-        let mut known = 0;
-        let touching = |lost: &BTreeMap<u64, u64>, merged: &Range<u64>| {
-            let (start, end) = lost.range(..=merged.end).next_back()?;
-            (*end >= merged.start).then_some(*start..*end)
-        };
-        while let Some(other) = touching(&self.lost, &merged) {
-            self.lost.remove(&other.start);
-            known += other.end.min(lost.end).saturating_sub(other.start.max(lost.start));
-            merged = merged.start.min(other.start)..merged.end.max(other.end);
-        }
-        self.lost.insert(merged.start, merged.end);
-        lost.end - lost.start - known
-    }
-}
 
 /// The segments, from their recovery on.
 #[derive(Debug)]
@@ -77,23 +35,20 @@ pub struct Log {
     /// How many bytes the segments may take.
     pub max_size: u64,
     segment_size: u64,
-    read_cache: usize,
     retain: Option<Retain>,
     state: Mutex<State>,
     /// The offset after the last durable record.
     end: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// Only the last one is active.
     segments: BTreeMap<u64, Segment>,
-    /// The base of the segment that is being written to, and whether the next one is to be preallocated.
-    active: Option<(u64, bool)>,
-    /// Bytes of the active segment up to the last durable record.
-    used: u64,
+    /// Whether the active segment is half full, and the next one was not preallocated since.
+    preallocation_due: bool,
     preallocated: Option<Arc<dyn DiskFile>>,
-    cache: VecDeque<Arc<Record>>,
-    cached_bytes: usize,
+    cache: ReadCache,
 }
 
 impl State {
@@ -117,9 +72,13 @@ impl Log {
             removed,
             max_size: config.max_size.as_u64(),
             segment_size: config.segment_size(),
-            read_cache: config.read_cache.as_u64() as usize,
             retain: config.retain,
-            state: Mutex::new(State { segments, ..State::default() }),
+            state: Mutex::new(State {
+                segments,
+                preallocation_due: false,
+                preallocated: None,
+                cache: ReadCache::new(config.read_cache.as_u64() as usize),
+            }),
             end: watch::Sender::new(end),
         }
     }
@@ -144,104 +103,80 @@ impl Log {
 
     /// About how many bytes the records from `offset` on take: those of one segment count as equally large.
     pub fn bytes_from(&self, offset: u64) -> u64 {
-        let end = self.end();
         let state = self.state.lock();
-        let limits = state.segments.keys().skip(1).copied().chain([end]);
-        let segments = state.segments.iter().zip(limits);
-        let bytes = |((base, segment), limit): ((&u64, &Segment), u64)| {
-            let used = if state.is_active(*base) { state.used } else { segment.bytes };
-            let (records, wanted) = (limit.saturating_sub(*base), limit.saturating_sub(offset.max(*base)));
-            let share = wanted as f64 / records.max(1) as f64;
+        let bytes = |(offsets, segment): (Range<u64>, &Segment)| {
+            let used = segment.active.as_ref().map_or(segment.bytes, |active| active.used);
+            let wanted = offsets.end.saturating_sub(offset.max(offsets.start));
+            let share = wanted as f64 / offsets.end.saturating_sub(offsets.start).max(1) as f64;
             (used.saturating_sub(segment::HEADER as u64) as f64 * share) as u64
         };
-        segments.map(bytes).sum()
+        self.segments(&state).map(bytes).sum()
     }
 
     fn bytes(&self, state: &State) -> u64 {
         state.bytes() + if state.preallocated.is_some() { self.segment_size } else { 0 }
     }
 
+    fn segments<'a>(&self, state: &'a State) -> impl Iterator<Item = (Range<u64>, &'a Segment)> {
+        with_offsets(&state.segments, self.end())
+    }
+
     /// When the segment with the record at `offset` was begun.
     pub fn begun(&self, offset: u64) -> Option<Arrival> {
         let state = self.state.lock();
-        let base = *state.segments.range(..=offset).next_back()?.0;
         // A segment that cannot be read at all is older than the next one.
-        state.segments.range(base..).map(|(_, segment)| segment.begun).find(|begun| *begun != Arrival::default())
+        let segments = self.segments(&state).filter(|(offsets, _)| offset < offsets.end);
+        segments.map(|(_, segment)| segment.begun).find(|begun| *begun != Arrival::default())
     }
 
     /// The offsets of the segment that holds `offset`, or of the next one behind it.
     pub fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
-        let end = self.end();
         let state = self.state.lock();
-        let segments = &state.segments;
-        let base = *segments.range(..=offset).next_back().or_else(|| segments.range(offset..).next())?.0;
-        let limit = segments.range(base + 1..).next().map_or(end, |(next, _)| *next);
-        Some(base..limit)
+        self.segments(&state).map(|(offsets, _)| offsets).find(|offsets| offset < offsets.end)
     }
 
     /// Opens the segment at `base`, at the last record up to `offset` whose position is known; also returns that record's offset.
     pub fn scan(&self, base: u64, offset: u64) -> io::Result<(Scan, u64)> {
         let state = self.state.lock();
         let segment = state.segments.get(&base);
-        let open = segment.and_then(|segment| segment.file.clone());
-        let known = segment.and_then(|segment| segment.index.range(..=offset).next_back());
-        let (next, position) = known.map_or((base, segment::HEADER as u64), |(offset, position)| (*offset, *position));
+        let open = segment.and_then(|segment| segment.active.as_ref()).map(|active| active.file.clone());
+        let known = segment.and_then(|segment| segment.position(offset));
+        let (next, position) = known.unwrap_or((base, segment::HEADER as u64));
         drop(state);
         let file = open.map_or_else(|| self.disk.open(&segment::name(base)), Ok)?;
         Ok((Scan::from(file, position)?, next))
     }
 
     /// Keeps the position of an intact record for [`Self::scan`].
-    pub fn index(&self, base: u64, offset: u64, position: u64) {
+    pub fn add_position(&self, base: u64, offset: u64, position: u64) {
         if let Some(segment) = self.state.lock().segments.get_mut(&base) {
-            let before = segment.index.range(..=offset).next_back().map_or(0, |(_, position)| *position);
-            if before + INDEX_STRIDE <= position {
-                segment.index.insert(offset, position);
-            }
+            segment.add_position(offset, position);
         }
     }
 
     /// The records from `offset` on that are in memory, about `bytes` of them and at least one if `offset` is in memory.
     pub fn cached(&self, offset: u64, bytes: usize) -> Vec<Arc<Record>> {
-        let state = self.state.lock();
-        let Some(skip) = state.cache.front().and_then(|first| offset.checked_sub(first.offset)) else {
-            return Vec::new();
-        };
-        state.cache.iter().skip(skip as usize).take_while(fitting(bytes)).cloned().collect()
+        self.state.lock().cache.read(offset, bytes)
     }
 
     /// Drops cached records below `offset`, which every sink has passed.
     pub fn trim_cache(&self, offset: u64) {
-        let mut state = self.state.lock();
-        while state.cache.front().is_some_and(|first| first.offset < offset) {
-            state.pop_cached();
-        }
+        self.state.lock().cache.trim(offset);
     }
 
     /// Takes note of records that became durable in the active segment, from `position` to `until` in its file.
     pub fn append(&self, records: Vec<Arc<Record>>, position: Range<u64>) {
-        let Some((first, end)) =
-            records.first().zip(records.last()).map(|(first, last)| (first.offset, last.offset + 1))
-        else {
-            return;
-        };
+        let Some(last) = records.last() else { return };
+        let (first, end) = (self.end(), last.offset + 1);
         let mut state = self.state.lock();
-        state.used = position.end;
-        if let Some((base, preallocate)) = &mut state.active {
-            // Once half of the segment is full.
-            *preallocate |= (position.start..position.end).contains(&(self.segment_size / 2));
-            let base = *base;
-            drop(state);
-            self.index(base, first, position.start);
-            state = self.state.lock();
+        if let Some(mut segment) = state.segments.last_entry() {
+            segment.get_mut().add_position(first, position.start);
+            if let Some(active) = &mut segment.get_mut().active {
+                active.used = position.end;
+            }
         }
-        for record in records {
-            state.cached_bytes += record.event.memory();
-            state.cache.push_back(record);
-        }
-        while state.cached_bytes > self.read_cache {
-            state.pop_cached();
-        }
+        state.preallocation_due |= position.contains(&(self.segment_size / 2));
+        state.cache.extend(records);
         drop(state);
         self.end.send_replace(end);
     }
@@ -258,8 +193,7 @@ impl Log {
     pub fn is_lost(&self, offset: u64) -> bool {
         let state = self.state.lock();
         let segment = state.segments.range(..=offset).next_back();
-        let lost = segment.and_then(|(_, segment)| segment.lost.range(..=offset).next_back());
-        lost.is_some_and(|(_, end)| offset < *end)
+        segment.is_some_and(|(_, segment)| segment.is_lost(offset))
     }
 
     /// The size of a segment for a request of `needed` bytes.
@@ -267,33 +201,31 @@ impl Log {
         self.segment_size.max(needed + segment::HEADER as u64)
     }
 
-    /// How many bytes are missing for a segment of `size` bytes, and for that one and another. A preallocated segment of another size
-    /// makes room.
-    pub fn missing_room(&self, size: u64) -> [u64; 2] {
-        let wanted = || {
+    /// How many bytes the segments would take too many with a new one of `size` bytes and so many `further` bytes. A preallocated
+    /// segment of another size is discarded then.
+    pub fn excess(&self, size: u64, further: u64) -> u64 {
+        let excess = || {
             let state = self.state.lock();
-            let fits = state.preallocated.is_some() && size == self.segment_size;
-            self.bytes(&state) + if fits { 0 } else { size }
+            let is_preallocated = state.preallocated.is_some() && size == self.segment_size;
+            let new = if is_preallocated { 0 } else { size };
+            (self.bytes(&state) + new + further).saturating_sub(self.max_size)
         };
-        if wanted() + size > self.max_size && size != self.segment_size {
+        if excess() > 0 && size != self.segment_size {
             self.discard_preallocated();
         }
-        let wanted = wanted();
-        [wanted, wanted + size].map(|wanted| wanted.saturating_sub(self.max_size))
+        excess()
     }
 
     /// Up to which offset segments would have to be removed, oldest first, to free `bytes`; no further than `passed`.
     pub fn oldest(&self, bytes: u64, passed: u64) -> u64 {
-        let end = self.end();
         let state = self.state.lock();
         let (mut freed, mut until) = (0, 0);
-        let limits = state.segments.keys().skip(1).copied().chain([end]);
-        for ((base, segment), limit) in state.segments.iter().zip(limits) {
-            if freed >= bytes || limit > passed || state.is_active(*base) {
+        for (offsets, segment) in self.segments(&state) {
+            if freed >= bytes || offsets.end > passed || segment.active.is_some() {
                 break;
             }
             freed += segment.bytes;
-            until = limit;
+            until = offsets.end;
         }
         until
     }
@@ -303,22 +235,19 @@ impl Log {
         let name = segment::name(base);
         let preallocated = (size == self.segment_size).then(|| self.state.lock().preallocated.take()).flatten();
         let begin = || {
-            let file = match preallocated {
-                Some(file) => {
-                    file.write_at(&segment::header(base), 0)?;
-                    file.sync()?;
-                    self.disk.rename(PREALLOCATED, &name)?;
-                    file
-                }
+            let file = match &preallocated {
+                Some(file) => file.clone(),
                 None => {
                     // An earlier attempt may have left a file that could not be removed: nothing in it was acknowledged.
                     missing_is_ok(self.disk.remove(&name))?;
-                    let file = self.disk.create(&name, size)?;
-                    file.write_at(&segment::header(base), 0)?;
-                    file.sync()?;
-                    file
+                    self.disk.create(&name, size)?
                 }
             };
+            file.write_at(&segment::header(base), 0)?;
+            file.sync()?;
+            if preallocated.is_some() {
+                self.disk.rename(PREALLOCATED, &name)?;
+            }
             self.disk.sync()?;
             Ok(file)
         };
@@ -328,9 +257,8 @@ impl Log {
             let _ = self.disk.remove(PREALLOCATED);
         })?;
         let mut state = self.state.lock();
-        let segment = Segment { bytes: size, begun: Arrival::now(), file: Some(file.clone()), ..Segment::default() };
-        state.segments.insert(base, segment);
-        (state.active, state.used) = (Some((base, false)), segment::HEADER as u64);
+        state.segments.insert(base, Segment::begin(file.clone(), size));
+        state.preallocation_due = false;
         Ok(file)
     }
 
@@ -343,29 +271,24 @@ impl Log {
             false => file.resize(position).and_then(|()| file.sync()),
         };
         let mut state = self.state.lock();
-        state.active = None;
-        if let Some(segment) = state.segments.get_mut(&base) {
-            segment.file = None;
-        }
+        state.preallocation_due = false;
+        let Some(segment) = state.segments.get_mut(&base) else { return };
+        segment.active = None;
         match sealed {
             Ok(()) if empty => drop(state.segments.remove(&base)),
-            Ok(()) => {
-                if let Some(segment) = state.segments.get_mut(&base) {
-                    segment.bytes = position;
-                }
-            }
+            Ok(()) => segment.bytes = position,
             Err(error) => tracing::warn!(%error, segment = base, "a segment of the spool could not be trimmed"),
         }
     }
 
-    /// Makes the file of the next segment if the active one is half full and there is room; once, even if that fails. Its bytes are written once, since a sync in
-    /// space that was only reserved also has to wait for the file system's journal. Gives up when `stop` says so.
+    /// Makes the file of the next segment if the active one is half full and there is room; once, even if that fails. Its bytes are
+    /// written once, since a sync in space that was only reserved also has to wait for the file system's journal. Gives up when `stop`
+    /// says so.
     pub fn preallocate(&self, stop: impl Fn() -> bool) -> io::Result<()> {
         let mut state = self.state.lock();
         let fits = state.preallocated.is_none() && self.bytes(&state) + self.segment_size <= self.max_size;
-        match &mut state.active {
-            Some((_, wanted)) if *wanted && fits => *wanted = false,
-            _ => return Ok(()),
+        if !fits || !std::mem::take(&mut state.preallocation_due) {
+            return Ok(());
         }
         drop(state);
         let file = self.fill(stop).inspect_err(|_| drop(self.disk.remove(PREALLOCATED)))?;
@@ -397,41 +320,33 @@ impl Log {
 
     /// Removes the preallocated segment.
     pub fn discard_preallocated(&self) {
-        if self.state.lock().preallocated.take().is_some()
-            && let Err(error) = self.disk.remove(PREALLOCATED)
-        {
-            tracing::debug!(%error, "the preallocated segment of the spool stays");
+        let preallocated = self.state.lock().preallocated.take();
+        if preallocated.is_some() {
+            clean_up(&*self.disk);
         }
     }
 
     /// The offsets of the segments that are not written to any more, from those with offset `from` on.
     pub fn sealed(&self, from: u64) -> Vec<Range<u64>> {
-        let end = self.end();
         let state = self.state.lock();
-        let limits = state.segments.keys().skip(1).copied().chain([end]);
-        let segments = state.segments.keys().copied().zip(limits);
-        segments
-            .filter(|(base, limit)| *limit > from && !state.is_active(*base))
-            .map(|(base, limit)| base..limit)
-            .collect()
+        let sealed = self.segments(&state).filter(|(offsets, segment)| offsets.end > from && segment.active.is_none());
+        sealed.map(|(offsets, _)| offsets).collect()
     }
 
     /// The offsets of the segments that can be removed, oldest first: all below `passed`, but for those that are retained.
     pub fn removable(&self, passed: u64) -> Vec<Range<u64>> {
-        let end = self.end();
         let state = self.state.lock();
         let mut bytes = state.bytes();
         let mut removable = Vec::new();
-        let mut segments = state.segments.iter().peekable();
-        while let Some((base, segment)) = segments.next() {
-            let limit = segments.peek().map_or(end, |(next, _)| **next);
+        let mut segments = self.segments(&state).peekable();
+        while let Some((offsets, segment)) = segments.next() {
             // No record of a segment was stored after the first one of the next.
             let newest = segments.peek().map_or(Arrival::now(), |(_, next)| next.begun);
-            if limit > passed || state.is_active(*base) || self.is_retained(bytes, newest) {
+            if offsets.end > passed || segment.active.is_some() || self.is_retained(bytes, newest) {
                 break;
             }
             bytes -= segment.bytes;
-            removable.push(*base..limit);
+            removable.push(offsets);
         }
         removable
     }
@@ -467,13 +382,6 @@ impl Log {
         self.state.lock().bytes() as f64 / (end - start).max(1) as f64
     }
 
-    /// Removes a preallocated segment that another process has left.
-    pub fn clean_up(disk: &dyn Disk) {
-        if let Err(error) = missing_is_ok(disk.remove(PREALLOCATED)) {
-            tracing::debug!(%error, "a preallocated segment of the spool stays");
-        }
-    }
-
     /// Whether the next segment is there already.
     #[cfg(test)]
     pub fn is_preallocated(&self) -> bool {
@@ -481,24 +389,9 @@ impl Log {
     }
 }
 
-impl State {
-    fn is_active(&self, base: u64) -> bool {
-        self.active.is_some_and(|(active, _)| active == base)
-    }
-
-    fn pop_cached(&mut self) {
-        if let Some(record) = self.cache.pop_front() {
-            self.cached_bytes -= record.event.memory();
-        }
-    }
-}
-
-/// Takes records until they hold `bytes` of memory, and at least one.
-pub fn fitting(bytes: usize) -> impl FnMut(&&Arc<Record>) -> bool {
-    let mut left = Some(bytes);
-    move |record| {
-        let first = left == Some(bytes);
-        left = left.and_then(|left| left.checked_sub(record.event.memory()));
-        left.is_some() || first
+/// Removes a preallocated segment, which nothing needs.
+pub fn clean_up(disk: &dyn Disk) {
+    if let Err(error) = missing_is_ok(disk.remove(PREALLOCATED)) {
+        tracing::debug!(%error, "a preallocated segment of the spool stays");
     }
 }

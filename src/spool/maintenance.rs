@@ -1,6 +1,6 @@
 //! The thread that writes cursors, removes segments that every sink has passed, and preallocates the next segment.
 
-use super::{AbandonOnPanic, Shared};
+use super::shared::{AbandonOnPanic, Shared};
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,6 @@ pub struct Signal {
 #[derive(Debug, Default)]
 struct State {
     dirty: bool,
-    urgent: bool,
     closed: bool,
     /// Bytes per second that sinks passed lately, and when that was measured.
     drained: Option<(f64, Instant)>,
@@ -40,14 +39,6 @@ impl Signal {
         }
     }
 
-    /// Room is needed now.
-    pub fn hurry(&self) {
-        let mut state = self.state.lock();
-        (state.dirty, state.urgent) = (true, true);
-        drop(state);
-        self.changed.notify_one();
-    }
-
     /// Ends the thread after one more round.
     pub fn close(&self) {
         self.state.lock().closed = true;
@@ -59,7 +50,7 @@ impl Signal {
     }
 
     /// Waits up to [`SYNC`] for a change and then up to `gather` for more of them; `true` if the next round is the last one.
-    fn wait(&self, gather: Duration, may_hurry: bool) -> bool {
+    fn wait(&self, gather: Duration) -> bool {
         let mut state = self.state.lock();
         let idle = Instant::now() + SYNC;
         while !state.dirty && !state.closed {
@@ -68,12 +59,12 @@ impl Signal {
             }
         }
         let until = Instant::now() + gather;
-        while !(state.closed || state.urgent && may_hurry) {
+        while !state.closed {
             if self.changed.wait_until(&mut state, until).timed_out() {
                 break;
             }
         }
-        (state.dirty, state.urgent) = (false, false);
+        state.dirty = false;
         state.closed
     }
 }
@@ -100,7 +91,7 @@ impl Maintenance {
         loop {
             // A disk that fails is not asked more often than once a second, nor is the log filled with it.
             let gather = if self.failing { SYNC } else { NOTE };
-            let last = self.shared.maintenance.wait(gather, !self.failing);
+            let last = self.shared.maintenance.wait(gather);
             let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC);
             if !self.shared.log.disk.exists() {
                 self.shared.lose_directory();
@@ -222,15 +213,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_disk_is_not_asked_more_often_because_room_is_needed() {
+    fn changes_are_gathered_and_a_close_waits_for_no_more() {
         let signal = Signal::default();
-        signal.hurry();
+        signal.wake();
         let begun = Instant::now();
-        assert!(!signal.wait(Duration::from_secs(3600), true));
-        signal.hurry();
-        assert!(!signal.wait(Duration::from_millis(30), false));
+        assert!(!signal.wait(Duration::from_millis(30)));
         assert!(begun.elapsed() >= Duration::from_millis(30));
         signal.close();
-        assert!(signal.wait(Duration::from_secs(3600), false));
+        assert!(signal.wait(Duration::from_secs(3600)));
     }
 }

@@ -15,8 +15,8 @@ pub const COMMIT_BYTES: usize = 1 << 20;
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// When an append that is not done makes the spool unhealthy.
 const HANGING: Duration = Duration::from_secs(3);
-/// When a request that nobody waits for any more is dropped instead of stored. It is stored if the disk works, for senders that do not
-/// wait for the answer; but while the disk hangs, memory must not fill up with requests of clients that have gone.
+/// A request whose client has gone is still stored, unless it has waited for longer than this, or the disk hangs for longer: memory must
+/// not fill up with such requests. Some senders never wait for the answer.
 const ABANDONED: Duration = Duration::from_secs(1);
 
 /// How many events of a request were stored.
@@ -210,7 +210,7 @@ impl Queue {
         Work::Commit(state.requests.drain(..count).map(|(_, append)| append).collect())
     }
 
-    /// Nobody waits for the request any more.
+    /// The client of the request has gone.
     fn abandon(&self, number: u64) {
         let mut state = self.state.lock();
         let Ok(index) = state.requests.binary_search_by_key(&number, |(number, _)| *number) else { return };

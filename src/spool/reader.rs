@@ -5,9 +5,10 @@
 //! guess. So a refused read is an error that the caller retries, while readiness, metrics and the log name the file. To give up the
 //! content of a bad sector is for a person to decide, by replacing the file with a copy that leaves it out.
 
-use super::log::fitting;
+use super::Record;
+use super::read_cache::fitting;
 use super::segment::{self, Found, Scan};
-use super::{Record, Shared};
+use super::shared::Shared;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
@@ -173,7 +174,7 @@ impl DiskReader {
                 Found::Record(frame, stored) => match frame.record(stored) {
                     Some(record) => {
                         if !std::mem::replace(&mut indexed, true) {
-                            self.shared.log.index(base, record.offset, position);
+                            self.shared.log.add_position(base, record.offset, position);
                         }
                         *left = left.saturating_sub(record.event.memory());
                         records.push(Arc::new(record));

@@ -1,8 +1,8 @@
 //! Recovery at a start: finds the extent of the log and repairs the end of its last segment.
 
 use super::disk::Disk;
-use super::log::Segment;
 use super::segment::{self, Found, Scan};
+use super::segments::Segment;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -62,7 +62,7 @@ fn read_header(disk: &dyn Disk, base: u64) -> io::Result<Segment> {
     Ok(Segment::new(file.size()?, damaged, begun))
 }
 
-/// Finds the end of the log and what is missing of it. With `repair`, cuts torn records off the last segment, which is never written to
+/// Finds the end of the log and the records that are missing. With `repair`, cuts torn records off the last segment, which is never written to
 /// again; without, changes nothing.
 pub fn recover(
     disk: &dyn Disk,

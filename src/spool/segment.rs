@@ -19,8 +19,8 @@ const VERSION: u32 = 3;
 const KEY: usize = 16;
 /// How a NUL is stored.
 const NUL: [u8; 2] = [0xC0, 0x80];
+/// How much of a file is read at once, and how much at a new position, where maybe one record is wanted.
 const CHUNK: usize = 256 << 10;
-/// How much of the file is read first, where maybe one record is wanted.
 const FIRST_CHUNK: usize = 4 << 10;
 
 /// The name of the segment file whose first record has offset `base`.
@@ -49,7 +49,7 @@ pub fn header(base: u64) -> [u8; HEADER] {
 /// Whether `bytes` are the header of this segment; another version is an error, for its file must not be touched.
 pub fn check_header(bytes: &[u8], base: u64) -> io::Result<bool> {
     let field = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|raw| u32::from_le_bytes(*raw));
-    // Without the right sum a strange version is a flipped bit.
+    // A version under a wrong checksum is a flipped bit.
     let genuine = bytes.starts_with(MAGIC) && field(24) == bytes.get(..24).map(crc32c::crc32c);
     let advice = match field(8).filter(|_| genuine) {
         Some(version) if version > VERSION => "start the newer cdrelay that wrote it".to_owned(),
@@ -85,13 +85,9 @@ pub struct Frame {
     pub id: EventId,
     /// CRC-32C of the body.
     sum: u32,
-    /// Lengths of the parts of the body and of all of it.
-    conversation: u32,
-    target: u32,
-    ingress: u32,
-    query: u32,
-    names: u32,
-    legs: u32,
+    /// Lengths of conversation, target, ingress, query, names and legs.
+    lengths: [u32; 6],
+    /// Length of the body.
     body: u32,
 }
 
@@ -116,35 +112,26 @@ impl Frame {
             arrival: Arrival(long(32)?),
             stored: Arrival(long(40)?),
             id: EventId(*bytes.get(48..)?.first_chunk()?),
-            conversation: number(64)?,
-            target: number(68)?,
-            ingress: number(72)?,
-            query: number(76)?,
-            names: number(80)?,
-            legs: number(84)?,
+            lengths: [number(64)?, number(68)?, number(72)?, number(76)?, number(80)?, number(84)?],
         };
-        let parts = [frame.conversation, frame.target, frame.ingress, frame.query, frame.names, frame.legs];
-        let parts: u64 = parts.map(u64::from).iter().sum();
+        let parts: u64 = frame.lengths.map(u64::from).iter().sum();
         let plausible = frame.body > 0 && parts <= u64::from(frame.body) && frame.batch <= frame.offset;
         (plausible && *sum == crc32c::crc32c(covered).to_le_bytes()).then_some(frame)
     }
 
-    /// The parts of the body in `bytes`, which begin with this frame, in their order on disk.
-    fn parts<'a>(&self, bytes: &'a [u8]) -> Option<[&'a [u8]; 7]> {
+    /// The parts of the body in `bytes`, which begin with this frame, in their order on disk, and the payload.
+    fn parts<'a>(&self, bytes: &'a [u8]) -> Option<([&'a [u8]; 6], &'a [u8])> {
         let mut rest = bytes.get(FRAME..self.size())?;
-        let mut part = |length: u32| {
-            let (part, behind) = rest.split_at_checked(length as usize)?;
-            rest = behind;
-            Some(part)
-        };
-        let texts = [part(self.conversation)?, part(self.target)?, part(self.ingress)?, part(self.query)?];
-        let [conversation, target, ingress, query] = texts;
-        Some([conversation, target, ingress, query, part(self.names)?, part(self.legs)?, rest])
+        let mut parts = [rest; 6];
+        for (part, length) in parts.iter_mut().zip(self.lengths) {
+            (*part, rest) = rest.split_at_checked(length as usize)?;
+        }
+        Some((parts, rest))
     }
 
     /// The record in `bytes`, which begin with this frame.
     pub fn record(&self, bytes: &[u8]) -> Option<Record> {
-        let [conversation, target, ingress, query, _, _, payload] = self.parts(bytes)?;
+        let ([conversation, target, ingress, query, _, _], payload) = self.parts(bytes)?;
         let (conversation, query) = (revealed(conversation)?, revealed(query)?);
         let (target, ingress) = (str::from_utf8(target).ok()?, str::from_utf8(ingress).ok()?);
         let event = Event::restore(str::from_utf8(payload).ok()?, self.id, &conversation, self.arrival)
@@ -153,9 +140,9 @@ impl Frame {
         Some(Record { offset: self.offset, target: (!target.is_empty()).then(|| target.into()), event })
     }
 
-    /// What the record in `bytes`, which begin with this frame, adds to the index.
+    /// The index entries of the record in `bytes`, which begin with this frame.
     pub fn indexed(&self, bytes: &[u8]) -> Option<Indexed> {
-        let [conversation, target, _, _, names, legs, _] = self.parts(bytes)?;
+        let ([conversation, target, _, _, names, legs], _) = self.parts(bytes)?;
         Some(Indexed {
             offset: self.offset,
             stored: self.stored,
@@ -199,7 +186,7 @@ fn concealed(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes.collect())
 }
 
-/// The text that was concealed.
+/// The text that [`concealed`] was given.
 fn revealed(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     let mut text = Cow::Borrowed("");
     while let Some(at) = bytes.windows(NUL.len()).position(|window| window == NUL) {
@@ -253,13 +240,11 @@ pub struct Scan {
     file: Arc<dyn DiskFile>,
     size: u64,
     buffer: Vec<u8>,
-    /// How many bytes of the buffer are the file's.
-    held: usize,
     /// The position of the buffer in the file.
     start: u64,
     /// The next unread byte in the buffer.
     at: usize,
-    /// How much is read at once.
+    /// How much is read next.
     chunk: usize,
 }
 
@@ -272,7 +257,7 @@ impl Scan {
     /// Reads `file` from the record at this position on.
     pub fn from(file: Arc<dyn DiskFile>, position: u64) -> io::Result<Self> {
         let size = file.size()?;
-        Ok(Self { file, size, buffer: Vec::new(), held: 0, start: position, at: 0, chunk: FIRST_CHUNK })
+        Ok(Self { file, size, buffer: Vec::new(), start: position, at: 0, chunk: FIRST_CHUNK })
     }
 
     /// No segment of this size can hold more records than this.
@@ -304,6 +289,29 @@ impl Scan {
         Ok(Found::Record(frame, self.buffer.get(from..self.at).unwrap_or_default()))
     }
 
+    /// Passes the intact records with these offsets to `each`, and returns the offsets of the others.
+    pub fn read_all(
+        &mut self,
+        offsets: Range<u64>,
+        mut each: impl FnMut(Frame, &[u8]) -> io::Result<()>,
+    ) -> io::Result<Vec<Range<u64>>> {
+        let (mut expected, mut lost) = (offsets.start, Vec::new());
+        while expected < offsets.end {
+            let lost_until = match self.next(expected, offsets.end)? {
+                Found::Record(frame, bytes) => {
+                    each(frame, bytes)?;
+                    expected = frame.offset + 1;
+                    continue;
+                }
+                Found::Damage(next) => next,
+                Found::End => offsets.end,
+            };
+            lost.push(expected..lost_until);
+            expected = lost_until;
+        }
+        Ok(lost)
+    }
+
     /// The frame of the intact record at the position, if it has this offset.
     fn record(&mut self, offset: u64) -> io::Result<Option<Frame>> {
         let Some(frame) = self.frame(&(offset..offset.saturating_add(1)))? else { return Ok(None) };
@@ -311,7 +319,7 @@ impl Scan {
         if size as u64 > self.size.saturating_sub(self.position()) || self.fill(size)? < size {
             return Ok(None);
         }
-        let body = self.buffer.get(self.at..self.held).and_then(|ahead| ahead.get(FRAME..size));
+        let body = self.ahead().get(FRAME..size);
         Ok(body.is_some_and(|body| crc32c::crc32c(body) == frame.sum).then_some(frame))
     }
 
@@ -326,7 +334,7 @@ impl Scan {
                 return Ok(None);
             }
             // Passing over the zeros of a preallocated file has to be fast.
-            let ahead = self.buffer.get(self.at..self.held).unwrap_or_default();
+            let ahead = self.ahead();
             let zeros = ahead.iter().position(|byte| *byte != 0).unwrap_or(ahead.len());
             if zeros > FRAME {
                 self.at += zeros - FRAME;
@@ -341,7 +349,7 @@ impl Scan {
         if self.fill(FRAME)? < FRAME {
             return Ok(None);
         }
-        let ahead = self.buffer.get(self.at..self.held).unwrap_or_default();
+        let ahead = self.ahead();
         // Most positions have no such offset, which is quicker to see than a wrong checksum.
         let offset = ahead.get(16..).and_then(|bytes| bytes.first_chunk()).map(|raw| u64::from_le_bytes(*raw));
         Ok(if offset.is_some_and(|offset| offsets.contains(&offset)) { Frame::read(ahead) } else { None })
@@ -349,23 +357,24 @@ impl Scan {
 
     /// Goes on at another position, or at the same with the file's present content.
     fn go_to(&mut self, position: u64) {
-        (self.start, self.at, self.held, self.chunk) = (position, 0, 0, FIRST_CHUNK);
+        (self.start, self.at, self.chunk) = (position, 0, FIRST_CHUNK);
+        self.buffer.clear();
+    }
+
+    /// The bytes in the buffer from the position on.
+    fn ahead(&self) -> &[u8] {
+        self.buffer.get(self.at..).unwrap_or_default()
     }
 
     /// Sees to it that `wanted` bytes after the position are in the buffer; returns how many there are.
     fn fill(&mut self, wanted: usize) -> io::Result<usize> {
-        let held = self.held.saturating_sub(self.at);
-        if held >= wanted {
-            return Ok(held);
+        if self.ahead().len() < wanted {
+            let (position, mut buffer) = (self.position(), vec![0; wanted.max(self.chunk)]);
+            let read = self.file.read_at(&mut buffer, position)?;
+            buffer.truncate(read);
+            (self.buffer, self.start, self.at) = (buffer, position, 0);
+            self.chunk = (2 * self.chunk).min(CHUNK);
         }
-        (self.start, self.at, self.held) = (self.position(), 0, 0);
-        // A larger buffer was for a record of unusual size.
-        if self.buffer.len() != wanted.max(CHUNK) {
-            self.buffer = vec![0; wanted.max(CHUNK)];
-        }
-        let room = self.buffer.get_mut(..wanted.max(self.chunk)).unwrap_or_default();
-        self.held = self.file.read_at(room, self.start)?;
-        self.chunk = (2 * self.chunk).min(CHUNK);
-        Ok(self.held)
+        Ok(self.ahead().len())
     }
 }

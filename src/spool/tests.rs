@@ -4,6 +4,7 @@
 mod conversations;
 mod damage;
 mod deadline;
+mod duplicates;
 mod format;
 mod full_disk;
 mod keeping;
@@ -16,6 +17,7 @@ use super::*;
 use crate::event::EventId;
 use bytesize::ByteSize;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::Duration;
 

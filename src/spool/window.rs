@@ -32,9 +32,9 @@ pub type Key = [u8; 16];
 
 /// The value that a window holds for each key, as a text.
 pub trait Value: Clone {
-    /// Reads what [`Self::text`] says.
+    /// The value with this [`text`](Self::text).
     fn of(text: &str) -> Self;
-    /// The value in words.
+    /// The value as it stands in a file.
     fn text(&self) -> &str;
 }
 
@@ -146,8 +146,8 @@ impl<V: Value> Window<V> {
         self.entries.get(index as usize).filter(|entry| self.is_within(entry.stored, now))
     }
 
-    /// Whether what was stored at this time is within the window at `now`. A clock that was set back leaves times in the future, which
-    /// are not to stay until the clock gets there.
+    /// Whether a key that was stored at this time is within the window at `now`. A clock that was set back leaves times in the future;
+    /// these keys must not stay until the clock gets there.
     pub fn is_within(&self, stored: Arrival, now: Arrival) -> bool {
         stored.0.abs_diff(now.0) <= self.length.as_millis() as u64
     }
@@ -185,8 +185,15 @@ impl<V: Value> Window<V> {
         }
     }
 
-    /// Adds a key of a record before all others, if it is within the window at `now` and the window is not full.
+    /// Adds a key of a record before all others, unless it is in a file, which is read later.
     pub fn recall(&mut self, entry: Entry<V>, now: Arrival) {
+        if entry.offset >= self.covered() {
+            self.prepend(entry, now);
+        }
+    }
+
+    /// Adds a key of a record before all others, if it is within the window at `now` and the window is not full.
+    fn prepend(&mut self, entry: Entry<V>, now: Arrival) {
         if !self.is_full() && self.is_within(entry.stored, now) {
             self.first = self.first.wrapping_sub(1);
             self.latest.entry(entry.key).or_insert(self.first);
@@ -243,7 +250,7 @@ impl<V: Value> Window<V> {
 
     /// The content of the file that covers these offsets.
     fn encode(&self, offsets: &Range<u64>) -> Vec<u8> {
-        // Also those that another one has replaced since: they count for the capacity.
+        // Entries that a later one has replaced are written too: they count for the capacity.
         let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest.contains_key(&entry.key));
         let mut bytes = MAGIC.to_vec();
         bytes.extend(offsets.end.to_le_bytes());
@@ -286,7 +293,7 @@ impl<V: Value> Window<V> {
         for index in (0..self.files.len()).rev() {
             let Some(covers) = self.files.get(index).filter(|_| !self.is_full()) else { break };
             match read::<V>(disk, &self.file(covers.start)) {
-                Ok((_, entries)) => entries.into_iter().rev().for_each(|entry| self.recall(entry, now)),
+                Ok((_, entries)) => entries.into_iter().rev().for_each(|entry| self.prepend(entry, now)),
                 Err(error) => problem = Err(error),
             }
         }
@@ -325,115 +332,4 @@ fn decode<V: Value>(bytes: &[u8]) -> Option<Content<V>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn window(capacity: usize) -> Window<Arc<str>> {
-        Window::new("test", Duration::from_secs(10), capacity)
-    }
-
-    fn entry(n: u8, at: u64) -> Entry<Arc<str>> {
-        Entry { key: [n; 16], offset: n.into(), stored: Arrival(at), value: format!("value {n}").into() }
-    }
-
-    fn held<const N: usize>(window: &Window<Arc<str>>, keys: [u8; N], now: u64) -> [bool; N] {
-        keys.map(|n| window.get(&[n; 16], Arrival(now)).is_some())
-    }
-
-    #[test]
-    fn keys_are_dropped_by_age_and_by_number() {
-        let mut window = window(3);
-        (0..4).for_each(|n| window.insert(entry(n, 1_000 * u64::from(n))));
-        assert_eq!(held(&window, [0, 1, 2, 3], 3_000), [false, true, true, true]);
-        assert_eq!(held(&window, [1, 2, 3], 11_001), [false, true, true], "also before another one comes");
-        window.insert(entry(9, 12_500));
-        assert_eq!(held(&window, [1, 2, 3, 9], 12_500), [false, false, true, true]);
-        assert_eq!((window.entries.len(), window.len()), (2, 2));
-    }
-
-    #[test]
-    fn a_clock_that_is_set_back_does_not_make_the_window_longer() {
-        let mut window = window(100);
-        window.insert(entry(1, 90_000));
-        assert_eq!(held(&window, [1], 1_000), [false]);
-        window.insert(entry(2, 1_000));
-        assert_eq!(window.len(), 1);
-        assert_eq!((held(&window, [2], 11_000), held(&window, [2], 11_001)), ([true], [false]));
-    }
-
-    #[test]
-    fn a_key_that_was_forgotten_or_added_again_outlives_its_first_entry() {
-        for forgotten in [true, false] {
-            let mut window = window(3);
-            (0..3).for_each(|n| window.insert(entry(n, 1_000)));
-            if forgotten {
-                window.forget(&(1..2));
-                assert_eq!(held(&window, [0, 1, 2], 1_000), [true, false, true]);
-            }
-            window.insert(Entry { offset: 7, ..entry(1, 1_000) });
-            (8..10).for_each(|n| window.insert(entry(n, 1_000)));
-            assert_eq!(held(&window, [0, 1, 2, 8, 9], 1_000), [false, true, false, true, true]);
-            assert_eq!(window.get(&[1; 16], Arrival(1_000)).unwrap().offset, 7);
-        }
-    }
-
-    /// Read backwards, from any point on, gives what came in forwards.
-    #[test]
-    fn a_window_is_recalled_as_it_was() {
-        let mut random = fastrand::Rng::with_seed(7);
-        for _ in 0..200 {
-            let capacity = random.usize(1..30);
-            let (mut lived, mut all, mut now) = (window(capacity), Vec::new(), 50_000);
-            for offset in 0..random.u64(1..100) {
-                now += random.u64(0..1_000);
-                let value = format!("value {}", random.u8(..3)).into();
-                let entry = Entry { key: [random.u8(..20); 16], offset, stored: Arrival(now), value };
-                lived.insert(entry.clone());
-                all.push(entry);
-            }
-            let mut recalled = window(capacity);
-            all.into_iter().rev().for_each(|entry| recalled.recall(entry, Arrival(now)));
-            for _ in 0..20 {
-                assert_eq!(recalled.entries, lived.entries);
-                for key in 0..20 {
-                    assert_eq!(recalled.get(&[key; 16], Arrival(now)), lived.get(&[key; 16], Arrival(now)));
-                }
-                now += 500;
-                let next = entry(random.u8(..20), now);
-                lived.insert(next.clone());
-                recalled.insert(next);
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_comes_back_complete_or_not_at_all() {
-        let mut window = window(10);
-        assert_eq!(decode::<Arc<str>>(&window.encode(&(0..100))), Some((100, Vec::new())));
-        (0..5).for_each(|n| window.insert(entry(n, 1_000)));
-        let bytes = window.encode(&(1..3));
-        assert_eq!(decode(&bytes), Some((3, vec![entry(1, 1_000), entry(2, 1_000)])));
-        window.insert(Entry { offset: 6, ..entry(1, 1_000) });
-        assert_eq!(window.encode(&(1..3)), bytes, "an entry that was replaced counts for the capacity");
-        window.forget(&(2..3));
-        assert_eq!(decode(&window.encode(&(1..3))), Some((3, vec![entry(1, 1_000)])));
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 1;
-            let none = (decode::<Arc<str>>(&damaged), decode::<Arc<str>>(&bytes[..at]));
-            assert_eq!(none, (None, None));
-        }
-    }
-
-    #[test]
-    fn a_window_knows_since_when_it_has_dropped_no_key_that_it_should_hold() {
-        let mut window = window(2);
-        assert_eq!(window.complete_since(Arrival(25_000)), Some(Arrival(15_000)));
-        for n in 1..=3 {
-            window.insert(entry(n, 20_000 + u64::from(n)));
-        }
-        assert_eq!(window.complete_since(Arrival(25_000)), Some(Arrival(20_002)), "the first one had to go");
-        assert_eq!(window.complete_since(Arrival(35_000)), Some(Arrival(25_000)));
-        assert_eq!(super::Window::<()>::new("test", Duration::ZERO, 2).complete_since(Arrival(25_000)), None);
-    }
-}
+mod tests;

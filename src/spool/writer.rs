@@ -3,9 +3,9 @@
 use super::disk::DiskFile;
 use super::index::{Index, Indexed, Pending, Resolved};
 use super::queue::{Answer, Append, AppendError, Appended, COMMIT_BYTES, Placed, Purpose, Work};
-use super::{AbandonOnPanic, Record, Shared, segment};
+use super::shared::{AbandonOnPanic, DIRECTORY_LOST, Shared};
+use super::{Record, segment};
 use crate::event::{Arrival, Event, EventId, LegKey};
-use crate::metrics::FOUND_BY;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -53,15 +53,20 @@ struct Commit {
     /// The offsets of its CDRs.
     legs: HashMap<LegKey, u64>,
     names: Pending,
-    /// How many conversations were found in each way.
-    found_by: [u64; FOUND_BY.len()],
+    /// How the conversations of its events were found.
+    found_by: Vec<&'static str>,
     conflicts: u64,
-    waiting: Vec<(Answer, Placed)>,
+    requests: Vec<Request>,
+}
+
+/// A request whose events a commit holds, or that are stored already.
+struct Request {
+    /// Whether it is a webhook, not a command that stores an event again.
+    is_webhook: bool,
+    placed: Placed,
     /// Released once the readers alone hold the events.
-    held: Vec<OwnedSemaphorePermit>,
-    /// Events of webhooks, not of commands that store an event again.
-    accepted: usize,
-    duplicates: usize,
+    held: Option<OwnedSemaphorePermit>,
+    done: Answer,
 }
 
 impl Commit {
@@ -197,19 +202,11 @@ impl Writer {
                 self.next += 1;
                 commit.records.push(Arc::new(record));
                 commit.indexed.push(indexed);
-                if let Some(count) = found_by.and_then(|by| commit.found_by.get_mut(by as usize)) {
-                    *count += 1;
-                }
+                commit.found_by.extend(found_by);
                 commit.conflicts += conflicts;
             }
             drop(index);
-            commit.held.extend(held);
-            if purpose.target().is_none() {
-                let Appended { stored, duplicates } = placed.count();
-                commit.accepted += stored;
-                commit.duplicates += duplicates;
-            }
-            commit.waiting.push((done, placed));
+            commit.requests.push(Request { is_webhook: purpose.target().is_none(), placed, held, done });
         }
         commit
     }
@@ -224,7 +221,7 @@ impl Writer {
         synced?;
         if !active.file.has_name()? {
             self.shared.lose_directory();
-            return Err(io::Error::new(io::ErrorKind::NotFound, super::DIRECTORY_LOST));
+            return Err(io::Error::new(io::ErrorKind::NotFound, DIRECTORY_LOST));
         }
         active.position += self.buffer.len() as u64;
         self.shared.metrics.syncs.inc();
@@ -248,14 +245,17 @@ impl Writer {
             self.shared.log.append(commit.records, position);
             self.shared.maintenance.wake();
         }
-        drop(commit.held);
-        self.shared.metrics.accepted.inc_by(commit.accepted as u64);
-        self.shared.metrics.duplicates.inc_by(commit.duplicates as u64);
         self.shared.metrics.conversation_conflicts.inc_by(commit.conflicts);
-        for (by, count) in FOUND_BY.iter().zip(commit.found_by) {
-            self.shared.metrics.conversations(by).inc_by(count);
+        for by in commit.found_by {
+            self.shared.metrics.conversations(by).inc();
         }
-        for (done, placed) in commit.waiting {
+        for Request { is_webhook, placed, held, done } in commit.requests {
+            if is_webhook {
+                let Appended { stored, duplicates } = placed.count();
+                self.shared.metrics.accepted.inc_by(stored as u64);
+                self.shared.metrics.duplicates.inc_by(duplicates as u64);
+            }
+            drop(held);
             let _ = done.send(Ok(placed));
         }
         if self.buffer.capacity() > 2 * COMMIT_BYTES {
@@ -272,8 +272,8 @@ impl Writer {
         self.pause(error.clone());
         self.refused = self.buffer.len() as u64;
         self.seal();
-        for (done, _) in commit.waiting {
-            let _ = done.send(Err(error.clone()));
+        for request in commit.requests {
+            let _ = request.done.send(Err(error.clone()));
         }
     }
 
@@ -288,7 +288,7 @@ impl Writer {
             return Ok(());
         }
         if self.shared.is_directory_lost() {
-            return Err(AppendError::Failed { cause: super::DIRECTORY_LOST.to_owned() });
+            return Err(AppendError::Failed { cause: DIRECTORY_LOST.to_owned() });
         }
         if let Some((until, error)) = &self.paused {
             if Instant::now() < *until {

@@ -1,17 +1,19 @@
 use super::*;
+use crate::event::Arrival;
 use crate::metrics::Metrics;
 
-fn request(body: &[u8]) -> RejectedRequest<'_> {
-    RejectedRequest {
-        arrival: Arrival(1_634_721_099_442),
+fn request() -> RejectedBody {
+    RejectedBody {
+        arrival: Arrival(1_634_721_099_442).to_string(),
         status: 400,
-        reason: "line 1, column 3: not \"good\"",
-        place: Some((1, 3)),
-        ingress: "default",
-        method: "POST",
-        content_type: Some("text/plain"),
-        query: Some("n=1"),
-        body,
+        reason: "line 1, column 3: not \"good\"".into(),
+        line: Some(1),
+        column: Some(3),
+        ingress: "default".into(),
+        method: "POST".into(),
+        content_type: Some("text/plain".into()),
+        query: Some("n=1".into()),
+        ..RejectedBody::default()
     }
 }
 
@@ -32,9 +34,9 @@ fn any_bytes_come_back_exactly_with_their_request() {
         [b"", b"{ a: 'b\\' }\r\n\t", "é\u{1f600}\"".as_bytes(), b"nul \0", &every_byte, b"\xef\xbb\xbf{}"];
     let metrics = Metrics::default().ingress.rejected;
     let bodies = RejectedBodies::start(&Config::default(), spool.path(), metrics.clone()).unwrap();
-    originals.iter().for_each(|body| bodies.keep(&request(body)));
+    originals.iter().for_each(|body| bodies.keep(request(), body));
     bodies.close();
-    bodies.keep(&request(b"too late"));
+    bodies.keep(request(), b"too late");
     let kept = kept(spool.path());
     assert_eq!(kept.iter().map(|(body, _)| body.body().unwrap()).collect::<Vec<_>>(), originals);
     assert_eq!(metrics.kept.get(), 6);
@@ -55,11 +57,11 @@ fn bodies_beyond_the_queue_are_counted_and_dropped_and_a_large_one_is_taken_alon
     let config = Config { max_size: ByteSize::mib(64) };
     let bodies = RejectedBodies::start(&config, spool.path(), metrics.clone()).unwrap();
     let large = vec![b'x'; 3 * QUEUE_BYTES];
-    bodies.keep(&request(&large));
+    bodies.keep(request(), &large);
     let permit = bodies.budget.try_acquire_many(QUEUE_BYTES as u32 - bodies.budget.available_permits() as u32 / 2).ok();
     let before = metrics.busy.get();
     let body = vec![b'y'; QUEUE_BYTES];
-    (0..20).for_each(|_| bodies.keep(&request(&body)));
+    (0..20).for_each(|_| bodies.keep(request(), &body));
     drop(permit);
     bodies.close();
     let (kept, busy) = (kept(spool.path()).len() as u64, metrics.busy.get());

@@ -203,7 +203,10 @@ async fn events_for_a_missing_topic_become_dead_letters_after_max_age_and_those_
         until("all are parked", || metrics.parked_records.get() == 201).await;
         assert!(begun.elapsed() >= max_age || metrics.dead_lettered.get() == 0, "none before its time");
         if partitions {
-            tokio::time::sleep(3 * max_age).await;
+            let before = sink.attempts.load(Ordering::Relaxed);
+            // The pauses before these take longer than `max_age`.
+            until("the partition is tried thrice", || sink.attempts.load(Ordering::Relaxed) >= before + 3).await;
+            assert!(begun.elapsed() > 2 * max_age);
             assert_eq!((metrics.dead_lettered.get(), cursor.position(), sink.count()), (0, 0, 0));
             sink.away.lock().clear();
             until("all are delivered", || cursor.position() == 201).await;
@@ -272,7 +275,9 @@ async fn with_thousands_of_places_each_is_tried_again_and_seldom() {
     let running = tokio::spawn(dispatcher.run());
     until("nearly all wait", || metrics.parked_records.get() > PLACES as i64 * 9 / 10).await;
     assert!(metrics.places_unavailable.get() <= 4097, "{}", metrics.places_unavailable.get());
+    tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::resume();
     let attempts = sink.attempts.load(Ordering::Relaxed) as u64;
     println!("{attempts} attempts for {PLACES} places");
     assert!((PLACES..2 * PLACES).contains(&attempts), "{attempts}");
@@ -282,7 +287,7 @@ async fn with_thousands_of_places_each_is_tried_again_and_seldom() {
 }
 
 /// Places, and the destination as a whole, go away and come back at random.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whatever_goes_away_and_comes_back_nothing_is_lost_and_conversations_stay_in_order() {
     const EVENTS: u64 = 3000;
     for seed in 0..2 {
@@ -296,7 +301,7 @@ async fn whatever_goes_away_and_comes_back_nothing_is_lost_and_conversations_sta
             let numbers = part * EVENTS / 20..(part + 1) * EVENTS / 20;
             let events = numbers.map(|n| event(&random.u8(0..6).to_string(), &random.u8(0..40).to_string(), n));
             spool.append(events.collect::<Vec<_>>()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(random.u64(0..100))).await;
+            tokio::time::sleep(Duration::from_millis(random.u64(0..1000))).await;
         }
         sink.away.lock().clear();
         until("all are settled", || cursor.position() == EVENTS).await;
@@ -358,7 +363,9 @@ async fn killed_dispatchers_lose_nothing_and_keep_the_order_of_first_deliveries(
         let numbers = part * EVENTS / 20..(part + 1) * EVENTS / 20;
         let events = numbers.map(|n| event(&random.u8(0..6).to_string(), &random.u8(0..90).to_string(), n));
         spool.append(events.collect::<Vec<_>>()).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(random.u64(0..60))).await;
+        for _ in 0..random.u32(0..2000) {
+            yield_now().await;
+        }
         running.abort();
         let _ = running.await;
         drop(stop);

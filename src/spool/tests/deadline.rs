@@ -40,7 +40,7 @@ async fn a_client_that_goes_frees_its_memory_while_the_disk_hangs() {
     let hanging = machine.hang();
     let place = |number| {
         let permit = memory.clone().try_acquire_owned().unwrap();
-        let mut placing = Box::pin(spool.place_holding(vec![event(number, 10)], permit));
+        let mut placing = Box::pin(spool.place(vec![event(number, 10)], Some(permit)));
         assert!(placing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         placing
     };

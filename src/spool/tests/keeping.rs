@@ -4,32 +4,6 @@ use super::*;
 use crate::spool::disk::simulated::Operation;
 
 #[test]
-fn duplicates_are_recognised_across_a_restart() {
-    let machine = Machine::new(0);
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    for number in 0..20 {
-        life.store(vec![event(number, 900)]).unwrap();
-    }
-    assert_eq!(life.store(events(0..20, 900)), Ok(Appended { stored: 0, duplicates: 20 }));
-    machine.crash();
-    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
-    assert_eq!(life.store(events(15..25, 300)), Ok(Appended { stored: 5, duplicates: 5 }));
-    let twice = vec![event(30, 10), event(30, 10)];
-    assert_eq!(life.store(twice.clone()), Ok(Appended { stored: 1, duplicates: 1 }));
-    machine.kill();
-
-    let few = Config { dedup_capacity: 3, ..config() };
-    let mut life = Life::begin(&machine, &few, &["analytics"]).unwrap();
-    assert_eq!(life.store(vec![event(23, 300), event(24, 300), event(30, 10)]).unwrap().duplicates, 3);
-    assert_eq!(life.store(vec![event(22, 300)]).unwrap().stored, 1, "no more than three are held");
-    machine.kill();
-
-    let off = Config { dedup_window: Duration::ZERO, ..config() };
-    let mut life = Life::begin(&machine, &off, &["analytics"]).unwrap();
-    assert_eq!(life.store(twice), Ok(Appended { stored: 2, duplicates: 0 }));
-}
-
-#[test]
 fn a_start_reads_the_end_of_a_backlog_and_not_all_of_it() {
     let off = Duration::ZERO;
     let hour = Duration::from_secs(3600);
