@@ -19,7 +19,7 @@ pub use delivery::Delivery;
 use crate::dead_letter::rejected::{RejectedBodies, RejectedRequest};
 use crate::event::{Arrival, Event};
 use crate::log_throttle::LogThrottle;
-use crate::metrics::{IngressMetrics, StatusLabel};
+use crate::metrics::IngressMetrics;
 use crate::server::{RequestBody, Service, response};
 use crate::spool::{Appended, Placed, Spool};
 use auth::Head;
@@ -206,8 +206,7 @@ impl Service for Ingress {
         if response.status().is_success() {
             self.metrics.acknowledgements.observe(begun.elapsed());
         }
-        let status = StatusLabel { status: response.status().as_u16() };
-        self.metrics.requests.get_or_create(&status).inc();
+        self.metrics.requests.get_or_create(&[("status", response.status().as_u16())]).inc();
         if is_head {
             *response.body_mut() = String::new();
         }
