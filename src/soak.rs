@@ -14,7 +14,6 @@ pub mod load;
 pub mod observer;
 pub mod oracle;
 pub mod report;
-pub mod tls;
 
 use crate::config::Config;
 use crate::event::Arrival;

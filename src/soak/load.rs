@@ -6,8 +6,7 @@
 use super::generator::{self, Generator};
 use super::latency::Latency;
 use super::observer::Observer;
-use super::tls;
-use crate::http_client::{Answer, HttpClient};
+use crate::http_client::{Answer, ClientConfig, HttpClient};
 use hyper::{StatusCode, Uri};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -35,7 +34,7 @@ pub struct Load {
     /// The bridge's webhook.
     pub url: Uri,
     /// How TLS is spoken, if the URL asks for it.
-    pub tls: tls::ClientConfig,
+    pub tls: ClientConfig,
     /// Events per second.
     pub rate: f64,
     /// For how long.
