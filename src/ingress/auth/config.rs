@@ -159,23 +159,9 @@ pub struct AppIds {
 pub struct Cidr {
     /// The networks that may send.
     pub networks: List<Network>,
-    /// The proxies that report where a request came from.
+    /// The proxies whose `X-Forwarded-For` tells where a request came from.
     #[serde(default)]
     pub trusted_proxies: List<Network>,
-    /// The header field in which they report it. Default: `x-forwarded-for`.
-    #[serde(default)]
-    pub header: Option<ForwardingHeader>,
-}
-
-/// A header field in which proxies report the address of the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum ForwardingHeader {
-    /// The usual one.
-    #[serde(rename = "x-forwarded-for", alias = "X-Forwarded-For")]
-    XForwardedFor,
-    /// RFC 7239
-    #[serde(rename = "forwarded", alias = "Forwarded")]
-    Forwarded,
 }
 
 /// The hash function of an HMAC.
@@ -285,9 +271,6 @@ impl Config {
             }
             Self::Cidr(Cidr { networks, .. }) if networks.0.is_empty() => {
                 Err(Problem::new("networks", "is empty; for example networks = [\"192.0.2.0/24\"]"))
-            }
-            Self::Cidr(Cidr { header: Some(_), trusted_proxies, .. }) if trusted_proxies.0.is_empty() => {
-                Err(Problem::new("trusted_proxies", "is missing; `header` is believed only from these proxies"))
             }
             _ => Ok(()),
         }
