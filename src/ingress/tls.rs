@@ -138,7 +138,7 @@ async fn keep_up(
 impl Loaded {
     /// At the start there is nothing better than an expired certificate. Later there is.
     fn valid_now(&self) -> Result<(), TlsError> {
-        self.certificate.problem().map_or(Ok(()), |problem| Err(TlsError::NotValid(problem)))
+        self.certificate.problem().map_or(Ok(()), |problem| Err(TlsError(problem)))
     }
 }
 
