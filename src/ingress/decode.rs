@@ -127,16 +127,6 @@ impl Content<'_> {
     }
 }
 
-/// The events in a request's body, in their order.
-pub fn body(
-    bytes: &[u8],
-    content_type: Option<&[u8]>,
-    config: &Config,
-    arrival: Arrival,
-) -> Result<Vec<Event>, DecodeError> {
-    Content { method: "POST", query: None, content_type, body: bytes }.decode(config, arrival)
-}
-
 /// UTF-8's byte order mark.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
