@@ -237,11 +237,11 @@ impl Route {
             Format::Event | Format::JsonSchema => {
                 let mut message =
                     message(view.event.payload().clone().into()).with_header("content-type", "application/json");
-                for (attribute, names) in ATTRIBUTES {
+                for (attribute, kafka, nats, _) in ATTRIBUTES {
                     let value = self.attribute(attribute, view);
                     message = match self.dialect {
-                        Dialect::Kafka => message.with_header(names.kafka, &value),
-                        Dialect::Nats => message.with_header(names.nats, &header_value(&value)),
+                        Dialect::Kafka => message.with_header(kafka, &value),
+                        Dialect::Nats => message.with_header(nats, &header_value(&value)),
                     };
                 }
                 message
@@ -264,8 +264,8 @@ impl Route {
     /// The event as the data of a JSON object with its attributes.
     fn envelope(&self, view: &View<'_>) -> Arc<[u8]> {
         let mut text = String::from("{");
-        for (attribute, names) in ATTRIBUTES {
-            text += &format!("\"{}\":{},", names.json, json::quote(&self.attribute(attribute, view)));
+        for (attribute, _, _, name) in ATTRIBUTES {
+            text += &format!("\"{name}\":{},", json::quote(&self.attribute(attribute, view)));
         }
         text += "\"datacontenttype\":\"application/json\",\"data\":";
         text += view.event.payload();
