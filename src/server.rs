@@ -1,7 +1,7 @@
 //! Serves HTTP/1.1 and HTTP/2 on a listener until told to stop. The ingress and the admin port share it.
 //!
 //! A connection takes a slot, passes the preamble (PROXY header, TLS handshake), and is then served by hyper. Everything that a client
-//! can make the bridge hold before it has shown who it is has a bound here: connections, header bytes, streams, time.
+//! can occupy before it is authenticated has a bound here: connections, header bytes, streams, time.
 
 mod connections;
 mod http;
@@ -94,7 +94,7 @@ impl<S: Service> Service for Arc<Replaceable<S>> {
     }
 }
 
-/// What a server can be told to do otherwise while it runs. Connections keep the settings that they began with.
+/// The settings that can change while a server runs. Connections keep the preamble and the timeouts that they began with.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Bounds of connections.
@@ -223,7 +223,7 @@ impl<S: Service> Server<S> {
             self.limits.metrics.connections_per_peer.inc();
             return None;
         }
-        let slot = connections.admit().await;
+        let mut slot = connections.admit().await;
         slot.set_peer(peer.ip()).then_some(slot)
     }
 
@@ -231,13 +231,13 @@ impl<S: Service> Server<S> {
         self: Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
-        slot: Slot,
+        mut slot: Slot,
         mut stop: watch::Receiver<bool>,
     ) {
         let activity = slot.activity().clone();
         let _ = stream.set_nodelay(true);
         let socket = Socket::new(stream, activity.clone());
-        let served = match self.pass_preamble(socket, peer, &slot, &mut stop).await {
+        let served = match self.pass_preamble(socket, peer, &mut slot, &mut stop).await {
             Ok((stream, peer)) => self.serve_http(stream, peer, &activity, stop).await,
             Err(error) => Err(error.into()),
         };
@@ -251,7 +251,7 @@ impl<S: Service> Server<S> {
         &self,
         mut socket: Socket,
         mut peer: SocketAddr,
-        slot: &Slot,
+        slot: &mut Slot,
         stop: &mut watch::Receiver<bool>,
     ) -> io::Result<(Box<dyn Stream>, SocketAddr)> {
         let limit = self.limits.header_timeout;

@@ -38,7 +38,7 @@ struct Open {
 pub struct Slot {
     number: u64,
     activity: Arc<Activity>,
-    peer: Mutex<Option<IpAddr>>,
+    peer: Option<IpAddr>,
     connections: Arc<Connections>,
 }
 
@@ -126,7 +126,7 @@ impl Connections {
         open.next += 1;
         let (number, activity) = (open.next, Arc::new(Activity::new(self.request_memory.clone())));
         open.activities.insert(number, activity.clone());
-        Some(Slot { number, activity, peer: Mutex::new(None), connections: self.clone() })
+        Some(Slot { number, activity, peer: None, connections: self.clone() })
     }
 
     /// The connection that has waited for its client longest, and longer than every connection may. One that never had a response goes
@@ -147,14 +147,14 @@ impl Slot {
     }
 
     /// Counts the connection for this address. Returns false if the address has all connections that it may have.
-    pub fn set_peer(&self, peer: IpAddr) -> bool {
+    pub fn set_peer(&mut self, peer: IpAddr) -> bool {
         let mut open = self.connections.open.lock();
         let count = open.by_peer.entry(peer).or_default();
         if *count >= self.connections.max_per_peer() {
             return false;
         }
         *count += 1;
-        *self.peer.lock() = Some(peer);
+        self.peer = Some(peer);
         true
     }
 }
@@ -163,7 +163,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.connections.open.lock();
         open.activities.remove(&self.number);
-        if let Some(peer) = *self.peer.lock()
+        if let Some(peer) = self.peer
             && let Some(count) = open.by_peer.get_mut(&peer)
         {
             *count -= 1;
@@ -263,7 +263,7 @@ impl Activity {
         self.state.lock().number_sign = true;
     }
 
-    /// Whether the client may still be sending bytes that nobody will read.
+    /// Whether the client may still be sending bytes that will not be read.
     pub fn has_unread(&self) -> bool {
         let state = self.state.lock();
         state.unread && !state.http2

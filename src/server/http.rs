@@ -71,25 +71,6 @@ pub fn builder(tls: bool, idle_timeout: Duration) -> Builder<TokioExecutor> {
     builder
 }
 
-/// The response to a request that is refused before its route is known.
-fn refuse(status: StatusCode) -> Response<String> {
-    match status {
-        StatusCode::BAD_REQUEST => problem(
-            status,
-            "a `#` came before a pipelined request, which it may belong to; encode it as %23, or send one request at a time",
-            None,
-        ),
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-            problem(status, &format!("a request may have {MAX_HEADER_FIELDS} header fields"), None)
-        }
-        _ => {
-            let mut refused = problem(status, "too many requests are open", None);
-            refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            refused
-        }
-    }
-}
-
 /// Closes the connection behind a response. The rest of the request's body would be taken for the next request.
 fn close(response: &mut Response<String>) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -138,16 +119,7 @@ impl<S: Service> Server<S> {
         let permit = match self.reserve(&request, &open) {
             Ok(permit) => permit,
             Err(status) => {
-                let mut refused = refuse(status);
-                match status {
-                    StatusCode::BAD_REQUEST => self.malformed("uri", "a `#` before a pipelined request", peer),
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                        self.malformed("header_too_large", "too many header fields", peer);
-                    }
-                    _ => {
-                        self.limits.metrics.requests.inc();
-                    }
-                }
+                let mut refused = self.refuse(status, peer);
                 if version != Version::HTTP_2 {
                     close(&mut refused);
                 }
@@ -199,6 +171,27 @@ impl<S: Service> Server<S> {
         }
         let permit = self.request_memory.clone().try_acquire_many_owned(bytes);
         permit.map(Some).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// Counts a request that is refused before its route is known, and returns the response to it.
+    fn refuse(&self, status: StatusCode, peer: SocketAddr) -> Response<String> {
+        match status {
+            StatusCode::BAD_REQUEST => {
+                self.malformed("uri", "a `#` before a pipelined request", peer);
+                let detail = "a `#` came before a pipelined request, which it may belong to; encode it as %23, or send one request at a time";
+                problem(status, detail, None)
+            }
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                self.malformed("header_too_large", "too many header fields", peer);
+                problem(status, &format!("a request may have {MAX_HEADER_FIELDS} header fields"), None)
+            }
+            _ => {
+                self.limits.metrics.requests.inc();
+                let mut refused = problem(status, "too many requests are open", None);
+                refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                refused
+            }
+        }
     }
 
     /// Counts and logs a request that hyper has refused by itself.
