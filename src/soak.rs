@@ -17,13 +17,13 @@ pub mod report;
 
 use crate::config::Config;
 use crate::event::Arrival;
-use crate::route::RouteError;
 use consume::{Lines, consume};
 use futures_util::future::try_join_all;
 use generator::Generator;
 use load::{Load, Phase, Sent, Unusable, send};
 use observer::Observer;
 use report::Report;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -110,9 +110,9 @@ pub async fn run(
     let began = Instant::now();
     let generator = Arc::new(Generator::new(plan.seed, fastrand::u64(..), Arrival::now().0, plan.load.events));
     let chosen = || config.sinks.iter().filter(|(name, _)| plan.sinks.contains(name));
-    let observer = |(name, sink)| {
-        let setup = |error: RouteError| SoakError::Setup { sink: String::clone(name), cause: error.to_string() };
-        Observer::new(name, sink, generator.clone(), began).map(Arc::new).map_err(setup)
+    let observer = |(name, sink): (&String, _)| {
+        let observer = Observer::new(name, sink, generator.clone(), began);
+        observer.map(Arc::new).map_err(|error| setup(name, error))
     };
     let observers = chosen().map(observer).collect::<Result<Vec<_>, _>>()?;
     let consumers = observers.iter().zip(chosen());
@@ -168,6 +168,11 @@ pub async fn run(
     // Some of these wait for threads to end.
     let _ = tokio::task::spawn_blocking(move || drop(consumers)).await;
     Ok(report)
+}
+
+/// A problem of a sink's settings.
+fn setup(sink: &str, cause: impl fmt::Display) -> SoakError {
+    SoakError::Setup { sink: sink.to_owned(), cause: cause.to_string() }
 }
 
 fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant) -> Progress {

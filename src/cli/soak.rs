@@ -77,7 +77,7 @@ impl Soak {
             };
             Ok::<_, CommandError>(soak::run(&config, plan, stop, |progress| show(progress, &mut told)).await?)
         });
-        // Reading a pipe may still be waiting for whoever writes.
+        // A read of a pipe may still be blocked until the next write.
         runtime.shutdown_background();
         let report = report?;
         let mut out = Output::new();

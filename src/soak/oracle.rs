@@ -1,7 +1,7 @@
 //! Judges one destination: acknowledged events that are missing, duplicated or out of order there.
 //!
 //! Every conversation numbers its events from 0 and sends one only after the one before was acknowledged. A destination may get
-//! events again, from any one on that it had, which is what at least once means; but never one before its predecessor.
+//! events again, from any one on that it had: delivery is at least once. It never gets one before its predecessor.
 //!
 //! | verdict | means |
 //! |---|---|
@@ -79,7 +79,7 @@ pub struct Finding {
     pub at: Option<Position>,
 }
 
-/// What can be wrong with an event.
+/// A fault of an event at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is not there.
@@ -89,7 +89,7 @@ pub enum Fault {
         /// The number of the latest one.
         later: usize,
     },
-    /// It came after `last`, and what had come between these was left out.
+    /// It came after `last`, and the events between these, which had come before, were left out.
     Skipped {
         /// The number of the one before.
         last: usize,
@@ -250,7 +250,7 @@ impl Conversation {
             Some(known) => {
                 known.seen.insert(number);
                 known.at = at;
-                // What follows one that was overtaken goes on after those that overtook it.
+                // The events behind an overtaken one follow those that overtook it.
                 if !overtaken {
                     known.last = number;
                 }

@@ -41,7 +41,7 @@ pub struct Report {
     pub rate: f64,
     /// Of the moments at which an event was due, the part at which all conversations waited for an acknowledgement.
     pub rate_missed: f64,
-    /// How long to wait for what had not come when the last event was sent.
+    /// How long missing events are awaited after the last one was sent.
     pub settle_seconds: f64,
     /// From the first attempt to send an event to its acknowledgement.
     pub acknowledgement: Percentiles,
