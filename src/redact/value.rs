@@ -11,7 +11,7 @@ pub const HIDDEN: &str = "******";
 /// The least digits of a number that stays recognisable when it is masked.
 const MIN_DIGITS: usize = 10;
 
-/// The rest of a path from here on, and what happens at its end.
+/// The rest of a path from here on, and the treatment of the field at its end.
 type Rules<'a> = [(&'a [String], &'a Action)];
 
 /// The name of a member, none for an element of an array, and where the value lies in the text.
