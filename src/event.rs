@@ -176,7 +176,7 @@ impl Event {
         &self.conversation
     }
 
-    /// What the event tells of its call; `None` once its conversation is resolved.
+    /// The ids and times of the event's call; `None` once its conversation is resolved.
     pub fn call(&self) -> Option<&Call> {
         self.call.as_deref()
     }

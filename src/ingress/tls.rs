@@ -1,4 +1,4 @@
-//! `[ingress.tls]`: which certificate webhooks are taken with, and who may send them.
+//! `[ingress.tls]`: the certificate of the ingress, and the authorities of client certificates.
 //!
 //! The files are read again every second, see [`Reloaded`]. New ones are used from the next handshake on.
 

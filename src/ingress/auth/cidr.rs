@@ -18,7 +18,7 @@ impl Cidr {
         }
     }
 
-    /// The peer, or, if the peer is a trusted proxy, the last hop that is not a trusted proxy. Anybody could have written the hops before it.
+    /// The peer, or, if the peer is a trusted proxy, the last hop that is not a trusted proxy. A sender can forge the hops before it.
     fn sender(&self, head: &Head<'_>) -> Result<IpAddr, &'static str> {
         let mut sender = head.peer.to_canonical();
         if !Network::any_holds(&self.trusted_proxies.0, sender) {
