@@ -20,12 +20,12 @@ use crate::event::Arrival;
 use consume::{Lines, consume};
 use futures_util::future::try_join_all;
 use generator::Generator;
-use load::{Load, Phase, Sent, Unusable, send};
+use load::{Counts, Load, Phase, Sent, Unusable, send};
 use observer::Observer;
+use parking_lot::Mutex;
 use report::Report;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch as channel;
 use tokio::time::{Instant, interval};
@@ -55,10 +55,8 @@ pub struct Plan {
 pub struct Progress {
     /// Since the beginning.
     pub elapsed: Duration,
-    /// Acknowledged events.
-    pub accepted: u64,
-    /// Attempts that were not acknowledged.
-    pub refused: u64,
+    /// Sent events.
+    pub counts: Counts,
     /// Why nothing is acknowledged now.
     pub last_error: Option<String>,
     /// Each sink with its arrived events, and its acknowledged events that are missing.
@@ -124,7 +122,7 @@ pub async fn run(
         () = &mut stop => return Err(SoakError::Stopped),
     };
 
-    let (sent, (phase, phases)) = (Arc::new(Sent::default()), channel::channel(Phase::Sending));
+    let (sent, (phase, phases)) = (Arc::new(Mutex::new(Sent::default())), channel::channel(Phase::Sending));
     let first = Instant::now();
     let load = send(plan.load.clone(), generator.clone(), observers.clone(), began, sent.clone(), phases);
     let mut load = std::pin::pin!(load);
@@ -147,7 +145,7 @@ pub async fn run(
                 if stopped.is_none() && first.elapsed() >= plan.load.duration {
                     stopped = Some(Instant::now());
                 }
-                report_progress(&progress(&sent, &observers, first));
+                report_progress(&progress(&sent.lock(), &observers, first));
                 let complete = all_sent && observers.iter().all(|observer| observer.missing() == 0);
                 all_there = complete.then(|| all_there.unwrap_or_else(Instant::now));
                 if all_there.is_some_and(|since: Instant| since.elapsed() >= LINGER) {
@@ -164,7 +162,7 @@ pub async fn run(
     }
     let duration = stopped.unwrap_or(first).duration_since(first);
     let sinks = observers.iter().map(|observer| observer.report(&config.spool.path)).collect();
-    let report = Report::new(&plan, generator.run(), duration, &sent, sinks);
+    let report = Report::new(&plan, generator.run(), duration, &sent.lock(), sinks);
     // Some of these wait for threads to end.
     let _ = tokio::task::spawn_blocking(move || drop(consumers)).await;
     Ok(report)
@@ -178,9 +176,8 @@ fn setup(sink: &str, cause: impl fmt::Display) -> SoakError {
 fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant) -> Progress {
     Progress {
         elapsed: first.elapsed(),
-        accepted: sent.accepted.load(Ordering::Relaxed),
-        refused: sent.refused.load(Ordering::Relaxed),
-        last_error: sent.last_error(),
+        counts: sent.counts,
+        last_error: sent.last_error.clone(),
         sinks: observers
             .iter()
             .map(|observer| (observer.name().to_owned(), observer.delivered(), observer.missing()))

@@ -6,7 +6,7 @@ use super::send::options::{Target, period, rate};
 use super::{CommandError, Settings};
 use crate::config::Config;
 use crate::soak::consume::Lines;
-use crate::soak::load::Load;
+use crate::soak::load::{Counts, Load};
 use crate::soak::{self, Plan, Progress};
 use clap::{Args, value_parser};
 use std::path::PathBuf;
@@ -133,7 +133,7 @@ impl Soak {
 
 /// How far it is, in a line on stderr now and then. `told` is when that was said last.
 fn show(progress: &Progress, told: &mut Duration) {
-    let Progress { elapsed, accepted, refused, last_error, sinks } = progress;
+    let Progress { elapsed, counts: Counts { accepted, refused, .. }, last_error, sinks } = progress;
     if *elapsed < *told + LINE {
         return;
     }
