@@ -53,7 +53,7 @@ pub struct Request {
 /// The answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// What was found.
+    /// The reports, one for each reconciliation.
     pub reports: Vec<Report>,
     /// Why nothing was done.
     pub error: Option<String>,

@@ -1,7 +1,7 @@
-//! Removes personal data from what one sink gets: fields are dropped, masked or hashed. All other bytes of an event stay as they are.
+//! Removes personal data from the messages of one sink: fields are dropped, masked or hashed. All other bytes of an event stay as they are.
 //!
 //! A field is named by its path, such as `from` or `extra_params.phone`. A path leads through objects, through the elements of arrays, and
-//! through texts that hold JSON. What a rule cannot read it hides: a text that begins as JSON and is none is masked whole where a path
+//! through texts that hold JSON. A rule masks a value that it cannot read: all of a text that begins as JSON and is none, where a path
 //! leads into it.
 //!
 //! Numbers are normalised first, so that `440000000001`, `"440000000001"` and `"+44 0000 000001"` are masked and hashed alike.
@@ -45,7 +45,7 @@ pub struct Problem {
     pub text: String,
 }
 
-/// What happens to a field.
+/// The treatment of a field.
 #[derive(Clone, Debug)]
 enum Action {
     Drop,
@@ -53,7 +53,7 @@ enum Action {
     Hash(Arc<RedactKey>),
 }
 
-/// A path, and what happens to the field at its end.
+/// A path, and the treatment of the field at its end.
 #[derive(Clone, Debug)]
 struct Rule {
     path: Vec<String>,
@@ -67,33 +67,19 @@ pub struct Redaction {
     key: Option<Arc<RedactKey>>,
 }
 
-impl Config {
-    fn is_empty(&self) -> bool {
-        self.drop.0.is_empty() && self.mask.0.is_empty() && self.hash.0.is_empty()
-    }
-}
-
 impl Redaction {
     /// Checks the settings and reads the key; `None` if nothing is to be redacted.
     pub fn open(config: &Config) -> Result<Option<Self>, Problem> {
+        let problem = |text: String| Problem { key: "redact.key_file", text };
         let key = match (&config.key_file, config.hash.0.is_empty()) {
-            (Some(path), false) => {
-                let key = RedactKey::open(path).map_err(|text| Problem { key: "redact.key_file", text })?;
-                Some(Arc::new(key))
-            }
+            (Some(path), false) => Some(Arc::new(RedactKey::open(path).map_err(problem)?)),
             (None, true) => None,
             (None, false) => {
                 let text = "is missing; `hash` needs a key, for example key_file = \"/etc/cdrelay/secrets/redact-key\"";
-                return Err(Problem { key: "redact.key_file", text: text.to_owned() });
+                return Err(problem(text.to_owned()));
             }
-            (Some(_), true) => {
-                let text = "has no meaning without `hash`".to_owned();
-                return Err(Problem { key: "redact.key_file", text });
-            }
+            (Some(_), true) => return Err(problem("has no meaning without `hash`".to_owned())),
         };
-        if config.is_empty() {
-            return Ok(None);
-        }
         let mut rules = Vec::new();
         let lists = [("redact.drop", &config.drop), ("redact.mask", &config.mask), ("redact.hash", &config.hash)];
         for (setting, fields) in lists {
@@ -116,7 +102,7 @@ impl Redaction {
                 rules.push(Rule { path, action });
             }
         }
-        Ok(Some(Self { rules, key }))
+        Ok((!rules.is_empty()).then_some(Self { rules, key }))
     }
 
     /// The key, if there is one: to be watched with [`watch`].

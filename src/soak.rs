@@ -14,19 +14,18 @@ pub mod load;
 pub mod observer;
 pub mod oracle;
 pub mod report;
-pub mod tls;
 
 use crate::config::Config;
 use crate::event::Arrival;
-use crate::route::RouteError;
 use consume::{Lines, consume};
 use futures_util::future::try_join_all;
 use generator::Generator;
-use load::{Load, Phase, Sent, Unusable, send};
+use load::{Counts, Load, Phase, Sent, Unusable, send};
 use observer::Observer;
+use parking_lot::Mutex;
 use report::Report;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch as channel;
 use tokio::time::{Instant, interval};
@@ -56,10 +55,8 @@ pub struct Plan {
 pub struct Progress {
     /// Since the beginning.
     pub elapsed: Duration,
-    /// Acknowledged events.
-    pub accepted: u64,
-    /// Attempts that were not acknowledged.
-    pub refused: u64,
+    /// Sent events.
+    pub counts: Counts,
     /// Why nothing is acknowledged now.
     pub last_error: Option<String>,
     /// Each sink with its arrived events, and its acknowledged events that are missing.
@@ -111,9 +108,9 @@ pub async fn run(
     let began = Instant::now();
     let generator = Arc::new(Generator::new(plan.seed, fastrand::u64(..), Arrival::now().0, plan.load.events));
     let chosen = || config.sinks.iter().filter(|(name, _)| plan.sinks.contains(name));
-    let observer = |(name, sink)| {
-        let setup = |error: RouteError| SoakError::Setup { sink: String::clone(name), cause: error.to_string() };
-        Observer::new(name, sink, generator.clone(), began).map(Arc::new).map_err(setup)
+    let observer = |(name, sink): (&String, _)| {
+        let observer = Observer::new(name, sink, generator.clone(), began);
+        observer.map(Arc::new).map_err(|error| setup(name, error))
     };
     let observers = chosen().map(observer).collect::<Result<Vec<_>, _>>()?;
     let consumers = observers.iter().zip(chosen());
@@ -125,7 +122,7 @@ pub async fn run(
         () = &mut stop => return Err(SoakError::Stopped),
     };
 
-    let (sent, (phase, phases)) = (Arc::new(Sent::default()), channel::channel(Phase::Sending));
+    let (sent, (phase, phases)) = (Arc::new(Mutex::new(Sent::default())), channel::channel(Phase::Sending));
     let first = Instant::now();
     let load = send(plan.load.clone(), generator.clone(), observers.clone(), began, sent.clone(), phases);
     let mut load = std::pin::pin!(load);
@@ -148,7 +145,7 @@ pub async fn run(
                 if stopped.is_none() && first.elapsed() >= plan.load.duration {
                     stopped = Some(Instant::now());
                 }
-                report_progress(&progress(&sent, &observers, first));
+                report_progress(&progress(&sent.lock(), &observers, first));
                 let complete = all_sent && observers.iter().all(|observer| observer.missing() == 0);
                 all_there = complete.then(|| all_there.unwrap_or_else(Instant::now));
                 if all_there.is_some_and(|since: Instant| since.elapsed() >= LINGER) {
@@ -165,18 +162,22 @@ pub async fn run(
     }
     let duration = stopped.unwrap_or(first).duration_since(first);
     let sinks = observers.iter().map(|observer| observer.report(&config.spool.path)).collect();
-    let report = Report::new(&plan, generator.run(), duration, &sent, sinks);
+    let report = Report::new(&plan, generator.run(), duration, &sent.lock(), sinks);
     // Some of these wait for threads to end.
     let _ = tokio::task::spawn_blocking(move || drop(consumers)).await;
     Ok(report)
 }
 
+/// A problem of a sink's settings.
+fn setup(sink: &str, cause: impl fmt::Display) -> SoakError {
+    SoakError::Setup { sink: sink.to_owned(), cause: cause.to_string() }
+}
+
 fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant) -> Progress {
     Progress {
         elapsed: first.elapsed(),
-        accepted: sent.accepted.load(Ordering::Relaxed),
-        refused: sent.refused.load(Ordering::Relaxed),
-        last_error: sent.last_error(),
+        counts: sent.counts,
+        last_error: sent.last_error.clone(),
         sinks: observers
             .iter()
             .map(|observer| (observer.name().to_owned(), observer.delivered(), observer.missing()))

@@ -9,15 +9,13 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
 use hyper::body::Bytes;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use crate::support::bridge::{Client, client, on_fixed_port};
+use crate::support::bridge::{client, on_fixed_port};
 use crate::support::fault::{catch_up, kafka_sink};
-use crate::support::oracle::settled;
+use crate::support::oracle::{send_until_acknowledged, settled};
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, kafka};
 
 const JSON: &str = "application/json";
@@ -122,27 +120,6 @@ fn merge(message: &mut Value, more: Value) {
     message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
 }
 
-/// Sends a message until it is acknowledged.
-async fn send(client: &Client, url: &str, message: &str) {
-    let begun = Instant::now();
-    loop {
-        let request = Request::post(url).body(Full::from(message.to_owned())).unwrap();
-        let status = match client.request(request).await {
-            Ok(answer) => {
-                let status = answer.status().as_u16();
-                answer.into_body().collect().await.map_or(0, |_| status)
-            }
-            Err(_) => 0,
-        };
-        match status {
-            200 => return,
-            0 | 503 => assert!(begun.elapsed() < PATIENCE, "never acknowledged: {message}"),
-            other => panic!("{other} for {message}"),
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// What arrived of each conversation: partition, number of the message, subject.
 type Arrived = BTreeMap<String, Vec<(i32, usize, String)>>;
 
@@ -183,7 +160,7 @@ async fn every_call_is_one_conversation_in_order_while_kafka_is_away_and_the_bri
             let mut random = Rng::with_seed(seed ^ !(index as u64));
             for message in &calls[index].messages {
                 sleep(Duration::from_millis(random.u64(0..1500))).await;
-                send(&client, &url, message).await;
+                send_until_acknowledged(&client, &url, message).await;
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
         })

@@ -53,7 +53,7 @@
 //! | a closed stdout is used (`sink/stdout.rs`, `new`) | `stdout::a_closed_stdout_is_refused_at_start` |
 //! | a log line waits for stderr (`logging.rs`) | `logging::a_stderr_that_nobody_reads_stops_neither_webhooks_nor_probes_nor_sigterm` |
 //! | a deleted directory is not noticed (`spool/disk.rs`, `exists`) | `damage::a_deleted_directory_refuses_webhooks_and_what_is_in_memory_and_open_files_is_delivered` |
-//! | no open files are set aside (`ingress.rs`, `connections_within`) | `limits::connections::few_open_files_leave_enough_for_sinks_segments_and_probes` |
+//! | no open files are set aside (`ingress/config.rs`, `connections_within`) | `limits::connections::few_open_files_leave_enough_for_sinks_segments_and_probes` |
 //! | a failed write to stdout counts as written (`sink/stdout.rs`, `write_all`) | `sink::stdout::tests::a_torn_line_stands_alone_and_its_retry_is_whole` |
 //! | `replay --force` gives the message no id of its own (`dispatch/replay.rs`, `forced_id`) | `dispatch::replay::tests::a_forced_record_is_for_its_sink_and_has_an_id_of_its_own` |
 //! | a timeout is taken for a refusal, Kafka (`classify`) | `sink::kafka::tests::a_timeout_says_nothing_about_the_message` |
@@ -84,7 +84,7 @@
 //! | the query beside a body is not kept, or nested fields are not found | `field::templates_use_the_query_beside_the_body_and_nested_fields` |
 //! | memory for a body is reserved when it is announced (`ingress/body.rs`, `read`) | `limits::connections::announced_bodies_shut_nobody_out` |
 //! | no connection is closed for another one (`server/connections.rs`, `admit`) | `limits::connections::clients_that_keep_the_bridge_waiting_make_room_for_others` |
-//! | headers of HTTP/2 streams need no memory (`server.rs`, `reserve`) | `limits::streams::headers_of_few_bytes_take_little_memory` |
+//! | headers of HTTP/2 streams need no memory (`server/http.rs`, `reserve`) | `limits::streams::headers_of_few_bytes_take_little_memory` |
 //! | the query counts as signed by a signature over the body | `auth::a_signature_over_an_empty_body_lets_no_event_in_by_the_query` |
 //! | a form that is JSON passes Twilio's check | `ingress::auth::tests::signatures::the_examples_of_twilio` |
 //! | refused credentials are not logged (`ingress/routes.rs`, `denied`) | `auth::every_kind_lets_the_right_request_in_and_no_other` |

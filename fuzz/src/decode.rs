@@ -3,7 +3,7 @@
 use super::input::Input;
 use cdrelay::event::json;
 use cdrelay::event::{Arrival, Event, MAX_DEPTH};
-use cdrelay::ingress::decode::{self as decoding, Config, Content, DecodeError};
+use cdrelay::ingress::decode::{Config, Content, DecodeError};
 use form_urlencoded::Serializer;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -138,7 +138,8 @@ pub fn form(data: &[u8]) {
         is_sound(event, &config);
     }
     if !text.trim_start().starts_with(['{', '[', '\u{feff}']) && text.contains('=') && text.trim() == text {
-        assert_eq!(events, decoding::body(data, Some(FORM), &config, Arrival(1)));
+        let content = Content { method: "POST", query: None, content_type: Some(FORM), body: data };
+        assert_eq!(events, content.decode(&config, Arrival(1)));
     }
     super::auth::secrets_are_stripped(text);
 }

@@ -1,5 +1,7 @@
 //! Puts events back into the spool: through the running bridge, or directly if none runs.
 
+pub(super) use super::send::options::period;
+
 use super::{CommandError, Site};
 use crate::config::ConfigError;
 use crate::control::{self, Outcome, ReplayEvent, Request};
@@ -26,11 +28,6 @@ pub struct Manner {
     /// How long to wait for the outcomes of messages at their destination.
     #[arg(long, value_name = "PERIOD", default_value = "10s", value_parser = period)]
     wait: Duration,
-}
-
-pub(super) fn period(text: &str) -> Result<Duration, String> {
-    let period = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
-    period.try_into().map_err(|_| "is negative".into())
 }
 
 impl Manner {

@@ -1,21 +1,21 @@
 //! `cdrelay send`
 
+pub mod options;
 mod samples;
 
 use super::explain::choose_route;
 use super::output::{Output, note};
 use super::run::raise_file_limit;
-use super::soak::{parse_url, period, rate, reachable};
 use super::{CommandError, Settings};
 use crate::config::Config;
 use crate::event::Arrival;
 use crate::http_client::HttpClient;
 use crate::ingress::auth::{self, Draft, sign};
 use crate::soak::latency::Latency;
-use crate::soak::tls;
 use clap::{Args, ValueEnum as _, value_parser};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
+use options::{Target, period, rate};
 use samples::{Kind, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -46,9 +46,8 @@ pub struct Send {
     /// The route to send to; not needed if there is one.
     #[arg(long, value_name = "NAME")]
     route: Option<String>,
-    /// Where to send, if not to the configured route.
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    target: Target,
     /// A file with a body, or with one JSON body on each line, in place of samples.
     #[arg(long, value_name = "FILE", conflicts_with = "kind")]
     file: Option<PathBuf>,
@@ -67,15 +66,6 @@ pub struct Send {
     /// How long to wait for an answer.
     #[arg(long, value_name = "PERIOD", default_value = "15s", value_parser = period)]
     timeout: Duration,
-    /// PEM of the authorities to trust if the bridge speaks TLS, instead of the system's.
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// PEM of a certificate to show if the bridge asks for one.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
-    /// PEM of its key.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    key: Option<PathBuf>,
 }
 
 /// Makes and sends the requests.
@@ -136,22 +126,10 @@ impl Send {
         let name = choose_route(config, self.route.as_deref())?;
         let route = config.ingress.all_routes().remove(&name);
         let route = route.ok_or_else(|| usage(format!("no route is called {name}")))?;
-        let url = match &self.url {
-            Some(url) => parse_url("--url", url)?,
-            None if config.ingress.listen.port() == 0 => {
-                let problem =
-                    "`ingress.listen` lets the system choose the port; tell with --url where the bridge listens";
-                return Err(usage(problem.to_owned()));
-            }
-            None => {
-                let scheme = if config.ingress.tls.is_some() { "https" } else { "http" };
-                // The secret of the path comes into its place with the others.
-                let path = route.path.replace("{secret}", "%7Bsecret%7D");
-                parse_url("`path`", &format!("{scheme}://{}{path}", reachable(config.ingress.listen)))?
-            }
-        };
-        let files = tls::Files { ca: self.ca.clone(), own: self.cert.clone().zip(self.key.clone()) };
-        let tls = tls::config(&url, &files).map_err(|error| usage(error.to_string()))?;
+        // The secret of the path comes into its place with the others.
+        let path = route.path.replace("{secret}", "%7Bsecret%7D");
+        let url = self.target.url(&config.ingress, Some(&path))?;
+        let tls = self.target.tls(&url)?;
         let appids = route.auth.iter().filter_map(|check| match check {
             auth::Config::AppId(own) => own.appids.0.first().cloned(),
             _ => None,

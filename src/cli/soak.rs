@@ -2,14 +2,13 @@
 
 use super::output::{Output, note};
 use super::run::raise_file_limit;
+use super::send::options::{Target, period, rate};
 use super::{CommandError, Settings};
 use crate::config::Config;
 use crate::soak::consume::Lines;
-use crate::soak::load::Load;
-use crate::soak::{self, Plan, Progress, tls};
+use crate::soak::load::{Counts, Load};
+use crate::soak::{self, Plan, Progress};
 use clap::{Args, value_parser};
-use hyper::Uri;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,18 +29,8 @@ pub struct Soak {
     /// Read only this sink; may be given several times. Otherwise all are read.
     #[arg(long, value_name = "NAME")]
     sink: Vec<String>,
-    /// Where the bridge takes webhooks, if not at `ingress.listen` and `ingress.path`.
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// PEM of the authorities to trust if the bridge speaks TLS, instead of the system's.
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// PEM of a certificate to show if the bridge asks for one.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
-    /// PEM of its key.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
     /// Events a second.
     #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = rate)]
     rate: f64,
@@ -88,7 +77,7 @@ impl Soak {
             };
             Ok::<_, CommandError>(soak::run(&config, plan, stop, |progress| show(progress, &mut told)).await?)
         });
-        // Reading a pipe may still be waiting for whoever writes.
+        // A read of a pipe may still be blocked until the next write.
         runtime.shutdown_background();
         let report = report?;
         let mut out = Output::new();
@@ -119,9 +108,9 @@ impl Soak {
                 "{problem}; choose one of them with --sink, and run the bridge with that one alone"
             )));
         }
-        let url = self.url(config)?;
-        let files = tls::Files { ca: self.ca.clone(), own: self.cert.clone().zip(self.key.clone()) };
-        let tls = tls::config(&url, &files).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let path = config.ingress.path.as_deref().filter(|path| !path.contains('{'));
+        let url = self.target.url(&config.ingress, path)?;
+        let tls = self.target.tls(&url)?;
         Ok(Plan {
             load: Load {
                 url,
@@ -140,69 +129,11 @@ impl Soak {
             }),
         })
     }
-
-    fn url(&self, config: &Config) -> Result<Uri, CommandError> {
-        let (text, origin) = match &self.url {
-            Some(url) => (url.clone(), "--url"),
-            None if config.ingress.listen.port() == 0 => {
-                let problem =
-                    "`ingress.listen` lets the system choose the port; tell with --url where the bridge listens";
-                return Err(CommandError::Usage(problem.to_owned()));
-            }
-            None => match config.ingress.path.as_ref().filter(|path| !path.contains('{')) {
-                Some(path) => {
-                    let scheme = if config.ingress.tls.is_some() { "https" } else { "http" };
-                    (format!("{scheme}://{}{path}", reachable(config.ingress.listen)), "`ingress.path`")
-                }
-                None => {
-                    let problem =
-                        "`ingress.path` is not set or holds a secret; tell with --url where the events are to be sent";
-                    return Err(CommandError::Usage(problem.to_owned()));
-                }
-            },
-        };
-        parse_url(origin, &text)
-    }
-}
-
-/// The URL of a webhook; `origin` is the setting that it comes from.
-pub(super) fn parse_url(origin: &str, text: &str) -> Result<Uri, CommandError> {
-    let problem = |what: &str| {
-        CommandError::Usage(format!(
-            "{origin} {text}: {what}; expected something like http://127.0.0.1:8080/webhook/cdr"
-        ))
-    };
-    let url: Uri = text.parse().map_err(|error| problem(&format!("{error}")))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("http" | "https"), Some(_)) => Ok(url),
-        _ => Err(problem("not a URL that begins with http:// or https://")),
-    }
-}
-
-/// Who listens on all addresses listens on loopback.
-pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
-    let loopback = match listen {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-    };
-    if listen.ip().is_unspecified() { SocketAddr::new(loopback, listen.port()) } else { listen }
-}
-
-pub(super) fn rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if (0.001..=100_000.0).contains(&rate) => Ok(rate),
-        _ => Err("expected a number of events a second, from 0.001 to 100000".to_owned()),
-    }
-}
-
-pub(super) fn period(text: &str) -> Result<Duration, String> {
-    let period = text.parse::<jiff::SignedDuration>().ok().and_then(|period| Duration::try_from(period).ok());
-    period.ok_or_else(|| "expected a period such as 60s, 10m or \"1h 30m\"".to_owned())
 }
 
 /// How far it is, in a line on stderr now and then. `told` is when that was said last.
 fn show(progress: &Progress, told: &mut Duration) {
-    let Progress { elapsed, accepted, refused, last_error, sinks } = progress;
+    let Progress { elapsed, counts: Counts { accepted, refused, .. }, last_error, sinks } = progress;
     if *elapsed < *told + LINE {
         return;
     }

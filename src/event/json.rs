@@ -1,6 +1,7 @@
 //! JSON as `serde_json` reads it: exact bytes, members in order, duplicates kept, numbers never converted.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -42,6 +43,11 @@ impl Error {
         let column = before.rsplit(|byte| *byte == b'\n').next().map_or(0, <[u8]>::len) + 1;
         Self { line, column, problem: problem.into() }
     }
+}
+
+/// Where `part`, a part of `text`, begins.
+pub fn offset(text: &str, part: &RawValue) -> usize {
+    (part.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize)
 }
 
 /// Reads `text` as one JSON value that is nested at most `max_depth` levels deep.
@@ -147,10 +153,17 @@ pub struct Member<'a> {
     pub value: Value<'a>,
 }
 
-/// The first `limit` members of an object; none of any other value.
-pub fn members(raw: &RawValue, limit: usize) -> Entries<Member<'_>> {
+/// The first `limit` members of an object, with their values as they are written; none of any other value.
+pub fn raw_members(raw: &RawValue, limit: usize) -> Entries<(Cow<'_, [u8]>, &RawValue)> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     deserializer.deserialize_map(Members(limit)).unwrap_or_default()
+}
+
+/// The first `limit` members of an object; none of any other value.
+pub fn members(raw: &RawValue, limit: usize) -> Entries<Member<'_>> {
+    let Entries { list, truncated } = raw_members(raw, limit);
+    let list = list.into_iter().map(|(name, value)| Member { name, value: Value::of(value) }).collect();
+    Entries { list, truncated }
 }
 
 /// The first `limit` elements of an array; none of any other value.
@@ -168,7 +181,7 @@ impl<T> Default for Entries<T> {
 struct Members(usize);
 
 impl<'de> Visitor<'de> for Members {
-    type Value = Entries<Member<'de>>;
+    type Value = Entries<(Cow<'de, [u8]>, &'de RawValue)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
@@ -181,7 +194,7 @@ impl<'de> Visitor<'de> for Members {
                 entries.truncated = true;
                 map.next_value::<IgnoredAny>()?;
             } else {
-                entries.list.push(Member { name, value: Value::of(map.next_value()?) });
+                entries.list.push((name, map.next_value()?));
             }
         }
         Ok(entries)
@@ -213,31 +226,9 @@ impl<'de> Visitor<'de> for Elements {
 }
 
 /// A JSON string as WTF-8: `serde_json` reads lone surrogates into bytes, not into a `str`.
-struct Text<'a>(Cow<'a, [u8]>);
-
-impl<'de> Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-
-        impl<'de> Visitor<'de> for Bytes {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(bytes)))
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(bytes.to_vec())))
-            }
-        }
-
-        deserializer.deserialize_bytes(Bytes)
-    }
-}
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, [u8]>);
 
 #[cfg(test)]
 mod tests {

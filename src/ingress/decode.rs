@@ -128,16 +128,6 @@ impl Content<'_> {
     }
 }
 
-/// The events in a request's body, in their order.
-pub fn body(
-    bytes: &[u8],
-    content_type: Option<&[u8]>,
-    config: &Config,
-    arrival: Arrival,
-) -> Result<Vec<Event>, DecodeError> {
-    Content { method: "POST", query: None, content_type, body: bytes }.decode(config, arrival)
-}
-
 /// UTF-8's byte order mark.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -215,7 +205,7 @@ impl Decoder<'_> {
         let mut end = 0;
         while let Some(value) = values.next() {
             let value = value.map_err(|error| json::Error::from_parser(&error, text))?;
-            let start = offset(text, value);
+            let start = json::offset(text, value);
             if end > 0 && !text.get(end..start).is_some_and(|between| between.contains('\n')) {
                 let problem = "expected the end, or the next object on a line of its own";
                 return Err(json::Error::at(text, start, problem).into());
@@ -249,12 +239,12 @@ impl Decoder<'_> {
     /// Adds the event in `object`, unless that has no members.
     fn object(&self, text: &str, object: &RawValue, problem: &str, events: &mut Vec<Event>) -> Result<(), DecodeError> {
         if !object.get().starts_with('{') {
-            return Err(json::Error::at(text, offset(text, object), problem).into());
+            return Err(json::Error::at(text, json::offset(text, object), problem).into());
         }
         let limit = self.config.max_fields;
         let Some(fields) = Fields::of(object, limit) else {
             let problem = form::too_many_fields(limit);
-            return Err(json::Error::at(text, offset(text, object), problem).into());
+            return Err(json::Error::at(text, json::offset(text, object), problem).into());
         };
         if fields.members().is_empty() {
             return Ok(());
@@ -282,11 +272,6 @@ impl Decoder<'_> {
 /// Whether a form's text is meant as JSON.
 fn is_json(text: &str) -> bool {
     text.trim_start().starts_with(['{', '['])
-}
-
-/// Where `part`, a part of `text`, begins.
-fn offset(text: &str, part: &RawValue) -> usize {
-    (part.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize)
 }
 
 #[cfg(test)]

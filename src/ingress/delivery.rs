@@ -8,9 +8,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-/// What may wait at once, in events. A request counts as 16 of them on top, for its connection or stream: that is up to 4,000
-/// requests of one event each. Those beyond are answered at once, so that an outage of a broker costs no more memory the
-/// more requests come.
+/// Events that may wait at once. A request counts as 16 more, for its connection or stream: up to 4,000 requests of one event each can
+/// wait. Further ones are answered at once, which bounds the memory during an outage of a broker.
 const PLACES: usize = 1 << 16;
 const REQUEST: usize = 16;
 

@@ -152,7 +152,7 @@ impl super::Config {
         }
     }
 
-    /// Whether the `appid` checks of the route take these events: what is asked again of a body that is decoded later.
+    /// Whether the `appid` checks of the route take these events. Repeated for a rejected body that is decoded later.
     pub fn takes(&self, route: &str, events: &[Event]) -> bool {
         let own = (route == DEFAULT_INGRESS).then_some(&self.auth);
         let auth = self.routes.get(route).map(|route| &route.auth).or(own);

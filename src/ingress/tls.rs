@@ -1,4 +1,4 @@
-//! `[ingress.tls]`: which certificate webhooks are taken with, and who may send them.
+//! `[ingress.tls]`: the certificate of the ingress, and the authorities of client certificates.
 //!
 //! The files are read again every second, see [`Reloaded`]. New ones are used from the next handshake on.
 
@@ -139,7 +139,7 @@ async fn keep_up(
 impl Loaded {
     /// At the start there is nothing better than an expired certificate. Later there is.
     fn valid_now(&self) -> Result<(), TlsError> {
-        self.certificate.problem().map_or(Ok(()), |problem| Err(TlsError::NotValid(problem)))
+        self.certificate.problem().map_or(Ok(()), |problem| Err(TlsError(problem)))
     }
 }
 

@@ -1,53 +1,34 @@
 //! The metrics of the spool.
 
-use super::{Durations, SinkLabel};
-use prometheus_client::encoding::EncodeLabelSet;
+use super::{Durations, Label, catalogue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-/// Counters of the spool.
-#[derive(Clone, Debug, Default)]
-pub struct SpoolMetrics {
-    /// Events of requests, stored durably. Shown with the ingress, counted here: the client may be gone by then.
-    pub accepted: Counter,
-    /// Events of requests that had been stored before.
-    pub duplicates: Counter,
-    conversations: Family<FoundByLabel, Counter>,
-    /// Ids of calls that came with another conversation than before, and stayed with the first.
-    pub conversation_conflicts: Counter,
-    /// Records written and synced.
-    pub appended_records: Counter,
-    /// Bytes written and synced.
-    pub written_bytes: Counter,
-    /// Group commits, one fdatasync each.
-    pub syncs: Counter,
-    /// How long they take.
-    pub sync_durations: Durations,
-    /// Writes, syncs or new segments that failed.
-    pub failures: Counter,
-    /// Reads that the disk refused, to be tried again.
-    pub read_failures: Counter,
-    /// Acknowledged records that could not be read back.
-    pub damaged_records: Counter,
-    skipped_records: Family<SinkLabel, Counter>,
-    /// Bytes on disk.
-    pub bytes: Gauge,
-    /// Bytes that the segments may take.
-    pub max_bytes: Gauge,
-    /// Records on disk.
-    pub records: Gauge,
-    /// Segment files.
-    pub segments: Gauge,
-    /// Bytes that the file system has for this user.
-    pub free_bytes: Gauge,
-}
-
-/// `by="index"`
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FoundByLabel {
-    by: &'static str,
+// Events are shown with the ingress and counted in the spool: the client may be gone by then.
+catalogue! {
+    /// Counts what the spool stores and reads.
+    SpoolMetrics {
+        accepted: Counter = "ingress_events_accepted", "Events stored durably";
+        duplicates: Counter = "ingress_events_duplicate", "Events that had been stored before";
+        conversations: Family<Label, Counter> = "event_conversation", "Events stored, by how their conversation was found";
+        conversation_conflicts: Counter = "event_conversation_conflicts",
+            "Ids of calls that came with another conversation than before, and stayed with the first";
+        appended_records: Counter = "spool_appended_records", "Records written and synced";
+        written_bytes: Counter = "spool_written_bytes", "Bytes written and synced";
+        syncs: Counter = "spool_syncs", "Group commits, one fdatasync each";
+        sync_durations: Durations = "spool_sync_duration_seconds", "Time that fdatasync takes";
+        failures: Counter = "spool_failures", "Writes, syncs or new segments that failed";
+        read_failures: Counter = "spool_read_failures", "Reads that the disk refused, tried again";
+        damaged_records: Counter = "spool_damaged_records", "Acknowledged records that could not be read back";
+        skipped_records: Family<Label<String>, Counter> = "spool_skipped_records",
+            "Records that a sink that is not required lost to a full spool";
+        bytes: Gauge = "spool_bytes", "Bytes on disk";
+        max_bytes: Gauge = "spool_max_bytes", "Bytes that the segments may take on disk";
+        records: Gauge = "spool_records", "Records on disk";
+        segments: Gauge = "spool_segments", "Segment files";
+        free_bytes: Gauge = "spool_filesystem_free_bytes", "Free bytes of the file system of the spool";
+    }
 }
 
 /// The ways in which the conversation of an event is found: by its own `conversation_uuid`, by an id in common with an earlier event, not at
@@ -57,49 +38,16 @@ pub const FOUND_BY: [&str; 3] = ["field", "index", "fallback"];
 impl SpoolMetrics {
     /// Events of requests by one of [`FOUND_BY`].
     pub fn conversations(&self, by: &'static str) -> Counter {
-        self.conversations.get_or_create_owned(&FoundByLabel { by })
-    }
-
-    pub(super) fn register_events(&self, at: &mut Registry) {
-        FOUND_BY.iter().for_each(|by| drop(self.conversations(by)));
-        at.register("conversation", "Events stored, by how their conversation was found", self.conversations.clone());
-        at.register(
-            "conversation_conflicts",
-            "Ids of calls that came with another conversation than before, and stayed with the first",
-            self.conversation_conflicts.clone(),
-        );
+        self.conversations.get_or_create_owned(&[("by", by)])
     }
 
     /// Records that `sink` lost because the spool was full.
     pub fn skipped(&self, sink: &str) -> Counter {
-        self.skipped_records.get_or_create_owned(&SinkLabel { sink: sink.to_owned() })
+        self.skipped_records.get_or_create_owned(&[("sink", sink.to_owned())])
     }
 
+    /// Shows a sink that was removed no longer.
     pub(super) fn remove_sink(&self, sink: &str) {
-        self.skipped_records.remove(&SinkLabel { sink: sink.to_owned() });
-    }
-
-    pub(super) fn register(&self, at: &mut Registry) {
-        at.register("appended_records", "Records written and synced", self.appended_records.clone());
-        at.register("written_bytes", "Bytes written and synced", self.written_bytes.clone());
-        at.register("syncs", "Group commits, one fdatasync each", self.syncs.clone());
-        at.register("sync_duration_seconds", "Time that fdatasync takes", self.sync_durations.clone());
-        at.register("failures", "Writes, syncs or new segments that failed", self.failures.clone());
-        at.register("read_failures", "Reads that the disk refused, tried again", self.read_failures.clone());
-        at.register(
-            "damaged_records",
-            "Acknowledged records that could not be read back",
-            self.damaged_records.clone(),
-        );
-        at.register(
-            "skipped_records",
-            "Records that a sink that is not required lost to a full spool",
-            self.skipped_records.clone(),
-        );
-        at.register("bytes", "Bytes on disk", self.bytes.clone());
-        at.register("max_bytes", "Bytes that the segments may take on disk", self.max_bytes.clone());
-        at.register("records", "Records on disk", self.records.clone());
-        at.register("segments", "Segment files", self.segments.clone());
-        at.register("filesystem_free_bytes", "Free bytes of the file system of the spool", self.free_bytes.clone());
+        self.skipped_records.remove(&[("sink", sink.to_owned())]);
     }
 }

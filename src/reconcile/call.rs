@@ -12,7 +12,7 @@ const LONGEST_CALL: Duration = Duration::from_secs(24 * 3600);
 /// A call that the platform lists.
 #[derive(Debug)]
 pub struct Call {
-    /// What tells it from the other elements of its list.
+    /// Its identity within its list.
     pub key: String,
     /// When it began, in milliseconds since 1970.
     pub time: u64,

@@ -1,4 +1,4 @@
-//! What a run found, for people and for scripts.
+//! The report of a run, as text and as JSON.
 
 use super::config::List;
 use crate::event::Arrival;

@@ -2,9 +2,8 @@
 
 use super::Action;
 use crate::event::json::{self, Value};
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use std::fmt;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// A masked value that is no number.
@@ -12,58 +11,44 @@ pub const HIDDEN: &str = "******";
 /// The least digits of a number that stays recognisable when it is masked.
 const MIN_DIGITS: usize = 10;
 
-/// The rest of a path from here on, and what happens at its end.
+/// The rest of a path from here on, and the treatment of the field at its end.
 type Rules<'a> = [(&'a [String], &'a Action)];
 
-/// A member of an object, or an element of an array without a name: where each lies in the text.
-struct Entry {
-    name: Option<String>,
-    value: Range<usize>,
-    /// From the name on, if there is one.
-    whole: Range<usize>,
-}
+/// The name of a member, none for an element of an array, and where the value lies in the text.
+type Entry<'a> = (Option<Cow<'a, [u8]>>, Range<usize>);
 
 /// The JSON text with the rules applied to it.
 pub fn redact(text: &str, rules: &Rules<'_>) -> String {
-    let entries = match text.trim_start().as_bytes().first() {
-        Some(b'{') => members(text),
-        Some(b'[') => elements(text),
-        _ => None,
-    };
     // The event is JSON, or it would not have been taken.
-    let Some(entries) = entries else { return json::quote(HIDDEN) };
-    let mut out = String::with_capacity(text.len());
-    let (mut kept, mut end) = (false, None);
-    for entry in &entries {
-        let ours = match &entry.name {
-            Some(name) => rules
-                .iter()
-                .filter_map(|(path, action)| {
-                    path.split_first().filter(|(first, _)| *first == name).map(|(_, rest)| (rest, *action))
-                })
-                .collect(),
+    let Some(entries) = entries(text) else { return json::quote(HIDDEN) };
+    let (mut out, mut end) = (String::new(), 0);
+    for (name, place) in &entries {
+        let ours: Vec<_> = match name {
+            Some(name) => {
+                let reached = rules.iter().filter_map(|(path, action)| Some((path.split_first()?, *action)));
+                let reached = reached.filter(|((first, _), _)| first.as_bytes() == &**name);
+                reached.map(|((_, rest), action)| (rest, action)).collect()
+            }
             None => rules.to_vec(),
         };
-        let is_dropped = ours.iter().any(|(rest, action)| rest.is_empty() && matches!(action, Action::Drop));
-        if !is_dropped {
-            // The first one that is kept follows the opening brace, the others their comma.
-            let before = if kept {
-                end.unwrap_or(0)..entry.whole.start
-            } else {
-                0..entries.first().map_or(0, |first| first.whole.start)
-            };
-            out.push_str(slice(text, &before));
-            out.push_str(slice(text, &(entry.whole.start..entry.value.start)));
-            out.push_str(&value(slice(text, &entry.value), &ours));
-            kept = true;
+        let before = slice(text, &(end..place.start));
+        end = place.end;
+        if ours.iter().any(|(rest, action)| rest.is_empty() && matches!(action, Action::Drop)) {
+            continue;
         }
-        end = Some(entry.whole.end);
+        if out.is_empty() && !before.trim_start().starts_with(['{', '[']) {
+            // All members before this one were dropped, and with them goes the comma.
+            out.push_str(text.split('"').next().unwrap_or_default());
+            out.push_str(before.trim_start().trim_start_matches(',').trim_start());
+        } else {
+            out.push_str(before);
+        }
+        out.push_str(&value(slice(text, place), &ours));
     }
-    match end {
-        Some(end) if kept => out.push_str(slice(text, &(end..text.len()))),
-        Some(_) => out.push_str("{}"),
-        None => out.push_str(text),
+    if out.is_empty() && !entries.is_empty() {
+        return "{}".to_owned();
     }
+    out.push_str(slice(text, &(end..text.len())));
     out
 }
 
@@ -94,13 +79,12 @@ fn value(raw: &str, rules: &Rules<'_>) -> String {
 
 /// Applies the action to every scalar within an object or array.
 fn all(raw: &str, action: &Action) -> String {
-    let entries = if raw.starts_with('{') { members(raw) } else { elements(raw) };
-    let Some(entries) = entries else { return json::quote(HIDDEN) };
+    let Some(entries) = entries(raw) else { return json::quote(HIDDEN) };
     let (mut out, mut end) = (String::new(), 0);
-    for entry in entries {
-        out.push_str(slice(raw, &(end..entry.value.start)));
-        out.push_str(&value(slice(raw, &entry.value), &[(&[], action)]));
-        end = entry.value.end;
+    for (_, place) in entries {
+        out.push_str(slice(raw, &(end..place.start)));
+        out.push_str(&value(slice(raw, &place), &[(&[], action)]));
+        end = place.end;
     }
     out.push_str(slice(raw, &(end..raw.len())));
     out
@@ -132,60 +116,22 @@ fn slice<'a>(text: &'a str, range: &Range<usize>) -> &'a str {
     text.get(range.clone()).unwrap_or_default()
 }
 
-/// Where `part`, a part of `text`, lies in it.
-fn range(text: &str, part: &RawValue) -> Range<usize> {
-    let start = (part.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-    start..start + part.get().len()
-}
-
-fn members(text: &str) -> Option<Vec<Entry>> {
-    let pairs = serde_json::Deserializer::from_str(text).deserialize_map(Members).ok()?;
-    let entry = |(name, value): (&RawValue, &RawValue)| {
-        let (written, value) = (range(text, name), range(text, value));
-        let name = Value::of(name);
-        Entry { name: Some(String::from_utf8_lossy(name.bytes()).into_owned()), whole: written.start..value.end, value }
+/// The entries of an object or array; `None` if the text is neither.
+fn entries(text: &str) -> Option<Vec<Entry<'_>>> {
+    let raw: &RawValue = serde_json::from_str(text).ok()?;
+    let place = |value: &RawValue| {
+        let start = json::offset(text, value);
+        start..start + value.get().len()
     };
-    Some(pairs.into_iter().map(entry).collect())
-}
-
-fn elements(text: &str) -> Option<Vec<Entry>> {
-    let elements = serde_json::Deserializer::from_str(text).deserialize_seq(Elements).ok()?;
-    let entry = |element: &RawValue| Entry { name: None, value: range(text, element), whole: range(text, element) };
-    Some(elements.into_iter().map(entry).collect())
-}
-
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Vec<(&'de RawValue, &'de RawValue)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
+    let entries: Vec<Entry<'_>> = match raw.get().as_bytes() {
+        [b'{', ..] => {
+            let members = json::raw_members(raw, usize::MAX).list.into_iter();
+            members.map(|(name, value)| (Some(name), place(value))).collect()
         }
-        Ok(pairs)
-    }
-}
-
-struct Elements;
-
-impl<'de> Visitor<'de> for Elements {
-    type Value = Vec<&'de RawValue>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON array")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut elements = Vec::new();
-        while let Some(element) = seq.next_element()? {
-            elements.push(element);
-        }
-        Ok(elements)
-    }
+        [b'[', ..] => json::elements(raw, usize::MAX).list.into_iter().map(|value| (None, place(value))).collect(),
+        _ => return None,
+    };
+    // Entries that cannot be read must not pass unredacted.
+    let is_empty = raw.get().trim_matches(['{', '}', '[', ']']).trim_ascii().is_empty();
+    (is_empty || !entries.is_empty()).then_some(entries)
 }

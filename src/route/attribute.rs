@@ -2,17 +2,6 @@
 
 use crate::event::Fields;
 
-/// The names of an attribute.
-#[derive(Clone, Copy, Debug)]
-pub struct Names {
-    /// The Kafka header.
-    pub kafka: &'static str,
-    /// The NATS header.
-    pub nats: &'static str,
-    /// The member of a structured-mode envelope.
-    pub json: &'static str,
-}
-
 /// A context attribute.
 #[derive(Clone, Copy, Debug)]
 pub enum Attribute {
@@ -24,18 +13,14 @@ pub enum Attribute {
     Time,
 }
 
-const fn names(kafka: &'static str, nats: &'static str, json: &'static str) -> Names {
-    Names { kafka, nats, json }
-}
-
-/// All attributes, in the order of the headers.
-pub const ATTRIBUTES: [(Attribute, Names); 6] = [
-    (Attribute::SpecVersion, names("ce_specversion", "ce-specversion", "specversion")),
-    (Attribute::Id, names("ce_id", "ce-id", "id")),
-    (Attribute::Source, names("ce_source", "ce-source", "source")),
-    (Attribute::Type, names("ce_type", "ce-type", "type")),
-    (Attribute::Subject, names("ce_subject", "ce-subject", "subject")),
-    (Attribute::Time, names("ce_time", "ce-time", "time")),
+/// All attributes, in the order of the headers, each with its header for Kafka and NATS, and its member of a structured-mode envelope.
+pub const ATTRIBUTES: [(Attribute, &str, &str, &str); 6] = [
+    (Attribute::SpecVersion, "ce_specversion", "ce-specversion", "specversion"),
+    (Attribute::Id, "ce_id", "ce-id", "id"),
+    (Attribute::Source, "ce_source", "ce-source", "source"),
+    (Attribute::Type, "ce_type", "ce-type", "type"),
+    (Attribute::Subject, "ce_subject", "ce-subject", "subject"),
+    (Attribute::Time, "ce_time", "ce-time", "time"),
 ];
 
 /// `com.telecmi.{type}.{direction}.{status}` without absent parts, each at most 64 characters of `[A-Za-z0-9_-]`.

@@ -2,15 +2,15 @@
 //!
 //! Without eviction, clients that send nothing could shut others out for as long as the timeouts are.
 
-use super::{Limits, MAX_HEADER, SMALL_HEADER};
-use crate::metrics::LimitMetrics;
+use super::http::{MAX_HEADER, SMALL_HEADER};
+use super::{Limits, Settings};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// How often a connection that may be closed is looked for, while there is none.
@@ -19,8 +19,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The connections of a listener.
 #[derive(Debug)]
 pub struct Connections {
-    eviction_age: Duration,
-    metrics: LimitMetrics,
+    /// New connections are admitted within the present limits; those that are open stay.
+    settings: watch::Receiver<Settings>,
     request_memory: Arc<Semaphore>,
     open: Mutex<Open>,
     freed: Notify,
@@ -28,8 +28,6 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    max: usize,
-    max_per_peer: usize,
     next: u64,
     activities: HashMap<u64, Arc<Activity>>,
     by_peer: HashMap<IpAddr, usize>,
@@ -40,7 +38,7 @@ struct Open {
 pub struct Slot {
     number: u64,
     activity: Arc<Activity>,
-    peer: Mutex<Option<IpAddr>>,
+    peer: Option<IpAddr>,
     connections: Arc<Connections>,
 }
 
@@ -89,29 +87,17 @@ pub struct OpenRequest {
 pub struct AwaitedBody(Arc<Activity>);
 
 impl Connections {
-    pub fn new(limits: &Limits, request_memory: Arc<Semaphore>) -> Self {
-        let connections = Self {
-            eviction_age: limits.eviction_age,
-            metrics: limits.metrics.clone(),
-            request_memory,
-            open: Mutex::default(),
-            freed: Notify::new(),
-        };
-        connections.set_limits(limits);
-        connections
+    pub fn new(settings: watch::Receiver<Settings>, request_memory: Arc<Semaphore>) -> Self {
+        Self { settings, request_memory, open: Mutex::default(), freed: Notify::new() }
     }
 
-    /// New connections are admitted up to these numbers; those that are open stay.
-    pub fn set_limits(&self, limits: &Limits) {
-        let mut open = self.open.lock();
-        open.max = limits.max_connections;
-        open.max_per_peer = limits.max_connections_per_peer.unwrap_or(usize::MAX);
+    fn max_per_peer(&self) -> usize {
+        self.settings.borrow().limits.max_connections_per_peer.unwrap_or(usize::MAX)
     }
 
     /// Whether this address has all connections that it may have.
     pub fn is_full_for(&self, peer: IpAddr) -> bool {
-        let open = self.open.lock();
-        open.by_peer.get(&peer).is_some_and(|count| *count >= open.max_per_peer)
+        self.open.lock().by_peer.get(&peer).is_some_and(|count| *count >= self.max_per_peer())
     }
 
     /// Waits for a slot, and closes a connection for it if need be.
@@ -121,8 +107,9 @@ impl Connections {
             if let Some(slot) = self.try_admit() {
                 return slot;
             }
-            if self.longest_waiting().is_some_and(|activity| activity.evict()) {
-                self.metrics.connections.inc();
+            if let Some(activity) = self.longest_waiting() {
+                activity.evicted.notify_one();
+                self.settings.borrow().limits.metrics.connections.inc();
             }
             tokio::select! {
                 () = freed => {}
@@ -133,21 +120,22 @@ impl Connections {
 
     fn try_admit(self: &Arc<Self>) -> Option<Slot> {
         let mut open = self.open.lock();
-        if open.activities.len() >= open.max {
+        if open.activities.len() >= self.settings.borrow().limits.max_connections {
             return None;
         }
         open.next += 1;
         let (number, activity) = (open.next, Arc::new(Activity::new(self.request_memory.clone())));
         open.activities.insert(number, activity.clone());
-        Some(Slot { number, activity, peer: Mutex::new(None), connections: self.clone() })
+        Some(Slot { number, activity, peer: None, connections: self.clone() })
     }
 
     /// The connection that has waited for its client longest, and longer than every connection may. One that never had a response goes
     /// first: a client between two webhooks may come back.
     fn longest_waiting(&self) -> Option<Arc<Activity>> {
+        let eviction_age = self.settings.borrow().limits.eviction_age;
         let open = self.open.lock();
         let waiting = open.activities.values().filter_map(|activity| Some((activity.waiting_since()?, activity)));
-        let old = waiting.filter(|((_, since), _)| since.elapsed() >= self.eviction_age);
+        let old = waiting.filter(|((_, since), _)| since.elapsed() >= eviction_age);
         old.min_by_key(|(key, _)| *key).map(|(_, activity)| activity.clone())
     }
 }
@@ -159,15 +147,14 @@ impl Slot {
     }
 
     /// Counts the connection for this address. Returns false if the address has all connections that it may have.
-    pub fn set_peer(&self, peer: IpAddr) -> bool {
+    pub fn set_peer(&mut self, peer: IpAddr) -> bool {
         let mut open = self.connections.open.lock();
-        let max = open.max_per_peer;
         let count = open.by_peer.entry(peer).or_default();
-        if *count >= max {
+        if *count >= self.connections.max_per_peer() {
             return false;
         }
         *count += 1;
-        *self.peer.lock() = Some(peer);
+        self.peer = Some(peer);
         true
     }
 }
@@ -176,7 +163,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.connections.open.lock();
         open.activities.remove(&self.number);
-        if let Some(peer) = *self.peer.lock()
+        if let Some(peer) = self.peer
             && let Some(count) = open.by_peer.get_mut(&peer)
         {
             *count -= 1;
@@ -276,7 +263,7 @@ impl Activity {
         self.state.lock().number_sign = true;
     }
 
-    /// Whether the client may still be sending bytes that nobody will read.
+    /// Whether the client may still be sending bytes that will not be read.
     pub fn has_unread(&self) -> bool {
         let state = self.state.lock();
         state.unread && !state.http2
@@ -310,11 +297,6 @@ impl Activity {
                 return;
             }
         }
-    }
-
-    fn evict(&self) -> bool {
-        self.evicted.notify_one();
-        true
     }
 
     /// If it is the client's turn: whether it had a response already, and since when it is.

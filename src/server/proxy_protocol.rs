@@ -1,7 +1,7 @@
 //! `[ingress.proxy_protocol]`: the header in which a proxy names the client before the first byte of a connection.
 //!
 //! Nothing is guessed. With the setting, every connection has to come from a trusted proxy and to begin with a header of version 1 or 2;
-//! without it, none is read. Otherwise anybody could claim any address.
+//! without it, none is read. Otherwise a sender could claim any address.
 
 use super::canonical;
 use super::socket::Socket;
@@ -104,7 +104,7 @@ impl ProxyProtocol {
     }
 }
 
-/// Reads the header, and leaves what follows it to be read.
+/// Reads the header. The bytes behind it stay unread.
 async fn read(socket: &mut Socket) -> Result<Option<SocketAddr>, HeaderError> {
     let mut bytes = Vec::with_capacity(256);
     loop {

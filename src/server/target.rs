@@ -7,16 +7,16 @@
 
 use super::connections::Activity;
 use hyper::body::{Buf as _, Bytes};
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-/// A connection that encodes each `#` in the query of an HTTP/1 request line as `%23`.
+/// The receiving side of a connection. Encodes each `#` in the query of an HTTP/1 request line as `%23`.
 #[derive(Debug)]
-pub struct TargetEncoder<S> {
-    stream: S,
+pub struct TargetEncoder<R> {
+    reader: R,
     activity: Arc<Activity>,
     /// The number of the request whose line is being read, and of the last one whose line has been read to its end.
     begun: Option<u64>,
@@ -26,9 +26,9 @@ pub struct TargetEncoder<S> {
     rest: Bytes,
 }
 
-impl<S> TargetEncoder<S> {
-    pub fn new(stream: S, activity: Arc<Activity>) -> Self {
-        Self { stream, activity, begun: None, passed: None, in_query: false, rest: Bytes::new() }
+impl<R> TargetEncoder<R> {
+    pub fn new(reader: R, activity: Arc<Activity>) -> Self {
+        Self { reader, activity, begun: None, passed: None, in_query: false, rest: Bytes::new() }
     }
 
     /// The bytes with their part of the request line encoded; `None` if nothing changes.
@@ -68,13 +68,13 @@ fn is_method(read: &[u8]) -> bool {
     method > 0 && read.get(method) == Some(&b' ')
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TargetEncoder<S> {
+impl<R: AsyncRead + Unpin> AsyncRead for TargetEncoder<R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.rest.has_remaining() {
             let request = this.activity.next_http1_request().filter(|request| this.passed != Some(*request));
             let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            ready!(Pin::new(&mut this.reader).poll_read(cx, buffer))?;
             let read = buffer.filled().get(before..).unwrap_or_default();
             let encoded = match request {
                 Some(request) => this.encode(request, read),
@@ -92,31 +92,5 @@ impl<S: AsyncRead + Unpin> AsyncRead for TargetEncoder<S> {
         let count = this.rest.len().min(buffer.remaining());
         buffer.put_slice(&this.rest.split_to(count));
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TargetEncoder<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! Reads what arrives at the destinations, from where they were before the first event was sent.
+//! Reads the messages at the destinations, from the position before the first event was sent.
 
 mod kafka;
 mod nats;

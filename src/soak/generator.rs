@@ -8,7 +8,7 @@ use fastrand::Rng;
 use serde::Deserialize;
 
 const TEAMS: [&str; 3] = ["Sales_2222223", "Support_2222223", "Billing_2222223"];
-/// What happens on the agent's leg, in turns.
+/// The statuses of the agent's leg, in turns.
 const AGENT: [&str; 3] = ["started", "answered", "hangup"];
 
 /// Everything about the events of one run. The same generator writes the same event for the same conversation, number and time.
@@ -39,7 +39,7 @@ pub enum Recognised {
     },
     /// It bears the mark of this run, and no more can be told.
     Damaged,
-    /// Somebody else's.
+    /// Of another sender.
     Foreign,
 }
 

@@ -6,14 +6,12 @@
 use super::generator::{self, Generator};
 use super::latency::Latency;
 use super::observer::Observer;
-use super::tls;
-use crate::http_client::{Answer, HttpClient};
+use crate::http_client::{Answer, ClientConfig, HttpClient};
 use hyper::{StatusCode, Uri};
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -35,7 +33,7 @@ pub struct Load {
     /// The bridge's webhook.
     pub url: Uri,
     /// How TLS is spoken, if the URL asks for it.
-    pub tls: tls::ClientConfig,
+    pub tls: ClientConfig,
     /// Events per second.
     pub rate: f64,
     /// For how long.
@@ -46,27 +44,36 @@ pub struct Load {
     pub events: usize,
 }
 
-/// Counters of sent events.
+/// Counts sent events.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Counts {
+    /// Conversations that were begun.
+    pub conversations: u64,
+    /// Events that were acknowledged.
+    pub accepted: u64,
+    /// Those among them that the bridge had from an earlier attempt whose answer did not come through.
+    pub known: u64,
+    /// Attempts that were not acknowledged. The event was sent again.
+    pub refused: u64,
+    /// Events that were given up without an acknowledgement: they may be stored or not.
+    pub unacknowledged: u64,
+    /// Moments at which an event was due.
+    #[serde(skip)]
+    pub due: u64,
+    /// Those among them at which every conversation waited for an acknowledgement.
+    #[serde(skip)]
+    pub missed: u64,
+}
+
+/// The progress of sending.
 #[derive(Default)]
 pub struct Sent {
-    /// Events that were acknowledged.
-    pub accepted: AtomicU64,
-    /// Those among them that the bridge had from an earlier attempt.
-    pub known: AtomicU64,
-    /// Attempts that were not acknowledged. The event was sent again.
-    pub refused: AtomicU64,
-    /// Moments at which an event was due.
-    pub due: AtomicU64,
-    /// Those among them at which every conversation waited for an acknowledgement.
-    pub missed: AtomicU64,
-    /// Conversations that were begun.
-    pub conversations: AtomicU64,
-    /// Events that were given up without an acknowledgement.
-    pub unacknowledged: AtomicU64,
-    /// Why the last attempt failed.
-    last_error: Mutex<Option<String>>,
+    /// How many events there were of each kind.
+    pub counts: Counts,
+    /// Why the last attempt was not acknowledged, if so.
+    pub last_error: Option<String>,
     /// From the first attempt to the acknowledgement.
-    pub latency: Mutex<Latency>,
+    pub latency: Latency,
 }
 
 /// The bridge answers in a way that sending again does not mend.
@@ -107,7 +114,7 @@ struct Sender {
     generator: Arc<Generator>,
     observers: Vec<Arc<Observer>>,
     began: Instant,
-    sent: Arc<Sent>,
+    sent: Arc<Mutex<Sent>>,
     phase: watch::Receiver<Phase>,
 }
 
@@ -117,7 +124,7 @@ pub async fn send(
     generator: Arc<Generator>,
     observers: Vec<Arc<Observer>>,
     began: Instant,
-    sent: Arc<Sent>,
+    sent: Arc<Mutex<Sent>>,
     phase: watch::Receiver<Phase>,
 ) -> Result<(), Unusable> {
     let client = HttpClient::new(load.tls.clone(), IDLE_CONNECTIONS);
@@ -139,10 +146,10 @@ impl Sender {
             tokio::select! {
                 () = sleep_until(moment(tick)) => {
                     tick += 1;
-                    self.sent.due.fetch_add(1, Ordering::Relaxed);
+                    self.sent.lock().counts.due += 1;
                     match idle.pop_front() {
                         Some(conversation) => drop(on_their_way.spawn(self.clone().advance(conversation))),
-                        None => drop(self.sent.missed.fetch_add(1, Ordering::Relaxed)),
+                        None => self.sent.lock().counts.missed += 1,
                     }
                 }
                 Some(done) = on_their_way.join_next() => {
@@ -173,7 +180,7 @@ impl Sender {
         if let Some(event) = generator::parse(&text) {
             self.observers.iter().for_each(|observer| observer.sent(index, &event));
         }
-        self.sent.conversations.fetch_add(u64::from(number == 0), Ordering::Relaxed);
+        self.sent.lock().counts.conversations += u64::from(number == 0);
         let mut phase = self.phase.clone();
         let mut pause = PAUSE;
         loop {
@@ -181,23 +188,24 @@ impl Sender {
             let answer = tokio::select! {
                 answer = self.post(text.clone()) => answer,
                 _ = over => {
-                    self.sent.unacknowledged.fetch_add(1, Ordering::Relaxed);
+                    self.sent.lock().counts.unacknowledged += 1;
                     return Ok(None);
                 }
             };
             match answer? {
                 Ok(duplicates) => {
                     self.observers.iter().for_each(|observer| observer.acknowledged(index));
-                    self.sent.accepted.fetch_add(1, Ordering::Relaxed);
-                    self.sent.known.fetch_add(duplicates, Ordering::Relaxed);
-                    let micros = u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    self.sent.latency.lock().record(micros);
-                    self.sent.note(None);
+                    let mut sent = self.sent.lock();
+                    sent.counts.accepted += 1;
+                    sent.counts.known += duplicates;
+                    sent.latency.record(u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX));
+                    sent.last_error = None;
                     return Ok(Some(Conversation { index, number: number + 1 }));
                 }
                 Err(last_error) => {
-                    self.sent.refused.fetch_add(1, Ordering::Relaxed);
-                    self.sent.note(Some(last_error));
+                    let mut sent = self.sent.lock();
+                    sent.counts.refused += 1;
+                    sent.last_error = Some(last_error);
                 }
             }
             sleep(pause).await;
@@ -222,16 +230,5 @@ impl Sender {
             _ if status.is_server_error() => Ok(Err(format!("{status}: {}", detail()))),
             _ => Err(Unusable { url: self.load.url.clone(), status, detail: detail() }),
         }
-    }
-}
-
-impl Sent {
-    /// Why the last attempt was not acknowledged, if so.
-    pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
-    }
-
-    fn note(&self, last_error: Option<String>) {
-        *self.last_error.lock() = last_error;
     }
 }

@@ -1,7 +1,7 @@
 //! Judges one destination: acknowledged events that are missing, duplicated or out of order there.
 //!
 //! Every conversation numbers its events from 0 and sends one only after the one before was acknowledged. A destination may get
-//! events again, from any one on that it had, which is what at least once means; but never one before its predecessor.
+//! events again, from any one on that it had: delivery is at least once. It never gets one before its predecessor.
 //!
 //! | verdict | means |
 //! |---|---|
@@ -9,9 +9,9 @@
 //! | duplicated | there once more |
 //! | reordered | there for the first time behind a later one; or there again, with one left out that is between; or in another partition than the one before |
 //!
-//! Per conversation it keeps a bit for each event and where the last one was, and nothing else.
+//! Per conversation it keeps the numbers of its events and where the last one was, and nothing else.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 
 /// How many faults are kept with their details; all are counted.
 const FINDINGS: usize = 10;
@@ -79,7 +79,7 @@ pub struct Finding {
     pub at: Option<Position>,
 }
 
-/// What can be wrong with an event.
+/// A fault of an event at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is not there.
@@ -89,7 +89,7 @@ pub enum Fault {
         /// The number of the latest one.
         later: usize,
     },
-    /// It came after `last`, and what had come between these was left out.
+    /// It came after `last`, and the events between these, which had come before, were left out.
     Skipped {
         /// The number of the one before.
         last: usize,
@@ -111,7 +111,7 @@ struct Conversation {
     acknowledged: u32,
     /// How many events the destination may have lost again, see [`Oracle::emptied`].
     gone: u32,
-    unwanted: Numbers,
+    unwanted: BTreeSet<u32>,
     /// One, unless a template spreads the conversation.
     sequences: Vec<Sequence>,
 }
@@ -119,7 +119,7 @@ struct Conversation {
 #[derive(Debug)]
 struct Sequence {
     sequence: u64,
-    seen: Numbers,
+    seen: BTreeSet<u32>,
     /// The one after which the next is to come.
     last: u32,
     at: Position,
@@ -153,7 +153,7 @@ impl Oracle {
         let conversation = self.conversation(conversation);
         let number = conversation.acknowledged;
         conversation.acknowledged += 1;
-        let missing = !conversation.unwanted.contains(number) && !conversation.has(number);
+        let missing = !conversation.unwanted.contains(&number) && !conversation.has(number);
         self.missing += u64::from(missing);
     }
 
@@ -169,7 +169,7 @@ impl Oracle {
         let finding = |fault| Finding { fault, conversation, number, at: Some(at) };
         let number = narrow(number);
         let known = self.conversations.get_mut(conversation);
-        let Some(known) = known.filter(|known| number < known.sent && !known.unwanted.contains(number)) else {
+        let Some(known) = known.filter(|known| number < known.sent && !known.unwanted.contains(&number)) else {
             self.verdict.unexpected += 1;
             self.verdict.find(finding(Fault::Unexpected));
             return;
@@ -209,10 +209,15 @@ impl Oracle {
     pub fn verdict(&self) -> Verdict {
         let mut verdict = self.verdict.clone();
         for (index, conversation) in self.conversations.iter().enumerate() {
-            let first =
-                conversation.sequences.iter().filter_map(|sequence| sequence.seen.first()).min().unwrap_or(u32::MAX);
+            let first = conversation
+                .sequences
+                .iter()
+                .filter_map(|sequence| sequence.seen.first())
+                .min()
+                .copied()
+                .unwrap_or(u32::MAX);
             let lost = conversation.gone.min(first)..conversation.acknowledged;
-            let lost = lost.filter(|number| !conversation.unwanted.contains(*number) && !conversation.has(*number));
+            let lost = lost.filter(|number| !conversation.unwanted.contains(number) && !conversation.has(*number));
             for number in lost.map(|number| number as usize) {
                 let at = conversation.sequences.last().map(|sequence| sequence.at);
                 verdict.find(Finding { fault: Fault::Lost, conversation: index, number, at });
@@ -233,7 +238,7 @@ impl Oracle {
 
 impl Conversation {
     fn has(&self, number: u32) -> bool {
-        self.sequences.iter().any(|sequence| sequence.seen.contains(number))
+        self.sequences.iter().any(|sequence| sequence.seen.contains(&number))
     }
 
     fn sequence(&self, sequence: u64) -> Option<&Sequence> {
@@ -245,15 +250,13 @@ impl Conversation {
             Some(known) => {
                 known.seen.insert(number);
                 known.at = at;
-                // What follows one that was overtaken goes on after those that overtook it.
+                // The events behind an overtaken one follow those that overtook it.
                 if !overtaken {
                     known.last = number;
                 }
             }
             None => {
-                let mut seen = Numbers::default();
-                seen.insert(number);
-                self.sequences.push(Sequence { sequence, seen, last: number, at });
+                self.sequences.push(Sequence { sequence, seen: [number].into(), last: number, at });
             }
         }
     }
@@ -263,13 +266,13 @@ impl Sequence {
     /// The fault, if any, of `number` arriving next; `again` if it has arrived before.
     fn fault(&self, number: u32, again: bool, gone: u32, at: Position) -> Option<Fault> {
         // It may have been there before the destination was emptied.
-        let may_be_again = number < gone && self.seen.first().is_some_and(|first| number < first);
-        let later = self.seen.last().filter(|later| *later > number && !again && !may_be_again);
+        let may_be_again = number < gone && self.seen.first().is_some_and(|first| number < *first);
+        let later = self.seen.last().filter(|later| **later > number && !again && !may_be_again);
         if self.at.place != at.place {
             Some(Fault::Elsewhere { before: self.at })
         } else if let Some(later) = later {
-            Some(Fault::Overtaken { later: later as usize })
-        } else if self.seen.any(self.last.saturating_add(1)..number) {
+            Some(Fault::Overtaken { later: *later as usize })
+        } else if self.seen.range(..number).next_back().is_some_and(|before| *before > self.last) {
             Some(Fault::Skipped { last: self.last as usize })
         } else {
             None
@@ -279,40 +282,6 @@ impl Sequence {
 
 fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// A set of small numbers, a bit each.
-#[derive(Debug, Default)]
-struct Numbers(Vec<u64>);
-
-impl Numbers {
-    fn insert(&mut self, number: u32) {
-        let word = number as usize / 64;
-        if self.0.len() <= word {
-            self.0.resize(word + 1, 0);
-        }
-        if let Some(word) = self.0.get_mut(word) {
-            *word |= 1 << (number % 64);
-        }
-    }
-
-    fn contains(&self, number: u32) -> bool {
-        self.0.get(number as usize / 64).is_some_and(|word| word & (1 << (number % 64)) != 0)
-    }
-
-    fn any(&self, mut range: Range<u32>) -> bool {
-        range.any(|number| self.contains(number))
-    }
-
-    fn first(&self) -> Option<u32> {
-        let (index, word) = self.0.iter().enumerate().find(|(_, word)| **word != 0)?;
-        Some(narrow(index) * 64 + word.trailing_zeros())
-    }
-
-    fn last(&self) -> Option<u32> {
-        let (index, word) = self.0.iter().enumerate().rfind(|(_, word)| **word != 0)?;
-        Some(narrow(index) * 64 + 63 - word.leading_zeros())
-    }
 }
 
 #[cfg(test)]

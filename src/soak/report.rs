@@ -2,11 +2,10 @@
 
 use super::Plan;
 use super::latency::Percentiles;
-use super::load::Sent;
+use super::load::{Counts, Sent};
 use super::observer::SinkReport;
 use serde::Serialize;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A rate that is missed by less than this was reached.
@@ -23,25 +22,18 @@ pub struct Report {
     pub run: String,
     /// For how long events were sent.
     pub seconds: f64,
-    /// Conversations that were begun.
-    pub conversations: u64,
-    /// Events that were acknowledged.
-    pub accepted: u64,
-    /// Those among them that the bridge had from an earlier attempt whose answer did not come through.
-    pub known: u64,
-    /// Attempts that were not acknowledged. The event was sent again.
-    pub refused: u64,
-    /// Why the last one was not, if nothing was acknowledged after it.
+    /// Sent events.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Why the last attempt was not acknowledged, if nothing was acknowledged after it.
     pub last_error: Option<String>,
-    /// Events that were given up without an acknowledgement: they may have come or not.
-    pub unacknowledged: u64,
     /// Events a second that should have been sent.
     pub rate_wanted: f64,
     /// Events a second that were.
     pub rate: f64,
     /// Of the moments at which an event was due, the part at which all conversations waited for an acknowledgement.
     pub rate_missed: f64,
-    /// How long to wait for what had not come when the last event was sent.
+    /// How long missing events are awaited after the last one was sent.
     pub settle_seconds: f64,
     /// From the first attempt to send an event to its acknowledgement.
     pub acknowledgement: Percentiles,
@@ -52,25 +44,20 @@ pub struct Report {
 impl Report {
     /// Puts everything together.
     pub fn new(plan: &Plan, run: &str, duration: Duration, sent: &Sent, sinks: Vec<SinkReport>) -> Self {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (due, missed, accepted) = (count(&sent.due), count(&sent.missed), count(&sent.accepted));
+        let counts = sent.counts;
         let delivered = |sink: &SinkReport| sink.delivered > 0;
         Self {
-            clean: accepted > 0 && sinks.iter().all(SinkReport::is_clean) && sinks.iter().any(delivered),
+            clean: counts.accepted > 0 && sinks.iter().all(SinkReport::is_clean) && sinks.iter().any(delivered),
             seed: plan.seed,
             run: run.trim_end_matches('-').to_owned(),
             seconds: duration.as_secs_f64(),
-            conversations: count(&sent.conversations),
-            accepted,
-            known: count(&sent.known),
-            refused: count(&sent.refused),
-            last_error: sent.last_error(),
-            unacknowledged: count(&sent.unacknowledged),
+            counts,
+            last_error: sent.last_error.clone(),
             rate_wanted: plan.load.rate,
-            rate: (due - missed) as f64 / duration.as_secs_f64().max(0.001),
-            rate_missed: missed as f64 / due.max(1) as f64,
+            rate: (counts.due - counts.missed) as f64 / duration.as_secs_f64().max(0.001),
+            rate_missed: counts.missed as f64 / counts.due.max(1) as f64,
             settle_seconds: plan.settle.as_secs_f64(),
-            acknowledgement: sent.latency.lock().percentiles(),
+            acknowledgement: sent.latency.percentiles(),
             sinks,
         }
     }
@@ -86,7 +73,7 @@ impl Report {
             [name.to_owned(), events.to_string(), lost, duplicated, reordered, p50, p90, p99, p99_9, max]
         };
         let mut rows = vec![head.map(str::to_owned)];
-        rows.push(row("accepted", self.accepted, [const { String::new() }; 3], &self.acknowledgement));
+        rows.push(row("accepted", self.counts.accepted, [const { String::new() }; 3], &self.acknowledgement));
         rows.extend(self.sinks.iter().map(|sink| {
             let counts = [sink.lost, sink.duplicated, sink.reordered].map(|count| count.to_string());
             row(&sink.name, sink.delivered, counts, &sink.latency)
@@ -102,15 +89,15 @@ impl Report {
                 notes.push(text());
             }
         };
-        note(self.refused > 0, &|| {
+        note(self.counts.refused > 0, &|| {
             format!(
                 "{} attempts were refused or not answered, and tried again; {} of these events had been stored all the same",
-                self.refused, self.known
+                self.counts.refused, self.counts.known
             )
         });
-        note(self.unacknowledged > 0, &|| {
+        note(self.counts.unacknowledged > 0, &|| {
             let why = self.last_error.as_deref().unwrap_or("no answer");
-            format!("{} events were never acknowledged, and may be there or not: {why}", self.unacknowledged)
+            format!("{} events were never acknowledged, and may be there or not: {why}", self.counts.unacknowledged)
         });
         note(self.rate_missed > RATE_TOLERANCE, &|| {
             format!(
@@ -156,7 +143,7 @@ impl Report {
         ];
         let faults: Vec<_> =
             faults.iter().filter(|(count, _)| *count > 0).map(|(n, what)| format!("{n} {what}")).collect();
-        match (faults.is_empty(), self.accepted) {
+        match (faults.is_empty(), self.counts.accepted) {
             (false, _) => format!("FAILED: {}", faults.join(", ")),
             (true, 0) => match &self.last_error {
                 Some(last_error) => format!("FAILED: nothing was accepted: {last_error}"),
@@ -172,7 +159,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{:.1} s, {:.1} events a second, {} conversations {}-…, seed {}\n",
-            self.seconds, self.rate, self.conversations, self.run, self.seed
+            self.seconds, self.rate, self.counts.conversations, self.run, self.seed
         )?;
         let table = self.table();
         let mut widths = [0; 10];
@@ -230,12 +217,8 @@ mod tests {
             seed: 7,
             run: "run".to_owned(),
             seconds: 10.0,
-            conversations: 5,
-            accepted: 100,
-            known: 0,
-            refused: 0,
+            counts: Counts { conversations: 5, accepted: 100, ..Counts::default() },
             last_error: None,
-            unacknowledged: 0,
             rate_wanted: 10.0,
             rate: 10.0,
             rate_missed: 0.0,
@@ -274,9 +257,9 @@ mod tests {
 
     #[test]
     fn what_was_not_put_to_the_test_is_not_clean() {
-        let mut nothing = Report { clean: false, accepted: 0, ..report(vec![sink("a", 0, 0)]) };
+        let mut nothing = Report { clean: false, counts: Counts::default(), ..report(vec![sink("a", 0, 0)]) };
         assert!(nothing.to_string().ends_with("FAILED: nothing was accepted"));
-        nothing.accepted = 5;
+        nothing.counts.accepted = 5;
         assert!(nothing.to_string().contains("put to the test; see `when`"));
         assert!(
             report(vec![sink("a", 100, 0)])

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::bridge::{Bridge, client};
+use super::bridge::{Bridge, Client, client};
 use super::kafka::Consumed;
 use super::nats::Received;
 use super::{PATIENCE, eventually};
@@ -74,6 +74,30 @@ struct Mark {
     number: usize,
 }
 
+/// Sends an event until it is acknowledged, and returns how often it was refused.
+pub async fn send_until_acknowledged(client: &Client, url: &str, event: &str) -> usize {
+    let begun = Instant::now();
+    let mut refused = 0;
+    loop {
+        let request = Request::post(url).body(Full::from(event.to_owned())).unwrap();
+        let status = match client.request(request).await {
+            Ok(answer) => {
+                let status = answer.status().as_u16();
+                // Read to its end, so that the connection can serve the next one.
+                answer.into_body().collect().await.map_or(0, |_| status)
+            }
+            Err(_) => 0,
+        };
+        match status {
+            200 => return refused,
+            0 | 503 => refused += 1,
+            other => panic!("{other} for {event}"),
+        }
+        assert!(begun.elapsed() < PATIENCE, "never acknowledged: {event}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 impl Load {
     pub fn new(name: &'static str) -> Self {
         Self { name, seed: fastrand::u64(..), conversations: 50, events: 20, pause: Duration::ZERO, http2: false }
@@ -109,24 +133,7 @@ impl Load {
                     sleep(load.pause.mul_f64(2.0 * random.f64())).await;
                     let event = load.event(conversation, sent.acknowledged);
                     let begun = Instant::now();
-                    loop {
-                        let request = Request::post(&url).body(Full::from(event.clone())).unwrap();
-                        let status = match client.request(request).await {
-                            Ok(answer) => {
-                                let status = answer.status().as_u16();
-                                // Read to its end, so that the connection can serve the next one.
-                                answer.into_body().collect().await.map_or(0, |_| status)
-                            }
-                            Err(_) => 0,
-                        };
-                        match status {
-                            200 => break,
-                            0 | 503 => sent.refused += 1,
-                            other => panic!("{other} for {event}"),
-                        }
-                        assert!(begun.elapsed() < PATIENCE, "never acknowledged: {event}");
-                        sleep(Duration::from_millis(20)).await;
-                    }
+                    sent.refused += send_until_acknowledged(&client, &url, &event).await;
                     sent.slowest = sent.slowest.max(begun.elapsed());
                     sent.acknowledged += 1;
                     acknowledged[conversation].store(sent.acknowledged, Ordering::Relaxed);

@@ -170,23 +170,23 @@ fn key(secret: &str, kind: &Kind, process_key: &hmac::Key) -> Result<Key, String
     Ok(match kind {
         Kind::Token => Key::Token(hmac::sign(process_key, secret.as_bytes())),
         Kind::Password(user) => Key::Token(hmac::sign(process_key, format!("{user}:{secret}").as_bytes())),
-        Kind::Signature(_) | Kind::StandardWebhooks => Key::Signature(signing_key(secret, kind)?),
+        Kind::Signature(algorithm) => Key::Signature(signing_key(secret, *algorithm)),
+        Kind::StandardWebhooks => Key::Signature(standard_webhooks_key(secret)?),
     })
 }
 
 /// The key that a secret of signatures stands for.
-pub fn signing_key(secret: &str, kind: &Kind) -> Result<hmac::Key, String> {
-    match kind {
-        Kind::Signature(algorithm) => Ok(hmac::Key::new(algorithm.function(), secret.as_bytes())),
-        Kind::StandardWebhooks => {
-            let decoded = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).unwrap_or_default();
-            if decoded.len() < MIN_BYTES {
-                return Err("expected `whsec_` and at least 8 bytes in Base64".into());
-            }
-            Ok(hmac::Key::new(HMAC_SHA256, &decoded))
-        }
-        Kind::Token | Kind::Password(_) => Err("the check has no signatures".into()),
+pub fn signing_key(secret: &str, algorithm: Algorithm) -> hmac::Key {
+    hmac::Key::new(algorithm.function(), secret.as_bytes())
+}
+
+/// The key in a secret of Standard Webhooks.
+pub fn standard_webhooks_key(secret: &str) -> Result<hmac::Key, String> {
+    let decoded = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).unwrap_or_default();
+    if decoded.len() < MIN_BYTES {
+        return Err("expected `whsec_` and at least 8 bytes in Base64".into());
     }
+    Ok(hmac::Key::new(HMAC_SHA256, &decoded))
 }
 
 impl Algorithm {

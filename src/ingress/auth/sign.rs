@@ -1,7 +1,7 @@
 //! The sender's side of the checks: puts secrets and signatures into a request, for `cdrelay send`.
 
 use super::config::{Algorithm, Config, Encoding, Hmac, Twilio};
-use super::secrets::{Kind, signing_key};
+use super::secrets::{signing_key, standard_webhooks_key};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
@@ -19,7 +19,7 @@ pub struct Draft {
     pub body: String,
 }
 
-/// Adds what these checks ask for. `now` is in seconds since 1970. Addresses and `appid` are the caller's affair.
+/// Adds secrets and signatures for these checks. `now` is in seconds since 1970. Does not set addresses and `appid`.
 pub fn sign(checks: &[Config], draft: &mut Draft, now: u64) -> Result<(), String> {
     // Twilio signs the URL, so that has to be complete before.
     let (last, first): (Vec<_>, Vec<_>) = checks.iter().partition(|check| matches!(check, Config::Twilio(_)));
@@ -40,7 +40,7 @@ fn add(check: &Config, draft: &mut Draft, now: u64) -> Result<(), String> {
         Config::Hmac(own) | Config::Github(own) | Config::Shopify(own) => add_hmac(own, &secret, draft, now)?,
         Config::StandardWebhooks(_) => {
             let id = format!("msg_{:016x}", fastrand::u64(..));
-            let key = signing_key(&secret, &Kind::StandardWebhooks)?;
+            let key = standard_webhooks_key(&secret)?;
             let signature = hmac::sign(&key, format!("{id}.{now}.{}", draft.body).as_bytes());
             insert(draft, super::standard_webhooks::ID, &id)?;
             insert(draft, super::standard_webhooks::TIMESTAMP, &now.to_string())?;
@@ -81,7 +81,7 @@ fn add_parameter(target: &mut String, name: &str, value: &str) {
 fn add_hmac(own: &Hmac, secret: &str, draft: &mut Draft, now: u64) -> Result<(), String> {
     let timestamp = now.to_string();
     let text = own.signed_bytes(timestamp.as_bytes(), draft.body.as_bytes())?;
-    let signature = hmac::sign(&signing_key(secret, &Kind::Signature(own.algorithm))?, &text);
+    let signature = hmac::sign(&signing_key(secret, own.algorithm), &text);
     let written = match own.encoding {
         Encoding::Hex => hex(signature.as_ref()),
         Encoding::Base64 => STANDARD.encode(signature),
@@ -95,7 +95,7 @@ fn add_hmac(own: &Hmac, secret: &str, draft: &mut Draft, now: u64) -> Result<(),
 fn add_twilio(own: &Twilio, secret: &str, draft: &mut Draft) -> Result<(), String> {
     let body = hex(digest(&SHA256, draft.body.as_bytes()).as_ref());
     add_parameter(&mut draft.target, super::twilio::BODY_DIGEST, &body);
-    let key = signing_key(secret, &Kind::Signature(Algorithm::Sha1))?;
+    let key = signing_key(secret, Algorithm::Sha1);
     let signature = hmac::sign(&key, format!("{}{}", own.urls.first(), draft.target).as_bytes());
     insert(draft, super::twilio::SIGNATURE, &STANDARD.encode(signature))
 }

@@ -8,6 +8,15 @@ fn decode(text: impl AsRef<[u8]>, content_type: Option<&[u8]>) -> Result<Vec<Eve
     body(text.as_ref(), content_type, &Config::default(), Arrival(1))
 }
 
+fn body(
+    bytes: &[u8],
+    content_type: Option<&[u8]>,
+    config: &Config,
+    arrival: Arrival,
+) -> Result<Vec<Event>, DecodeError> {
+    Content { method: "POST", query: None, content_type, body: bytes }.decode(config, arrival)
+}
+
 fn get(query: &str) -> Result<Vec<Event>, DecodeError> {
     Content { method: "GET", query: Some(query), content_type: None, body: b"" }.decode(&Config::default(), Arrival(2))
 }

@@ -2,7 +2,6 @@
 
 use super::{Certificate, ClientAuth, Config, Loaded, Version};
 use crate::reloaded::Content;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -13,23 +12,10 @@ use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
 
-/// Why the files cannot be used.
+/// Why the files cannot be used: setting, file, cause and remedy.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read, or its content is of another kind.
-    #[error("`ingress.tls.{key}`: {} {problem}", path.display())]
-    File {
-        /// The setting.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause and the remedy.
-        problem: String,
-    },
-    /// The certificate is sound, and not valid now.
-    #[error("{0}")]
-    NotValid(String),
-}
+#[error("{0}")]
+pub struct TlsError(pub String);
 
 /// A file, and the setting that names it.
 #[derive(Clone, Copy)]
@@ -43,7 +29,7 @@ pub(super) fn load(config: &Config, contents: &[Content]) -> Result<Loaded, TlsE
     let names = ["cert_file", "key_file", "client_ca_file"];
     let mut files = names.into_iter().zip(contents).map(|(setting, content)| File { setting, content });
     let (Some(cert), Some(key)) = (files.next(), files.next()) else {
-        return Err(TlsError::NotValid("a defect: there are two files at least".into()));
+        return Err(TlsError("a defect: there are two files at least".into()));
     };
     let provider = Arc::new(ring::default_provider());
     let chain = cert.certificates()?;
@@ -96,7 +82,7 @@ impl File<'_> {
     }
 
     fn problem(&self, problem: &str) -> TlsError {
-        TlsError::File { key: self.setting, path: self.content.path.clone(), problem: problem.to_owned() }
+        TlsError(format!("`ingress.tls.{}`: {} {problem}", self.setting, self.content.path.display()))
     }
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -4,9 +4,9 @@
 
 use super::{Consumer, END, Ended, START, unreadable};
 use crate::sink::kafka::Config;
-use crate::soak::SoakError;
 use crate::soak::observer::Observer;
 use crate::soak::oracle::Position;
+use crate::soak::{SoakError, setup};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 type Partition = (String, i32);
 
-/// Hears what librdkafka complains about.
+/// Receives the errors of librdkafka.
 struct Context {
     observer: Arc<Observer>,
 }
@@ -45,11 +45,10 @@ impl ConsumerContext for Context {}
 type Reader = BaseConsumer<Context>;
 
 pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consumer, SoakError> {
-    let setup =
-        |error: &dyn std::fmt::Display| SoakError::Setup { sink: observer.name().to_owned(), cause: error.to_string() };
-    let client = config.consumer().map_err(|error| setup(&error))?;
+    let client = config.consumer().map_err(|error| setup(observer.name(), error))?;
     let context = Context { observer: observer.clone() };
-    let reader: Arc<Reader> = Arc::new(client.create_with_context(context).map_err(|error| setup(&error))?);
+    let reader: Arc<Reader> =
+        Arc::new(client.create_with_context(context).map_err(|error| setup(observer.name(), error))?);
     let (starter, watched) = (reader.clone(), observer.clone());
     let started = spawn_blocking(move || start(&starter, &watched)).await;
     let known = started.map_err(|error| unreadable(&observer, error))?.map_err(|cause| unreadable(&observer, cause))?;

@@ -1,4 +1,4 @@
-//! Reads JetStream streams from where they end, with consumers that leave nothing behind; or what core NATS passes on.
+//! Reads JetStream streams from their end with ephemeral consumers, or subscribes to the subjects of core NATS.
 //!
 //! Streams that appear later, or are made anew, are read from their beginning: they hold nothing that was there before.
 
@@ -6,9 +6,9 @@ use super::{Consumer, Ended, START, unreadable};
 use crate::sink::SetupError;
 use crate::sink::nats::options::{connect_options, parse_servers};
 use crate::sink::nats::{Config, Mode};
-use crate::soak::SoakError;
 use crate::soak::observer::Observer;
 use crate::soak::oracle::Position;
+use crate::soak::{SoakError, setup};
 use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
-/// How often to look for new streams, and to try again what failed.
+/// How often to look for new streams, and to repeat a failed attempt.
 const LOOK: Duration = Duration::from_secs(1);
 /// A consumer this long without a message is replaced: the stream may have been made anew, which no consumer is told.
 const IDLE: Duration = Duration::from_secs(5);
@@ -85,9 +85,7 @@ impl Connection {
 }
 
 pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consumer, SoakError> {
-    let connection = Connection::open(config)
-        .await
-        .map_err(|error| SoakError::Setup { sink: observer.name().to_owned(), cause: error.to_string() })?;
+    let connection = Connection::open(config).await.map_err(|error| setup(observer.name(), error))?;
     let connection = Arc::new(connection);
     let task = match config.mode {
         Mode::Core => {

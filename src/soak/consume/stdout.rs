@@ -20,7 +20,7 @@ pub async fn consume(observer: Arc<Observer>, lines: &Lines) -> Result<Consumer,
     let ended = Ended::default();
     let until = ended.clone();
     let tasks = match lines {
-        // Nobody waits for the end of these two: reading a pipe takes as long as whoever writes wants.
+        // The end of these two is not awaited: a read of a pipe blocks until the next write.
         Lines::Stdin => {
             spawn_blocking(move || pipe(io::stdin().lock(), &observer, &until));
             Vec::new()
@@ -59,7 +59,7 @@ fn pipe(mut input: impl Read, observer: &Observer, ended: &Ended) {
     }
 }
 
-/// A file that somebody appends to, and perhaps moves away or cuts off.
+/// A file that grows, and may be rotated or truncated.
 struct Tail {
     path: PathBuf,
     /// `None` until it is there.
