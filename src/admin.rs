@@ -1,10 +1,10 @@
 //! The port for Kubernetes and Prometheus: probes, metrics, and the description of the HTTP API.
 
 use crate::dispatch::Healths;
-use crate::metrics::{Metrics, TEXT_FORMAT};
+use crate::metrics::{Exposition, Metrics};
 use crate::server::{RequestBody, Service, problem, response};
 use crate::spool::Spool;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode, Uri};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub struct AdminService {
 
 impl Service for Arc<AdminService> {
     async fn handle(&self, head: Parts, _body: &mut RequestBody, _peer: SocketAddr) -> Response<String> {
-        self.answer(&head.method, &head.uri)
+        self.answer(&head.method, &head.uri, &head.headers)
     }
 }
 
@@ -41,7 +41,7 @@ impl AdminService {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    fn answer(&self, method: &Method, uri: &Uri) -> Response<String> {
+    fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<String> {
         let is_head = *method == Method::HEAD;
         if !is_head && *method != Method::GET {
             let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD", None);
@@ -57,7 +57,8 @@ impl AdminService {
             }
             "/metrics" => {
                 self.refresh();
-                response(StatusCode::OK, TEXT_FORMAT, self.metrics.render())
+                let exposition = Exposition::accepted_by(headers);
+                response(StatusCode::OK, exposition.media_type(), self.metrics.render(exposition))
             }
             "/openapi.json" => response(StatusCode::OK, "application/json", OPENAPI),
             _ => {

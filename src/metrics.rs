@@ -13,7 +13,7 @@ pub(crate) use catalogue::catalogue;
 pub use catalogue::{Catalogue, Entry};
 pub use config::ConfigMetrics;
 pub use durations::Durations;
-pub use exposition::TEXT_FORMAT;
+pub use exposition::Exposition;
 pub use ingress::{IngressMetrics, LimitMetrics, ProxyProtocolMetrics, RejectedMetrics, SecretMetrics, TlsMetrics};
 pub use sink::{DeadLetterMetrics, RetryMetrics, SinkMetrics};
 pub use spool::{FOUND_BY, SpoolMetrics};
@@ -87,11 +87,11 @@ impl Metrics {
         self.sinks.lock().remove(name);
     }
 
-    /// All metrics in the [`TEXT_FORMAT`].
-    pub fn render(&self) -> String {
+    /// All metrics as text.
+    pub fn render(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        exposition::to_prometheus(&text)
+        exposition.of_open_metrics(text)
     }
 }

@@ -1,4 +1,4 @@
-//! `/metrics` speaks the format that every scraper reads, and its histograms and gauges tell how the bridge is.
+//! `/metrics` speaks the formats that scrapers ask for, and its histograms and gauges tell how the bridge is.
 
 use crate::support::bridge::Bridge;
 use crate::support::prometheus::promtool;
@@ -20,11 +20,11 @@ fn away() -> String {
 }
 
 #[tokio::test]
-async fn the_text_format_is_valid_and_documents_each_metric() {
+async fn text_is_the_format_unless_open_metrics_is_asked_for() {
     let bridge = Bridge::start(&format!("{ANY_PORTS}{STDOUT}{}", away())).await;
     assert_eq!(bridge.post("{\"a\":1}", "application/json").await.status, 200);
     assert_eq!(bridge.post("{", "application/json").await.status, 400);
-    let (media_type, text) = scrape(&bridge, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+    let (media_type, text) = scrape(&bridge, "text/html, */*;q=0.8").await;
     assert_eq!(media_type, "text/plain; version=0.0.4; charset=utf-8");
     let documented = |kind: &str| {
         let lines = text.lines().filter_map(|line| line.strip_prefix(kind)?.split_once(' '));
@@ -33,6 +33,11 @@ async fn the_text_format_is_valid_and_documents_each_metric() {
     assert_eq!(documented("# HELP "), documented("# TYPE "));
     assert!(text.contains("# TYPE cdrelay_ingress_requests_total counter\n") && !text.contains("# EOF"), "{text}");
     promtool(&["check", "metrics"], &text);
+
+    let (media_type, open_metrics) =
+        scrape(&bridge, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+    assert_eq!(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(open_metrics.contains("# TYPE cdrelay_ingress_requests counter\n") && open_metrics.ends_with("# EOF\n"));
 }
 
 #[tokio::test]
