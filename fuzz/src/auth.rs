@@ -24,6 +24,7 @@ const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 struct Checks {
     secret: Vec<(&'static str, Auth)>,
     forwarded_for: Auth,
+    forwarded: Auth,
 }
 
 static CHECKS: LazyLock<Checks> = LazyLock::new(|| {
@@ -47,9 +48,11 @@ static CHECKS: LazyLock<Checks> = LazyLock::new(|| {
         }
         (kind, open(config))
     });
-    let (networks, proxies) = (["192.0.2.0/24", "2001:db8::/32"], ["10.0.0.0/8"]);
-    let forwarded_for = open(json!({ "type": "cidr", "networks": networks, "trusted_proxies": proxies }));
-    Checks { secret: secret.collect(), forwarded_for }
+    let cidr = |header: &str| {
+        let (networks, proxies) = (["192.0.2.0/24", "2001:db8::/32"], ["10.0.0.0/8"]);
+        open(json!({ "type": "cidr", "networks": networks, "trusted_proxies": proxies, "header": header }))
+    };
+    Checks { secret: secret.collect(), forwarded_for: cidr("x-forwarded-for"), forwarded: cidr("forwarded") }
 });
 
 fn open(config: serde_json::Value) -> Auth {
@@ -141,31 +144,36 @@ fn who_has_the_secret_is_let_in(parts: &Parts, body: &[u8]) {
 
 /// What the proxy adds counts, whatever the sender wrote in front of it, in the same field or in one of its own.
 fn nobody_forges_an_address(headers: &HeaderMap) {
-    let name = "x-forwarded-for";
-    let verdict = |headers: &HeaderMap, peer| {
-        let mut request = Request::new(());
-        *request.headers_mut() = headers.clone();
-        let parts = request.into_parts().0;
-        CHECKS.forwarded_for.check_head(&Head { request: &parts, path_secret: None, peer }).is_ok()
-    };
-    assert!(verdict(headers, INSIDE) && !verdict(headers, OUTSIDE), "a stranger's word was taken");
-    for sender in [OUTSIDE, INSIDE] {
-        let added = sender.to_string();
-        let mut behind = headers.clone();
-        behind.append(name, added.parse().expect("it is a legal value"));
-        let mut within = headers.clone();
-        if let Some(last) = headers.get_all(name).iter().next_back() {
-            let joined = [last.as_bytes(), b", ", added.as_bytes()].concat();
-            let earlier: Vec<_> = headers.get_all(name).iter().cloned().collect();
-            within.remove(name);
-            for value in earlier.iter().rev().skip(1).rev().cloned() {
-                within.append(name, value);
+    for (auth, name, prefix) in [
+        (&CHECKS.forwarded_for, "x-forwarded-for", ""),
+        (&CHECKS.forwarded, "forwarded", "for="),
+        (&CHECKS.forwarded, "forwarded", "proto=https;by=\"[2001:db8::1]:80\";for="),
+    ] {
+        let verdict = |headers: &HeaderMap, peer| {
+            let mut request = Request::new(());
+            *request.headers_mut() = headers.clone();
+            let parts = request.into_parts().0;
+            auth.check_head(&Head { request: &parts, path_secret: None, peer }).is_ok()
+        };
+        assert!(verdict(headers, INSIDE) && !verdict(headers, OUTSIDE), "a stranger's word was taken");
+        for sender in [OUTSIDE, INSIDE] {
+            let added = format!("{prefix}{sender}");
+            let mut behind = headers.clone();
+            behind.append(name, added.parse().expect("it is a legal value"));
+            let mut within = headers.clone();
+            if let Some(last) = headers.get_all(name).iter().next_back() {
+                let joined = [last.as_bytes(), b", ", added.as_bytes()].concat();
+                let earlier: Vec<_> = headers.get_all(name).iter().cloned().collect();
+                within.remove(name);
+                for value in earlier.iter().rev().skip(1).rev().cloned() {
+                    within.append(name, value);
+                }
+                within.append(name, HeaderValue::from_bytes(&joined).expect("it is a legal value"));
             }
-            within.append(name, HeaderValue::from_bytes(&joined).expect("it is a legal value"));
-        }
-        for headers in [behind, within] {
-            let believed = headers.contains_key(name) && verdict(&headers, PROXY);
-            assert!(!believed || sender == INSIDE, "{headers:?} passes for an address of the network");
+            for headers in [behind, within] {
+                let believed = headers.contains_key(name) && verdict(&headers, PROXY);
+                assert!(!believed || sender == INSIDE, "{name}: {headers:?} passes for an address of the network");
+            }
         }
     }
 }

@@ -172,7 +172,7 @@ pub struct AppIds {
 pub struct Cidr {
     /// The networks that may send.
     pub networks: List<Network>,
-    /// The proxies whose `X-Forwarded-For` tells where a request came from.
+    /// The proxies that report where a request came from.
     #[serde(default)]
     pub trusted_proxies: List<Network>,
     /// The header field in which they report it. Default: `x-forwarded-for`.
@@ -298,6 +298,9 @@ impl Config {
             }
             Self::Cidr(Cidr { networks, .. }) if networks.0.is_empty() => {
                 Err(Problem::new("networks", "is empty; for example networks = [\"192.0.2.0/24\"]"))
+            }
+            Self::Cidr(Cidr { header: Some(_), trusted_proxies, .. }) if trusted_proxies.0.is_empty() => {
+                Err(Problem::new("trusted_proxies", "is missing; `header` is believed only from these proxies"))
             }
             _ => Ok(()),
         }

@@ -197,7 +197,7 @@ fn networks_and_what_trusted_proxies_say() {
         let forged = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
         assert_eq!(check(plain.clone(), address, &forged), right, "{address}");
     }
-    let behind = serde_json::json!({ "type": "cidr", "networks": "192.0.2.0/24", "trusted_proxies": ["10.0.0.0/8", "fd00::/8"] });
+    let behind = |header: &str| serde_json::json!({ "type": "cidr", "networks": "192.0.2.0/24", "trusted_proxies": ["10.0.0.0/8", "fd00::/8"], "header": header });
     let name = "x-forwarded-for";
     for (address, values, right) in [
         ("10.0.0.1", &["192.0.2.7"][..], true),
@@ -214,10 +214,25 @@ fn networks_and_what_trusted_proxies_say() {
         ("192.0.2.9", &["203.0.113.9"], true),
     ] {
         let headers: Vec<_> = values.iter().map(|value| (name, *value)).collect();
-        assert_eq!(check(behind.clone(), address, &headers), right, "{address} {values:?}");
-        // Another header field anybody could have sent.
+        assert_eq!(check(behind(name), address, &headers), right, "{address} {values:?}");
+        // The other header field anybody could have sent.
         let others: Vec<_> = values.iter().map(|value| ("forwarded", *value)).collect();
-        assert!(!check(behind.clone(), "10.0.0.1", &others), "{values:?}");
+        assert!(!check(behind(name), "10.0.0.1", &others), "{values:?}");
+    }
+    for (value, right) in [
+        ("for=192.0.2.7", true),
+        ("For=\"192.0.2.7:80\";proto=https;by=10.0.0.1, for=10.1.1.1", true),
+        ("for=192.0.2.7, for=\"[fd00::1]:80\"", true),
+        ("for=192.0.2.7, for=\"[2001:db8::1]\"", false),
+        ("for=192.0.2.7, for=_hidden", false),
+        ("for=192.0.2.7, for=unknown", false),
+        ("for=192.0.2.7, proto=https", false),
+        ("for=192.0.2.7;x=\", for=203.0.113.9", false),
+        ("for=192.0.2.7;x=\"\\\", for=\"203.0.113.9\"", false),
+        ("for=203.0.113.9;x=\",\", for=192.0.2.7", true),
+        ("", false),
+    ] {
+        assert_eq!(check(behind("Forwarded"), "10.0.0.1", &[("forwarded", value)]), right, "{value}");
     }
 }
 
@@ -315,6 +330,14 @@ fn mistakes_name_the_setting_and_what_is_allowed_and_no_secret() {
             &["auth.0.networks`: found \"10.0.0.0/33\"", "192.0.2.0/24"],
         ),
         (json!({ "type": "cidr", "networks": ["10.0.0.1/8"] }), &["auth.0.networks`: found"]),
+        (
+            json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "forwarded" }),
+            &["auth.0.trusted_proxies`: is missing"],
+        ),
+        (
+            json!({ "type": "cidr", "networks": ["10.0.0.0/8"], "header": "x-real-ip", "trusted_proxies": "::1" }),
+            &["auth.0.header`: found", "x-forwarded-for"],
+        ),
     ] {
         let problem = problem(&config, None).unwrap_or_else(|| panic!("{config} is taken"));
         assert!(problem.contains("`ingress.auth.0.") && !problem.contains("hunter2"), "{problem}");
