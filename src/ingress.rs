@@ -97,8 +97,8 @@ impl Ingress {
             route.auth.check_body(&credentials, &[]).map_err(unauthorized)?;
             return encoding.map(|_| Placed::default());
         }
-        let expected = encoding.as_ref().copied().unwrap_or_default();
-        let received = match (self.bodies.read(body, expected).await, &encoding) {
+        let identity = ContentEncoding::default();
+        let received = match (self.bodies.read(body, encoding.as_ref().unwrap_or(&identity)).await, &encoding) {
             (Err(_), Err(_)) => return encoding.map(|_| Placed::default()),
             (received, _) => received?,
         };

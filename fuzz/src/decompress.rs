@@ -6,7 +6,7 @@ use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use std::io::Write;
 
-const CODINGS: [&str; 3] = ["gzip", "deflate", "zstd"];
+const CODINGS: [&str; 8] = ["gzip", "deflate", "zstd", "br", "gzip, gzip", "deflate, br", "br, zstd", "zstd, deflate"];
 const BOUNDS: [usize; 8] = [0, 1, 100, 1000, 1 << 14, 1 << 16, 1 << 18, 1 << 20];
 
 /// One byte selects the coding, one the bound; the rest is the compressed body, or a body to compress.
@@ -14,7 +14,7 @@ pub fn decompress(data: &[u8]) {
     let mut input = Input(data);
     let (coding, bound) = (input.byte(), input.byte());
     let body = input.0;
-    let coding = CODINGS[usize::from(coding) % CODINGS.len()];
+    let coding = CODINGS[usize::from(coding & 7)];
     let most = BOUNDS[usize::from(bound & 7)];
     let packing = ContentEncoding::parse([coding.as_bytes()].into_iter()).expect("the coding is known");
     if let Ok(unpacked) = packing.decompress(body, most) {

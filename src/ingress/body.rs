@@ -55,7 +55,7 @@ impl BodyReader {
     }
 
     /// Reads a body that is encoded like this.
-    pub async fn read(&self, body: &mut RequestBody, encoding: ContentEncoding) -> Result<Body, Problem> {
+    pub async fn read(&self, body: &mut RequestBody, encoding: &ContentEncoding) -> Result<Body, Problem> {
         let declared = body.declared().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
         let size = declared.unwrap_or(self.max_body);
         if size > self.max_body {
@@ -93,7 +93,7 @@ impl BodyReader {
     /// The decompressed content of a body that is encoded like this.
     pub async fn decompress(&self, body: Body, encoding: ContentEncoding) -> Result<Body, Problem> {
         let decompress = |max| {
-            let bytes = body.bytes.clone();
+            let (encoding, bytes) = (encoding.clone(), body.bytes.clone());
             self.run_large(move || encoding.decompress(&bytes, max))
         };
         let max = self.max_decompressed;

@@ -3,7 +3,7 @@ use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use std::io::Write;
 
-const NAMES: [&str; 3] = ["gzip", "deflate", "zstd"];
+const NAMES: [&str; 4] = ["gzip", "deflate", "zstd", "br"];
 const MIB: usize = 1 << 20;
 
 fn packing(value: &str) -> ContentEncoding {
@@ -26,6 +26,10 @@ fn pack(name: &str, bytes: &[u8]) -> Vec<u8> {
         "zstd" => {
             packed.reserve(zstd_safe::compress_bound(bytes.len()));
             zstd_safe::compress(&mut packed, bytes, 3).unwrap();
+        }
+        "br" => {
+            let parameters = brotli::enc::BrotliEncoderParams { quality: 4, ..Default::default() };
+            brotli::BrotliCompress(&mut &bytes[..], &mut packed, &parameters).unwrap();
         }
         _ => unreachable!(),
     }
@@ -66,8 +70,15 @@ fn formats_of_zstd_before_the_first_are_broken() {
 }
 
 #[test]
-fn several_pieces_are_one_body() {
+fn codings_come_off_in_their_order_and_several_pieces_are_one() {
     let event = b"{\"a\":1}";
+    for first in NAMES {
+        for second in NAMES {
+            let packed = pack(second, &pack(first, event));
+            let unpacked = packing(&format!("{first} ,Identity,, {second}")).decompress(&packed, 200);
+            assert_eq!(unpacked.as_deref(), Ok(&event[..]), "{first}, {second}");
+        }
+    }
     for name in ["gzip", "zstd"] {
         let two = [pack(name, b"{\"a\":"), pack(name, b"1}")].concat();
         assert_eq!(packing(name).decompress(&two, 7).as_deref(), Ok(&event[..]));
@@ -76,15 +87,15 @@ fn several_pieces_are_one_body() {
 }
 
 #[test]
-fn only_known_codings_are_taken_and_no_more_than_one() {
+fn only_known_codings_are_taken_and_no_more_than_two() {
     for value in ["", "identity", "IDENTITY, identity"] {
         assert!(packing(value).is_identity(), "{value}");
     }
-    assert_eq!(packing("X-GZIP, utf-8"), packing("gzip"));
-    for value in ["compress", "br", "gzip, aes128gcm", "gzip;q=1", "gzip, gzip"] {
+    assert_eq!(packing("X-GZIP"), packing("gzip"));
+    for value in ["compress", "gzip, aes128gcm", "gzip;q=1", "gzip, br, gzip"] {
         ContentEncoding::parse([value.as_bytes()].into_iter()).unwrap_err();
     }
-    ContentEncoding::parse([&b"gzip"[..], b"zstd"].into_iter()).unwrap_err();
+    ContentEncoding::parse([&b"gzip"[..], b"br", b"zstd"].into_iter()).unwrap_err();
 }
 
 #[test]
@@ -96,6 +107,13 @@ fn one_byte_beyond_the_bound_is_too_much() {
                 assert_eq!(packing(name).decompress(&packed, most), Err(DecompressError::TooLarge), "{name}, {most}");
             }
         }
+        // Also on the way.
+        let twice = pack(name, &pack(name, &vec![0; 4 * MIB]));
+        assert_eq!(
+            packing(&format!("{name}, {name}")).decompress(&twice, 10),
+            Err(DecompressError::TooLarge),
+            "{name}"
+        );
     }
 }
 
