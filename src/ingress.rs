@@ -16,7 +16,7 @@ pub mod tls;
 pub use config::{Ack, Config};
 pub use delivery::Delivery;
 
-use crate::dead_letter::rejected::{RejectedBodies, RejectedRequest};
+use crate::dead_letter::rejected::{RejectedBodies, RejectedBody};
 use crate::event::{Arrival, Event};
 use crate::log_throttle::LogThrottle;
 use crate::metrics::IngressMetrics;

@@ -33,7 +33,7 @@ catalogue! {
 }
 
 catalogue! {
-    /// Counts failed publishes that are tried again: the destination cannot be reached or does not acknowledge, it asked for a pause, a
+    /// Counts failed publishes that are tried again: the destination cannot be reached or does not acknowledge, a
     /// topic, subject, stream or partition is away, or a dead letter cannot be kept.
     RetryMetrics {
         "sink_retried" by "cause", "Publishes that failed and were tried again, by cause":
