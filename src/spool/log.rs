@@ -254,7 +254,9 @@ impl Log {
         let file: io::Result<Arc<dyn DiskFile>> = begin();
         let file = file.inspect_err(|_| {
             let _ = self.disk.remove(&name);
-            let _ = self.disk.remove(PREALLOCATED);
+            if preallocated.is_some() {
+                let _ = self.disk.remove(PREALLOCATED);
+            }
         })?;
         let mut state = self.state.lock();
         state.segments.insert(base, Segment::begin(file.clone(), size));

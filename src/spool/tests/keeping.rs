@@ -166,6 +166,18 @@ fn a_roll_takes_the_preallocated_segment_and_a_failure_to_make_one_costs_nothing
 }
 
 #[test]
+fn a_large_segment_that_cannot_begin_leaves_the_preallocated_one() {
+    let machine = Machine::new(0);
+    let mut life = Life::begin(&machine, &config(), &["analytics"]).unwrap();
+    life.store(events(0..3, 900)).unwrap();
+    life.maintenance.round(false);
+    assert!(life.shared.log.is_preallocated());
+    machine.fail(Operation::Create, 1);
+    life.store(vec![event(3, 9000)]).unwrap_err();
+    life.store(events(3..6, 900)).unwrap();
+}
+
+#[test]
 fn the_position_of_a_new_sink_survives_a_power_cut() {
     for seed in 0..50 {
         let machine = Machine::new(seed);
