@@ -31,6 +31,8 @@ PERIODS = [
     # One hour is missing on this day, and this zone is half an hour off.
     ("2026-03-29", "2026-03-30", "Europe/London"),
     ("2026-03-28 11:00", "2026-03-28 15:00", "Asia/Kolkata"),
+    # Without calls.
+    ("2025-03-28", "2025-03-29", "UTC"),
 ]
 # Reports round: half a unit of the last digit.
 ROUNDED = {"of_offered": 5e-5, "of_answered_or_missed_after": 5e-5, "minutes": 0.05, "p50": 5e-4, "p90": 5e-4, "p95": 5e-4}
