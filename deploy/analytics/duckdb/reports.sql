@@ -20,8 +20,8 @@ CREATE OR REPLACE MACRO inbound_calls(since, until, zone, short) AS TABLE
 -- Missed calls by team and hour of a day.
 CREATE OR REPLACE MACRO missed_by_team_and_hour(since, until, zone := 'UTC', short := 5) AS TABLE
     SELECT team_name AS team, strftime(local, '%Y-%m-%d %H:00') AS hour,
-        count_if(is_answered OR is_missed) AS offered, count_if(is_answered) AS answered, count_if(is_missed) AS missed,
-        count_if(is_missed AND voicemail) AS voicemails, count_if(is_short) AS short_hangups
+        count(*) FILTER (is_answered OR is_missed) AS offered, count(*) FILTER (is_answered) AS answered, count(*) FILTER (is_missed) AS missed,
+        count(*) FILTER (is_missed AND voicemail) AS voicemails, count(*) FILTER (is_short) AS short_hangups
     FROM inbound_calls(since, until, zone, short)
     GROUP BY ALL ORDER BY hour, team_name;
 
@@ -30,12 +30,12 @@ CREATE OR REPLACE MACRO missed_by_team_and_hour(since, until, zone := 'UTC', sho
 CREATE OR REPLACE MACRO service_level(since, until, zone := 'UTC', target := 20, short := 5) AS TABLE
     WITH counted AS (
         SELECT coalesce(team_name, 'all teams') AS team,
-            count_if(is_answered OR is_missed) AS offered, count_if(is_answered) AS answered,
-            count_if(is_answered AND waited_seconds <= target) AS answered_within,
-            count_if(is_missed) AS missed,
-            count_if(is_missed AND NOT coalesce(waited_seconds <= target, false)) AS missed_after,
-            count_if(is_short) AS short_hangups,
-            count_if((is_answered OR is_missed) AND waited_seconds IS NULL) AS wait_unknown
+            count(*) FILTER (is_answered OR is_missed) AS offered, count(*) FILTER (is_answered) AS answered,
+            count(*) FILTER (is_answered AND waited_seconds <= target) AS answered_within,
+            count(*) FILTER (is_missed) AS missed,
+            count(*) FILTER (is_missed AND NOT coalesce(waited_seconds <= target, false)) AS missed_after,
+            count(*) FILTER (is_short) AS short_hangups,
+            count(*) FILTER ((is_answered OR is_missed) AND waited_seconds IS NULL) AS wait_unknown
         FROM inbound_calls(since, until, zone, short)
         GROUP BY GROUPING SETS ((team_name), ())
     )
@@ -91,24 +91,24 @@ CREATE OR REPLACE MACRO not_called_back(since, until, zone := 'UTC', hours := 24
 -- How many missed calls were called back, and how fast.
 CREATE OR REPLACE MACRO callback_summary(since, until, zone := 'UTC', hours := 24, short := 5, country_code := '') AS TABLE
     SELECT CASE WHEN grouping(team) = 1 THEN 'all teams' ELSE team END AS team, count(*) AS missed, count(called_back_at) AS called_back, count(reached_at) AS reached,
-        count_if(called_back_at IS NULL AND got_through_at IS NOT NULL) AS got_through_alone,
-        count_if(called_back_at IS NULL AND got_through_at IS NULL) AS lost,
+        count(*) FILTER (called_back_at IS NULL AND got_through_at IS NOT NULL) AS got_through_alone,
+        count(*) FILTER (called_back_at IS NULL AND got_through_at IS NULL) AS lost,
         round(quantile_cont(minutes, 0.5), 1) AS median_minutes
     FROM callbacks(since, until, zone := zone, hours := hours, short := short, country_code := country_code)
     GROUP BY GROUPING SETS ((team), ()) ORDER BY grouping(team) DESC, team;
 
 -- Numbers that called `at_least` times, short hang-ups included.
 CREATE OR REPLACE MACRO repeat_callers(since, until, zone := 'UTC', at_least := 2, country_code := '') AS TABLE
-    SELECT international(customer, country_code) AS number, count(*) AS calls, count_if(is_answered) AS answered,
-        count_if(outcome = 'missed') AS missed, count(DISTINCT team_name) AS teams, min(local) AS first_at, max(local) AS last_at
+    SELECT international(customer, country_code) AS number, count(*) AS calls, count(*) FILTER (is_answered) AS answered,
+        count(*) FILTER (outcome = 'missed') AS missed, count(DISTINCT team_name) AS teams, min(local) AS first_at, max(local) AS last_at
     FROM inbound_calls(since, until, zone, 0)
     WHERE customer IS NOT NULL
     GROUP BY 1 HAVING count(*) >= at_least ORDER BY calls DESC, number;
 
 -- Inbound calls by day of the week (1 is Monday) and hour, short hang-ups included.
 CREATE OR REPLACE MACRO busiest_hours(since, until, zone := 'UTC') AS TABLE
-    SELECT isodow(local) AS weekday, hour(local) AS hour, count(*) AS calls, count_if(is_answered) AS answered,
-        count_if(outcome = 'missed') AS missed, count(DISTINCT CAST(local AS DATE)) AS days,
+    SELECT isodow(local) AS weekday, hour(local) AS hour, count(*) AS calls, count(*) FILTER (is_answered) AS answered,
+        count(*) FILTER (outcome = 'missed') AS missed, count(DISTINCT CAST(local AS DATE)) AS days,
         round(count(*) / count(DISTINCT CAST(local AS DATE)), 2) AS calls_a_day
     FROM inbound_calls(since, until, zone, 0)
     GROUP BY ALL ORDER BY calls DESC, weekday, hour;
@@ -118,12 +118,12 @@ CREATE OR REPLACE MACRO quality() AS TABLE
     WITH counted AS (
         SELECT (SELECT count(*) FROM events) AS events, (SELECT count(*) FROM errors) AS errors,
             (SELECT count(*) FROM events WHERE NOT (coalesce(type, 'event') IN ('cdr', 'event') AND status IS NOT NULL)) AS not_of_calls,
-            count(*) AS calls, count_if(direction = 'inbound') AS inbound, count_if(outcome = 'open') AS open,
-            count_if(started_at IS NULL) AS without_time,
-            count_if(direction = 'inbound' AND outcome <> 'open' AND waited_seconds IS NULL) AS inbound_without_wait,
-            count_if(direction = 'inbound' AND team IS NULL) AS inbound_without_team,
-            count_if(customer IS NULL) AS without_number,
-            count_if(reconciled) AS reconciled, count_if(only_reconciled) AS only_reconciled
+            count(*) AS calls, count(*) FILTER (direction = 'inbound') AS inbound, count(*) FILTER (outcome = 'open') AS open,
+            count(*) FILTER (started_at IS NULL) AS without_time,
+            count(*) FILTER (direction = 'inbound' AND outcome <> 'open' AND waited_seconds IS NULL) AS inbound_without_wait,
+            count(*) FILTER (direction = 'inbound' AND team IS NULL) AS inbound_without_team,
+            count(*) FILTER (customer IS NULL) AS without_number,
+            count(*) FILTER (reconciled) AS reconciled, count(*) FILTER (only_reconciled) AS only_reconciled
         FROM calls
     )
     UNPIVOT counted ON * INTO NAME measure VALUE number;

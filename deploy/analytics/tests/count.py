@@ -87,7 +87,7 @@ class Reports:
         return [(*row[:6], row[9]) for row in self.callbacks() if row[6] is None]
 
     def callback_summary(self):
-        by_team = defaultdict(list)
+        by_team = defaultdict(list, {"all teams": []})
         for row in self.callbacks():
             by_team["all teams"].append(row)
             by_team[row[0]].append(row)

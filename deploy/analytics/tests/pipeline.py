@@ -142,7 +142,7 @@ def create_topic(kafka, topic, partitions=6):
 
 
 def produce_rubbish(kafka, topic):
-    """Messages of somebody else in the same topic. Returns how many."""
+    """Messages of somebody else in the same topic. Returns how many; one of them is empty."""
     producer = Producer({"bootstrap.servers": kafka})
     rubbish = [b"not json", b'{"a":1}', b"[1,2]", b"", b'{"specversion":"1.0","id":"x","subject":"y","data":3}']
     for value in rubbish:
@@ -169,6 +169,15 @@ def consume(kafka, topic):
         messages.append(message)
     consumer.close()
     return messages
+
+
+def committed(kafka, topic, group):
+    """How many messages of the topic a consumer group has done with."""
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": group})
+    partitions = [TopicPartition(topic, partition) for partition in consumer.list_topics(topic, PATIENCE).topics[topic].partitions]
+    offsets = [partition.offset for partition in consumer.committed(partitions, PATIENCE)]
+    consumer.close()
+    return sum(offset for offset in offsets if offset > 0)
 
 
 class Sender:
