@@ -5,7 +5,7 @@
 //! The subject is the topic's name and `-value`. Its id is asked for once, and remembered for as long as the process runs: after that
 //! the registry may be away. Until then messages wait, as they do while a broker is away.
 
-use crate::http_client::{Answer, HttpClient, Trust};
+use crate::http_client::{HttpClient, Trust};
 use crate::setting::Secret;
 use crate::sink::{Failure, Message, SetupError};
 use base64::Engine as _;
@@ -14,7 +14,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -66,16 +66,6 @@ pub(super) struct Schemas {
     asking: tokio::sync::Mutex<HashMap<String, (Instant, Failure)>>,
 }
 
-#[derive(Deserialize)]
-struct Registered {
-    id: u32,
-}
-
-#[derive(Deserialize)]
-struct Refused {
-    message: String,
-}
-
 impl Schemas {
     /// Reads the files, and connects to nothing yet.
     pub(super) fn new(config: &Config) -> Result<Self, SetupError> {
@@ -99,7 +89,7 @@ impl Schemas {
                 .map_err(|error| wrong(format!("schema_file` {}: {error}", file.display())))?,
             None => EVENT.to_owned(),
         };
-        if let Err(error) = serde_json::from_str::<HashMap<String, IgnoredAny>>(&schema) {
+        if let Err(error) = serde_json::from_str::<Map<String, Value>>(&schema) {
             return Err(wrong(format!("schema_file` is no JSON object: {error}")));
         }
         Ok(Self {
@@ -157,14 +147,15 @@ impl Schemas {
             Ok(answer) => answer.map_err(|error| away(error.to_string()))?,
             Err(_) => return Err(away(format!("no answer within {} s", TIMEOUT.as_secs()))),
         };
-        let told = || {
-            let refused = serde_json::from_slice::<Refused>(&answer.body);
-            refused.map_or_else(|_| "no reason given".to_owned(), |refused| refused.message)
-        };
-        // What no waiting mends, but somebody else may: other subjects are served meanwhile.
+        let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+        let told = || body.get("message").and_then(Value::as_str).unwrap_or("no reason given");
+        // The fault of this subject alone: other subjects are served meanwhile.
         let place = |cause: String| Failure::Place { place: format!("schema subject {subject}"), cause, expires: true };
         match answer.status.as_u16() {
-            200 => self.registered(&answer).map_err(away),
+            200 => {
+                let id = body.get("id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+                id.ok_or_else(|| away("answered without an id".to_owned()))
+            }
             404 if !self.register => {
                 Err(place(format!("the schema is not registered, and `register` is false: {}", told())))
             }
@@ -174,11 +165,6 @@ impl Schemas {
             422 => Err(place(format!("the registry refuses the schema: {}", told()))),
             status => Err(away(format!("answered {status}: {}", told()))),
         }
-    }
-
-    fn registered(&self, answer: &Answer) -> Result<u32, String> {
-        let registered = serde_json::from_slice::<Registered>(&answer.body);
-        registered.map(|registered| registered.id).map_err(|error| format!("answered without an id: {error}"))
     }
 }
 
