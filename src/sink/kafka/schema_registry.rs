@@ -149,12 +149,12 @@ impl Schemas {
             Err(_) => return Err(away(format!("no answer within {} s", TIMEOUT.as_secs()))),
         };
         let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-        let told = || body["message"].as_str().unwrap_or("no reason given");
+        let told = || body.get("message").and_then(Value::as_str).unwrap_or("no reason given");
         // The fault of this subject alone: other subjects are served meanwhile.
         let place = |cause: String| Failure::Place { place: format!("schema subject {subject}"), cause, expires: true };
         match answer.status.as_u16() {
             200 => {
-                let id = body["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+                let id = body.get("id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
                 id.ok_or_else(|| away("answered without an id".to_owned()))
             }
             404 if !self.register => {
