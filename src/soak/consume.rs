@@ -39,7 +39,7 @@ pub struct Consumer {
 struct Ended(Arc<AtomicBool>);
 
 impl Ended {
-    fn is_so(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
