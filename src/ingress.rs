@@ -31,24 +31,15 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
+use parking_lot::Mutex;
 use problem::Problem;
 use prometheus_client::metrics::gauge::Gauge;
 use routes::{Route, Routes};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Statuses of refused requests with a log line each. A route logs those that it could not authenticate itself.
-const REFUSALS: [StatusCode; 7] = [
-    StatusCode::BAD_REQUEST,
-    StatusCode::NOT_FOUND,
-    StatusCode::METHOD_NOT_ALLOWED,
-    StatusCode::REQUEST_TIMEOUT,
-    StatusCode::PAYLOAD_TOO_LARGE,
-    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    StatusCode::SERVICE_UNAVAILABLE,
-];
 
 /// The service behind the ingress listener.
 #[derive(Debug)]
@@ -61,7 +52,8 @@ pub struct Ingress {
     /// Waits for the sinks, with `ack = "delivered"`.
     delivery: Option<Delivery>,
     bodies: BodyReader,
-    refusals: [LogThrottle; REFUSALS.len()],
+    /// A throttle for each status of refused requests.
+    refusals: Mutex<HashMap<StatusCode, LogThrottle>>,
 }
 
 impl Ingress {
@@ -76,8 +68,7 @@ impl Ingress {
         let bodies = BodyReader::new(&config, metrics.limits.clone());
         let max_event = usize::try_from(config.largest_body().as_u64()).unwrap_or(usize::MAX);
         let decode = Arc::new(decode::Config { max_event, ..config.decode });
-        let refusals = Default::default();
-        Self { decode, routes, spool, rejected, metrics, delivery: None, bodies, refusals }
+        Self { decode, routes, spool, rejected, metrics, delivery: None, bodies, refusals: Mutex::default() }
     }
 
     /// The same, and requests wait for `delivery`.
@@ -175,11 +166,14 @@ impl Ingress {
         success(status, appended, &format!(",\"delivered\":{complete},\"dead_letters\":{dead_letters}"))
     }
 
-    /// Tells of a refused request, once in a while for each status.
+    /// Logs a refused request, throttled for each status. A route logs those that it could not authenticate itself.
     fn log(&self, problem: &Problem, peer: SocketAddr) {
         let status = problem.status;
-        let throttle = REFUSALS.iter().zip(&self.refusals).find(|(refusal, _)| **refusal == status);
-        if let Some(count) = throttle.and_then(|(_, throttle)| throttle.should_log()) {
+        if status == StatusCode::UNAUTHORIZED {
+            return;
+        }
+        let count = self.refusals.lock().entry(status).or_default().should_log();
+        if let Some(count) = count {
             tracing::warn!(count, status = status.as_u16(), %peer, detail = problem.detail, "webhooks were refused");
         }
     }

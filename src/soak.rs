@@ -66,30 +66,17 @@ pub struct Progress {
 /// The error of a run without a verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum SoakError {
-    /// The location of the bridge's stdout is not given.
+    /// The location of the bridge's stdout is not given, and this sink writes there.
     #[error(
-        "sink `{sink}` writes to the stdout of the bridge, which only you can get at: redirect it to a file and give that as --stdout-from FILE, or pipe it into this command and say --stdout-from -, or choose other sinks with --sink"
+        "sink `{0}` writes to the stdout of the bridge, which only you can get at: redirect it to a file and give that as --stdout-from FILE, or pipe it into this command and say --stdout-from -, or choose other sinks with --sink"
     )]
-    StdoutUnknown {
-        /// The sink.
-        sink: String,
-    },
-    /// A sink's settings are wrong.
-    #[error("`sinks.{sink}`: {cause}")]
-    Setup {
-        /// The sink.
-        sink: String,
-        /// The cause.
-        cause: String,
-    },
-    /// A destination cannot be read, so nothing was sent.
-    #[error("sink `{sink}`: its destination cannot be read, so nothing was sent: {cause}")]
-    Unreadable {
-        /// The sink.
-        sink: String,
-        /// Why.
-        cause: String,
-    },
+    StdoutUnknown(String),
+    /// The settings of this sink are wrong: name and cause.
+    #[error("`sinks.{0}`: {1}")]
+    Setup(String, String),
+    /// The destination of this sink cannot be read, so nothing was sent: name and cause.
+    #[error("sink `{0}`: its destination cannot be read, so nothing was sent: {1}")]
+    Unreadable(String, String),
     /// Stopped before the destinations answered.
     #[error("stopped before anything was sent")]
     Stopped,
@@ -170,7 +157,7 @@ pub async fn run(
 
 /// A problem of a sink's settings.
 fn setup(sink: &str, cause: impl fmt::Display) -> SoakError {
-    SoakError::Setup { sink: sink.to_owned(), cause: cause.to_string() }
+    SoakError::Setup(sink.to_owned(), cause.to_string())
 }
 
 fn progress(sent: &Sent, observers: &[Arc<Observer>], first: Instant) -> Progress {

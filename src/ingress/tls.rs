@@ -99,11 +99,11 @@ impl Files {
         }
         metrics.not_after.set(loaded.certificate.not_after());
         let (sender, receiver) = watch::channel(loaded.server.clone());
-        (receiver, keep_up(self.0, sender, metrics))
+        (receiver, reload(self.0, sender, metrics))
     }
 }
 
-async fn keep_up(
+async fn reload(
     files: Arc<Reloaded<Loaded, TlsError>>,
     handshakes: watch::Sender<Arc<ServerConfig>>,
     metrics: TlsMetrics,

@@ -43,7 +43,7 @@ macro_rules! catalogue {
         pub struct $type {
             $(#[doc = $help] pub $field: $metric,)*
             $($(#[doc = concat!($family_help, ": ", $label, " `", $value, "`")] pub $counter: Counter,)+)*
-            $(#[doc = "Further metrics."] pub $part: $part_type,)*
+            $(#[doc = concat!("See [`", stringify!($part_type), "`].")] pub $part: $part_type,)*
         }
 
         impl $crate::metrics::Catalogue for $type {

@@ -48,7 +48,7 @@ catalogue! {
     TlsMetrics {
         unusable: Gauge = "ingress_tls_files_unusable", "1 if the present files of the certificate cannot be used";
         not_after: Gauge = "ingress_tls_not_after_timestamp_seconds", "When the certificate expires; 0 without TLS";
-        "ingress_tls_handshakes" by "result", "TLS handshakes by result": shaken = "ok", failed = "failed";
+        "ingress_tls_handshakes" by "result", "TLS handshakes by result": succeeded = "ok", failed = "failed";
         "ingress_tls_reloads" by "result", "Changes of the files of the certificate, by whether they can be used":
             reloaded = "ok",
             reload_failed = "failed";

@@ -57,7 +57,7 @@ impl Tls {
 
     /// Counts the handshake that ended so.
     pub(super) fn count<T>(&self, handshake: &io::Result<T>) {
-        if handshake.is_ok() { &self.metrics.shaken } else { &self.metrics.failed }.inc();
+        if handshake.is_ok() { &self.metrics.succeeded } else { &self.metrics.failed }.inc();
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Consumer {
 struct Ended(Arc<AtomicBool>);
 
 impl Ended {
-    fn is_so(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -56,20 +56,19 @@ pub async fn consume(
     if let Some(config) = destination.settings::<sink::nats::Config>() {
         return nats::consume(observer, config).await;
     }
+    if destination.settings::<sink::stdout::Config>().is_none() {
+        let cause = format!("sinks of type `{}` cannot be read", destination.type_name());
+        return Err(unreadable(&observer, cause));
+    }
     match stdout {
-        Some(lines) if destination.settings::<sink::stdout::Config>().is_some() => {
-            stdout::consume(observer, lines).await
-        }
-        None if destination.settings::<sink::stdout::Config>().is_some() => {
-            Err(SoakError::StdoutUnknown { sink: observer.name().to_owned() })
-        }
-        _ => Err(unreadable(&observer, format!("sinks of type `{}` cannot be read", destination.type_name()))),
+        Some(lines) => stdout::consume(observer, lines).await,
+        None => Err(SoakError::StdoutUnknown(observer.name().to_owned())),
     }
 }
 
 /// Why the sink's destination cannot be read.
 fn unreadable(observer: &Observer, cause: impl std::fmt::Display) -> SoakError {
-    SoakError::Unreadable { sink: observer.name().to_owned(), cause: cause.to_string() }
+    SoakError::Unreadable(observer.name().to_owned(), cause.to_string())
 }
 
 impl Drop for Consumer {

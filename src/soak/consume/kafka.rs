@@ -53,10 +53,10 @@ pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consume
     let started = spawn_blocking(move || start(&starter, &watched)).await;
     let known = started.map_err(|error| unreadable(&observer, error))?.map_err(|cause| unreadable(&observer, cause))?;
     let ended = Ended::default();
-    let (for_looking, for_reading) = (ended.clone(), ended.clone());
-    let (looker, looking) = (reader.clone(), observer.clone());
+    let (for_finding, for_reading) = (ended.clone(), ended.clone());
+    let (finder, finding) = (reader.clone(), observer.clone());
     let tasks = vec![
-        spawn_blocking(move || look(&looker, &looking, known, &for_looking)),
+        spawn_blocking(move || find_partitions(&finder, &finding, known, &for_finding)),
         spawn_blocking(move || read(&reader, &observer, &for_reading)),
     ];
     Ok(Consumer { ended, tasks })
@@ -136,14 +136,14 @@ fn assign(reader: &Reader, partitions: &[(&Partition, Offset)]) -> Result<(), Ka
 }
 
 /// Takes up topics and partitions that were not there before.
-fn look(reader: &Reader, observer: &Observer, mut known: HashSet<Partition>, ended: &Ended) {
-    let mut looked = Instant::now();
-    while !ended.is_so() {
-        if looked.elapsed() < LOOK {
+fn find_partitions(reader: &Reader, observer: &Observer, mut known: HashSet<Partition>, ended: &Ended) {
+    let mut last = Instant::now();
+    while !ended.is_set() {
+        if last.elapsed() < LOOK {
             std::thread::sleep(POLL.min(END));
             continue;
         }
-        looked = Instant::now();
+        last = Instant::now();
         match partitions(reader, observer) {
             Ok(now) => {
                 let new: Vec<_> = now.difference(&known).map(|partition| (partition, Offset::Beginning)).collect();
@@ -165,7 +165,7 @@ fn look(reader: &Reader, observer: &Observer, mut known: HashSet<Partition>, end
 
 fn read(reader: &Reader, observer: &Observer, ended: &Ended) {
     let mut places: HashMap<Partition, u32> = HashMap::new();
-    while !ended.is_so() {
+    while !ended.is_set() {
         match reader.poll(POLL) {
             Some(Ok(message)) => {
                 let partition = (message.topic().to_owned(), message.partition());

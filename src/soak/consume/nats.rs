@@ -89,18 +89,18 @@ pub async fn consume(observer: Arc<Observer>, config: &Config) -> Result<Consume
     let connection = Arc::new(connection);
     let task = match config.mode {
         Mode::Core => {
-            let subscription = until_possible(&observer, async || subscribe(&connection, &observer).await).await?;
-            tokio::spawn(hear(connection, observer, subscription))
+            let subscription = retry(&observer, async || subscribe(&connection, &observer).await).await?;
+            tokio::spawn(read_subject(connection, observer, subscription))
         }
         Mode::Jetstream => {
-            let streams = until_possible(&observer, async || streams(&connection, &observer).await).await?;
-            tokio::spawn(keep_reading(connection, observer, streams))
+            let streams = retry(&observer, async || streams(&connection, &observer).await).await?;
+            tokio::spawn(read_streams(connection, observer, streams))
         }
     };
     Ok(Consumer { ended: Ended::default(), tasks: vec![task] })
 }
 
-async fn until_possible<T>(observer: &Observer, attempt: impl AsyncFn() -> Result<T, String>) -> Result<T, SoakError> {
+async fn retry<T>(observer: &Observer, attempt: impl AsyncFn() -> Result<T, String>) -> Result<T, SoakError> {
     let deadline = Instant::now() + START;
     loop {
         match attempt().await {
@@ -121,7 +121,7 @@ async fn subscribe(connection: &Connection, observer: &Observer) -> Result<async
 }
 
 /// The library subscribes again by itself after each reconnect.
-async fn hear(connection: Arc<Connection>, observer: Arc<Observer>, mut subscription: async_nats::Subscriber) {
+async fn read_subject(connection: Arc<Connection>, observer: Arc<Observer>, mut subscription: async_nats::Subscriber) {
     let place = observer.place("message");
     let mut count = 0;
     loop {
@@ -131,12 +131,12 @@ async fn hear(connection: Arc<Connection>, observer: Arc<Observer>, mut subscrip
                 observer.arrived(&message.payload, Position { place, offset: count });
             }
             Ok(None) => return observer.failed("the connection to nats is closed"),
-            Err(_) => note(&observer, connection.check()),
+            Err(_) => report(&observer, connection.check()),
         }
     }
 }
 
-fn note(observer: &Observer, outcome: Result<(), String>) {
+fn report(observer: &Observer, outcome: Result<(), String>) {
     match outcome {
         Ok(()) => observer.recovered(),
         Err(cause) => observer.failed(cause),
@@ -156,7 +156,7 @@ async fn streams(connection: &Connection, observer: &Observer) -> Result<Vec<Str
 }
 
 /// Reads these streams, and those to come.
-async fn keep_reading(connection: Arc<Connection>, observer: Arc<Observer>, streams: Vec<Stream>) {
+async fn read_streams(connection: Arc<Connection>, observer: Arc<Observer>, streams: Vec<Stream>) {
     let mut known: HashSet<String> = HashSet::new();
     let mut readers = tokio::task::JoinSet::new();
     for stream in streams {

@@ -49,7 +49,7 @@ fn is_pipe(path: &Path) -> bool {
 fn pipe(mut input: impl Read, observer: &Observer, ended: &Ended) {
     let mut reader = Splitter::new(observer);
     let mut buffer = vec![0; 64 << 10];
-    while !ended.is_so() {
+    while !ended.is_set() {
         match input.read(&mut buffer) {
             Ok(0) => return observer.failed("the bridge's output has ended"),
             Ok(count) => reader.take(buffer.get(..count).unwrap_or_default()),
@@ -84,7 +84,7 @@ impl Tail {
     fn consume(mut self, observer: &Observer, ended: &Ended) {
         let mut reader = Splitter::new(observer);
         let mut buffer = vec![0; 64 << 10];
-        while !ended.is_so() {
+        while !ended.is_set() {
             match self.read(&mut buffer) {
                 Ok(0) => std::thread::sleep(LOOK),
                 Ok(count) => reader.take(buffer.get(..count).unwrap_or_default()),
