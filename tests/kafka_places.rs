@@ -69,6 +69,35 @@ async fn a_topic_made_anew_with_fewer_partitions_gets_every_message() {
     sink.close().await;
 }
 
+/// The partitions of the new topic begin with leader epoch 0. librdkafka takes that for outdated and keeps to the former leader, for ever.
+#[tokio::test]
+async fn a_topic_made_anew_with_another_leader_gets_every_message() {
+    let mut cluster = Cluster::start().await;
+    let brokers = cluster.addresses();
+    cluster.create_topic_on("cdr", &[&[1, 2], &[3, 2]], &[]).await;
+    let sink = sink(json!({ "brokers": brokers }));
+    let publish_all = async || {
+        stream::iter(&conversations("cdr"))
+            .for_each_concurrent(None, async |message| insist(&sink, message).await.unwrap())
+            .await;
+    };
+    publish_all().await;
+    cluster.node(1).kill();
+    until(PATIENCE, "another node leads", async || (cluster.leaders("cdr").await[0] == 2).then_some(())).await;
+    // So that librdkafka learns of the new leader, and of its epoch.
+    publish_all().await;
+    cluster.node(1).start_again().await;
+
+    delete_topic(&brokers, "cdr").await;
+    cluster.create_topic_on("cdr", &[&[3, 1], &[3, 2]], &[]).await;
+    let begun = Instant::now();
+    publish_all().await;
+    println!("delivered {:.1} s after the topic was made anew", begun.elapsed().as_secs_f64());
+    let payloads: HashSet<_> = consume_all(&brokers, "cdr", PATIENCE).await.into_iter().map(|it| it.payload).collect();
+    assert_eq!(payloads.len(), 60);
+    sink.close().await;
+}
+
 #[tokio::test]
 async fn a_refused_timestamp_waits_until_it_is_accepted() {
     let topic = unique_topic("timestamp");

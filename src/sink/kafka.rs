@@ -15,6 +15,8 @@ mod properties;
 mod schema_registry;
 mod status;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 pub use config::{Compression, Config, Mechanism, Sasl, Tls};
@@ -25,21 +27,20 @@ use crate::route::{Format, Route};
 use crate::sink::{Failure, Message, SetupError, Sink, SinkConfig};
 use futures_util::future::BoxFuture;
 use partition::{Partition, Queue};
-use producer::{Answer, Grace, Producers};
+use producer::{Answer, Producers};
 use rdkafka::error::RDKafkaErrorCode;
 use schema_registry::Schemas;
 use status::Status;
 use std::sync::Arc;
 use std::time::Duration;
-use supervisor::Supervisor;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use topics::Topics;
 
-/// What librdkafka keeps beside payload and key of a message, headers included.
+/// Memory that a message takes in librdkafka beside payload and key, headers included.
 const MESSAGE_OVERHEAD: usize = 1024;
-/// How long messages that librdkafka still has at the end may take.
-const GRACE: Grace = Grace { unsent: Duration::from_secs(1), sent: Duration::from_secs(1) };
+/// How long messages that librdkafka has sent may take at the end.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A Kafka cluster.
 pub struct KafkaSink {
@@ -51,7 +52,8 @@ pub struct KafkaSink {
     queue: Arc<Queue>,
     /// Of the format `json-schema`.
     schemas: Option<Schemas>,
-    tasks: [JoinHandle<()>; 2],
+    /// Aborted when the sink is dropped.
+    _tasks: JoinSet<()>,
 }
 
 impl KafkaSink {
@@ -59,12 +61,13 @@ impl KafkaSink {
     /// message, if that is known: [`Sink::probe`] then reports it missing before the first event does.
     pub fn new(name: &str, config: &Config, topic: Option<&str>) -> Result<Self, SetupError> {
         let status = Arc::new(Status::new(name, config.bootstrap_servers()));
+        // Before they are read, so that no change in between is missed.
+        let files = supervisor::fingerprint(config);
         let producers = Arc::new(Producers::new(config.clone(), Arc::clone(&status))?);
-        let topics = Topics::new(Arc::clone(&status));
-        let asking = tokio::spawn(Arc::clone(&topics).run(Arc::clone(&producers)));
-        let supervisor =
-            Supervisor::new(config.clone(), Arc::clone(&status), Arc::clone(&producers), Arc::clone(&topics));
-        let tasks = [asking, tokio::spawn(supervisor.run())];
+        let topics = Topics::new(Arc::clone(&status), Arc::clone(&producers));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&topics).run());
+        tasks.spawn(supervisor::run(files, Arc::clone(&producers), Arc::clone(&topics)));
         Ok(Self {
             topic: topic.map(str::to_owned),
             status,
@@ -72,7 +75,7 @@ impl KafkaSink {
             topics,
             queue: Queue::new(),
             schemas: None,
-            tasks,
+            _tasks: tasks,
         })
     }
 }
@@ -94,16 +97,7 @@ impl Sink for KafkaSink {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.tasks.iter().for_each(JoinHandle::abort);
-            self.producers.close(GRACE).await;
-        })
-    }
-}
-
-impl Drop for KafkaSink {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        Box::pin(self.producers.close(GRACE))
     }
 }
 
@@ -252,173 +246,5 @@ impl SinkConfig for Config {
             (_, None) => None,
         };
         Ok(Arc::new(sink))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::EventId;
-    use rdkafka::bindings::rd_kafka_resp_err_t as Error;
-    use rdkafka::mocking::MockCluster;
-    use rdkafka::producer::DefaultProducerContext;
-    use rdkafka::types::RDKafkaApiKey;
-    use tokio::time::{Instant, sleep};
-
-    /// For errors that a real broker answers with only when it is broken.
-    type Cluster = MockCluster<'static, DefaultProducerContext>;
-
-    fn cluster() -> (Cluster, KafkaSink) {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("present", 12, 1).unwrap();
-        let sink = sink(&cluster.bootstrap_servers(), None);
-        (cluster, sink)
-    }
-
-    fn sink(brokers: &str, topic: Option<&str>) -> KafkaSink {
-        let config: Config = serde_json::from_value(serde_json::json!({ "brokers": brokers })).unwrap();
-        KafkaSink::new("test", &config, topic).unwrap()
-    }
-
-    fn message(topic: &str) -> Message {
-        Message::of(EventId([0; 16]), *b"{}", topic, "team/conversation", "conversation").with_header("ce_id", "1")
-    }
-
-    /// Publishes until the message is through, as the dispatcher does while the destination or a place is at fault.
-    async fn insist(sink: &KafkaSink, message: &Message) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while let Err(failure) = sink.publish(message).await {
-            assert!(!matches!(failure, Failure::Rejected { .. }), "{failure}");
-            assert!(Instant::now() < deadline, "{failure}");
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_fatal_error_rebuilds_the_producer_and_answers_for_every_message() {
-        let (cluster, sink) = cluster();
-        sink.publish(&message("present")).await.unwrap();
-        // A producer whose sequence the broker does not continue cannot go on.
-        cluster.request_errors(RDKafkaApiKey::Produce, &[Error::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER]);
-        let message = message("present");
-        let failures = futures_util::future::join_all((0..50).map(|_| sink.publish(&message))).await;
-        assert!(failures.iter().any(|result| matches!(result, Err(Failure::Unavailable { .. }))), "{failures:?}");
-        insist(&sink, &message).await;
-        sink.close().await;
-    }
-
-    #[tokio::test]
-    async fn a_refusal_of_the_batch_is_not_a_refusal_of_the_message() {
-        use Error::{RD_KAFKA_RESP_ERR_INVALID_RECORD as INVALID, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE};
-        let (cluster, sink) = cluster();
-        for error in [TOO_LARGE, INVALID] {
-            cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
-            sink.publish(&message("present")).await.unwrap();
-            cluster.request_errors(RDKafkaApiKey::Produce, &[error, error]);
-            assert!(matches!(sink.publish(&message("present")).await, Err(Failure::Rejected { .. })));
-        }
-        sink.publish(&message("present")).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_error_that_may_pass_is_no_rejection() {
-        use Error::*;
-        let (cluster, sink) = cluster();
-        for (error, expires) in [
-            (RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Some(false)),
-            (RD_KAFKA_RESP_ERR_POLICY_VIOLATION, Some(false)),
-            (RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Some(true)),
-            (RD_KAFKA_RESP_ERR_UNKNOWN, None),
-        ] {
-            cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
-            let failure = sink.publish(&message("present")).await.unwrap_err();
-            match (&failure, expires) {
-                (Failure::Place { place, expires, .. }, Some(expected)) => {
-                    assert_eq!((place.as_str(), *expires), ("topic present", expected), "{error:?}");
-                }
-                (Failure::Unavailable { .. }, None) => {}
-                _ => panic!("{error:?}: {failure:?}"),
-            }
-            insist(&sink, &message("present")).await;
-        }
-    }
-
-    /// Most of these never get here: librdkafka has no timeout of its own, and asks again. Should it ever give one up, the
-    /// message must not be given up with it.
-    #[tokio::test]
-    async fn a_timeout_says_nothing_about_the_message() {
-        use RDKafkaErrorCode::*;
-        let (_cluster, sink) = cluster();
-        for code in
-            [MessageTimedOut, RequestTimedOut, OperationTimedOut, TimedOutQueue, BrokerTransportFailure, Unknown]
-        {
-            let failure = sink.classify(code, &message("present"));
-            assert!(matches!(failure, Failure::Unavailable { .. }), "{code:?}: {failure}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_missing_topic_is_named_until_it_exists() {
-        let (cluster, sink) = cluster();
-        cluster.topic_error("absent", Error::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
-        let failure = sink.publish(&message("absent")).await.unwrap_err();
-        assert!(failure.to_string().contains("topic absent: does not exist"), "{failure}");
-        sink.publish(&message("present")).await.unwrap();
-        cluster.topic_error("absent", Error::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
-        insist(&sink, &message("absent")).await;
-        sink.probe().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_topic_that_kafka_does_not_allow_is_rejected() {
-        let (_cluster, sink) = cluster();
-        for topic in ["", ".", "a b", "a\0", "தமிழ்", &"x".repeat(250)] {
-            assert!(matches!(sink.publish(&message(topic)).await, Err(Failure::Rejected { .. })), "{topic:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_unreachable_cluster_is_named_with_the_cause() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
-        let sink = sink(&address, Some("present"));
-        let (probe, publish) = (sink.probe().await.unwrap_err(), sink.publish(&message("present")).await.unwrap_err());
-        for failure in [probe, publish] {
-            let text = failure.to_string();
-            assert!(matches!(failure, Failure::Unavailable { .. }));
-            assert!(text.contains(&address) && text.contains("refused"), "{text}");
-        }
-        sink.close().await;
-    }
-
-    #[tokio::test]
-    async fn publishes_wait_for_their_share_of_the_queue_and_closing_ends_them() {
-        let (cluster, sink) = cluster();
-        sink.publish(&message("present")).await.unwrap();
-        let free = sink.queue.free_bytes();
-        cluster.broker_down(1).unwrap();
-        let large = message("present").with_payload(vec![b' '; 1 << 20]);
-        let mut publishes: futures_util::stream::FuturesUnordered<_> = (0..100).map(|_| sink.publish(&large)).collect();
-        use futures_util::{FutureExt, StreamExt};
-        let deadline = Instant::now() + Duration::from_secs(20);
-        // One partition may hold half of the queue.
-        while sink.queue.free_bytes() > free / 2 + (2 << 20) {
-            assert!(publishes.next().now_or_never().is_none());
-            assert!(Instant::now() < deadline, "{} bytes are free", sink.queue.free_bytes());
-            sleep(Duration::from_millis(5)).await;
-        }
-        assert!(publishes.next().now_or_never().is_none());
-        assert!(sink.queue.free_bytes() >= free / 2 - (2 << 20), "{} bytes are free", sink.queue.free_bytes());
-        cluster.broker_up(1).unwrap();
-        let mut delivered = 0;
-        while let Some(result) = publishes.next().await {
-            result.unwrap();
-            delivered += 1;
-        }
-        assert_eq!(delivered, 100);
-        drop(publishes);
-        sink.close().await;
-        assert!(matches!(sink.publish(&large).await, Err(Failure::Unavailable { .. })));
     }
 }

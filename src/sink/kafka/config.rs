@@ -194,8 +194,8 @@ impl Config {
         client.set("client.id", &self.client_id);
         // A cluster that comes back is found within this time.
         client.set("reconnect.backoff.max.ms", "2000");
-        // A firewall that has forgotten a connection tells nobody: a request waits for so long before another connection is tried. Java
-        // clients wait 30 s as well.
+        // A firewall drops the packets of a connection it has forgotten: a request waits for so long before another connection is
+        // tried. Java clients wait 30 s as well.
         client.set("socket.timeout.ms", "30000");
         client.set("socket.keepalive.enable", "true");
         self.secure(&mut client)?;

@@ -9,10 +9,17 @@ use rdkafka::error::RDKafkaErrorCode;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Bytes that librdkafka may hold at once. It copies each message; the process is meant to fit in 64 MiB.
 const QUEUE_BYTES: usize = 8 << 20;
+
+/// The metadata of a partition that has acknowledged nothing for so long is asked for.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// A partition that has acknowledged nothing for so long is away, if the cluster answers.
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+/// A producer that gets no acknowledgement from a partition for so long hangs, if the metadata has nothing against the partition.
+const HANGING_AFTER: Duration = Duration::from_secs(15);
 
 /// Answers that a partition keeps for messages that are retried later.
 const MAX_ABANDONED: usize = 4096;
@@ -22,7 +29,7 @@ const MAX_ABANDONED: usize = 4096;
 /// A partition may hold as many bytes as are free for everybody ("Dynamic Queue Length Thresholds", Choudhury and Hahne, 1998): one that
 /// is away takes half of the queue at most, several take equal parts, and some of the queue is always left for the others.
 pub(super) struct Queue {
-    free_bytes: Mutex<usize>,
+    held_bytes: Mutex<usize>,
     freed: Notify,
 }
 
@@ -35,7 +42,7 @@ pub(super) struct Share {
 
 impl Queue {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { free_bytes: Mutex::new(QUEUE_BYTES), freed: Notify::new() })
+        Arc::new(Self { held_bytes: Mutex::default(), freed: Notify::new() })
     }
 
     /// Waits until librdkafka may hold so many bytes more of this partition; fails as soon as the partition is away.
@@ -50,11 +57,11 @@ impl Queue {
     /// A partition may always hold one message, however large.
     fn try_share(self: &Arc<Self>, partition: &Arc<Partition>, bytes: usize) -> Option<Share> {
         let mut state = partition.state.lock();
-        let mut free_bytes = self.free_bytes.lock();
-        if state.queued > 0 && state.queued_bytes + bytes > *free_bytes {
+        let mut held_bytes = self.held_bytes.lock();
+        if state.queued > 0 && state.queued_bytes + bytes > QUEUE_BYTES.saturating_sub(*held_bytes) {
             return None;
         }
-        *free_bytes = free_bytes.saturating_sub(bytes);
+        *held_bytes += bytes;
         if state.queued == 0 {
             state.progress = Instant::now();
         }
@@ -62,18 +69,12 @@ impl Queue {
         state.queued_bytes += bytes;
         Some(Share { queue: Arc::clone(self), partition: Arc::clone(partition), bytes })
     }
-
-    #[cfg(test)]
-    pub(super) fn free_bytes(&self) -> usize {
-        *self.free_bytes.lock()
-    }
 }
 
 impl Share {
     /// The partition has stored a message: it is not away.
     pub(super) fn acknowledged(&self) {
-        self.partition.state.lock().failing = None;
-        self.partition.set_away(None);
+        self.partition.state.lock().away = None;
     }
 }
 
@@ -84,7 +85,7 @@ impl Drop for Share {
         state.queued_bytes -= self.bytes;
         state.progress = Instant::now();
         drop(state);
-        *self.queue.free_bytes.lock() += self.bytes;
+        *self.queue.held_bytes.lock() -= self.bytes;
         self.queue.freed.notify_waiters();
     }
 }
@@ -94,8 +95,7 @@ pub(super) struct Partition {
     topic: Arc<str>,
     pub(super) id: i32,
     state: Mutex<State>,
-    /// Why the partition takes no messages, while it takes none.
-    away: watch::Sender<Option<Arc<str>>>,
+    went_away: Notify,
 }
 
 struct State {
@@ -104,15 +104,40 @@ struct State {
     queued_bytes: usize,
     /// When librdkafka last answered for one of them, or got the first.
     progress: Instant,
+    /// When the cluster or its metadata last explained why there is no answer, or a new producer began.
+    explained: Instant,
     leadership: Leadership,
-    /// Why the partition was away last, until it acknowledges a message.
-    failing: Option<Arc<str>>,
+    /// Why the partition acknowledges nothing, until it acknowledges a message.
+    away: Option<Away>,
     /// Messages that librdkafka holds although their `publish` is over: [`Partition::abandon`].
     abandoned: HashMap<EventId, Answer>,
 }
 
+/// A partition, by how long it has acknowledged nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    Good,
+    /// Its metadata should be asked for.
+    Suspect,
+    /// The producer should be replaced.
+    Hanging,
+}
+
+impl State {
+    /// For how long librdkafka has got no answer for the messages it holds.
+    fn stalled_for(&self, now: Instant) -> Duration {
+        if self.queued == 0 { Duration::ZERO } else { now.saturating_duration_since(self.progress) }
+    }
+}
+
+struct Away {
+    cause: String,
+    /// Whether a message may be tried again all the same.
+    is_open: bool,
+}
+
 /// A partition according to the cluster's metadata.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Leadership {
     pub(super) error: Option<RDKafkaErrorCode>,
     /// Host and port of the broker that leads, if it is known.
@@ -131,29 +156,29 @@ impl Partition {
             queued: 0,
             queued_bytes: 0,
             progress: Instant::now(),
+            explained: Instant::now(),
             leadership: Leadership::default(),
-            failing: None,
+            away: None,
             abandoned: HashMap::new(),
         };
-        let (topic, state, away) = (Arc::clone(topic), Mutex::new(state), watch::Sender::default());
-        Arc::new(Self { topic, id, state, away })
+        Arc::new(Self { topic: Arc::clone(topic), id, state: Mutex::new(state), went_away: Notify::new() })
     }
 
     /// Resolves with the failure to answer when the partition is away.
     pub(super) async fn until_away(&self) -> Failure {
-        match self.away.subscribe().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(cause)) => self.failure(cause),
-            _ => Failure::unavailable("the sink is closed"),
-        }
-    }
-
-    pub(super) fn is_away(&self) -> bool {
-        self.away.borrow().is_some()
+        notified(&self.went_away, || self.away(|away| !away.is_open)).await
     }
 
     /// Why the partition has acknowledged nothing since it was away, if so.
     pub(super) fn failing(&self) -> Option<Failure> {
-        self.state.lock().failing.as_deref().map(|cause| self.failure(cause))
+        self.away(|_| true)
+    }
+
+    fn away(&self, which: impl Fn(&Away) -> bool) -> Option<Failure> {
+        let state = self.state.lock();
+        let away = state.away.as_ref().filter(|away| which(away))?;
+        let place = format!("topic {} partition {}", self.topic, self.id);
+        Some(Failure::Place { place, cause: away.cause.clone(), expires: false })
     }
 
     /// Whether librdkafka holds messages of the partition.
@@ -161,10 +186,40 @@ impl Partition {
         self.state.lock().queued > 0
     }
 
-    /// For how long librdkafka has got no answer for the messages it holds.
-    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
-        let state = self.state.lock();
-        if state.queued == 0 { Duration::ZERO } else { now.saturating_duration_since(state.progress) }
+    /// Whether librdkafka has got no answer for a while for the messages it holds.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        self.state.lock().stalled_for(now) >= STALLED_AFTER
+    }
+
+    /// Declares the partition away if it does not answer although its cluster does. `complaint_of` tells the last word of librdkafka on
+    /// the broker with this host and port.
+    pub(super) fn watch(
+        &self,
+        now: Instant,
+        cluster_answers: bool,
+        complaint_of: impl FnOnce(Option<&str>) -> String,
+    ) -> Condition {
+        let mut state = self.state.lock();
+        let stalled = state.stalled_for(now);
+        if stalled < STALLED_AFTER && state.away.as_ref().is_none_or(|away| away.is_open) {
+            return Condition::Good;
+        }
+        if !cluster_answers || state.leadership.is_broken() {
+            state.explained = now;
+            return Condition::Suspect;
+        }
+        if stalled < AWAY_AFTER {
+            return Condition::Suspect;
+        }
+        let cause = state.leadership.cause(&complaint_of(state.leadership.leader.as_deref()));
+        self.set_away(&mut state, cause);
+        let unexplained = stalled.min(now.saturating_duration_since(state.explained));
+        if unexplained < HANGING_AFTER || state.leadership.in_sync < state.leadership.replicas.len() {
+            return Condition::Suspect;
+        }
+        // A new producer gets as much time.
+        state.explained = now;
+        Condition::Hanging
     }
 
     /// Keeps the answer for a message that librdkafka holds, while the message is retried later: the idempotent producer cannot
@@ -186,40 +241,19 @@ impl Partition {
     /// Takes over metadata. A partition that cannot take messages is away; another one may be tried again as soon as librdkafka
     /// holds none of its messages, and is back when it acknowledges one.
     pub(super) fn observe(&self, leadership: Leadership) {
-        let away = leadership.is_broken().then(|| leadership.cause(""));
+        let broken = leadership.is_broken().then(|| leadership.cause(""));
         let mut state = self.state.lock();
-        let idle = state.queued == 0;
         state.leadership = leadership;
-        drop(state);
-        if away.is_some() || idle {
-            self.set_away(away);
+        match broken {
+            Some(cause) => self.set_away(&mut state, cause),
+            None if state.queued == 0 => state.away.iter_mut().for_each(|away| away.is_open = true),
+            None => {}
         }
     }
 
-    pub(super) fn leadership(&self) -> Leadership {
-        self.state.lock().leadership.clone()
-    }
-
-    /// The partition does not answer, although its cluster does. `complaint` is the last word of librdkafka on the leader.
-    pub(super) fn declare_away(&self, complaint: &str) {
-        let cause = self.state.lock().leadership.cause(complaint);
-        self.set_away(Some(cause));
-    }
-
-    fn set_away(&self, cause: Option<String>) {
-        if cause.as_deref() == self.away.borrow().as_deref() {
-            return;
-        }
-        let cause: Option<Arc<str>> = cause.map(Arc::from);
-        if cause.is_some() {
-            self.state.lock().failing.clone_from(&cause);
-        }
-        self.away.send_replace(cause);
-    }
-
-    fn failure(&self, cause: &str) -> Failure {
-        let place = format!("topic {} partition {}", self.topic, self.id);
-        Failure::Place { place, cause: cause.to_owned(), expires: false }
+    fn set_away(&self, state: &mut State, cause: String) {
+        state.away = Some(Away { cause, is_open: false });
+        self.went_away.notify_waiters();
     }
 }
 
@@ -249,6 +283,7 @@ impl Leadership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
 
     fn partition(id: i32) -> Arc<Partition> {
         Partition::new(&Arc::from("cdr"), id)
@@ -267,15 +302,32 @@ mod tests {
         let left = (0..).map_while(|_| queue.try_share(&live, 1000)).collect::<Vec<_>>();
         assert!(left.len() > 1, "{}", left.len());
         drop((left, shares));
-        assert_eq!(queue.free_bytes(), QUEUE_BYTES);
+        assert_eq!(*queue.held_bytes.lock(), 0);
     }
 
     #[tokio::test]
     async fn a_partition_may_always_hold_one_message() {
         let (queue, other) = (Queue::new(), partition(0));
         let _share = queue.share(&other, QUEUE_BYTES).await.unwrap();
-        let _large = queue.share(&partition(1), 2 * QUEUE_BYTES).await.unwrap();
+        let large = queue.share(&partition(1), 2 * QUEUE_BYTES).await.unwrap();
         assert!(queue.try_share(&other, 1).is_none());
+        drop(large);
+        assert!(queue.try_share(&other, 1).is_none(), "a large message has made the queue larger");
+    }
+
+    #[tokio::test]
+    async fn silence_that_nothing_explains_calls_for_a_new_producer() {
+        let (queue, partition) = (Queue::new(), partition(0));
+        let _share = queue.share(&partition, 10).await.unwrap();
+        let begun = Instant::now();
+        let at = |second, cluster_answers| {
+            partition.watch(begun + Duration::from_secs(second), cluster_answers, |_| String::new())
+        };
+        assert!(at(0, true) == Condition::Good);
+        assert!(at(60, false) == Condition::Suspect, "the whole cluster is away");
+        assert!(at(70, true) == Condition::Suspect);
+        assert!(at(76, true) == Condition::Hanging);
+        assert!(at(77, true) == Condition::Suspect, "the new producer gets as much time");
     }
 
     #[tokio::test]
@@ -288,14 +340,15 @@ mod tests {
         assert_eq!(failure, partition.until_away().await);
         assert!(failure.to_string().starts_with("topic cdr partition 3: LeaderNotAvailable"), "{failure}");
         partition.observe(Leadership::default());
-        assert!(partition.is_away(), "what librdkafka holds will tell");
+        let is_away = || partition.until_away().now_or_never().is_some();
+        assert!(is_away(), "what librdkafka holds will tell");
         share.acknowledged();
-        assert!(!partition.is_away() && partition.failing().is_none());
+        assert!(!is_away() && partition.failing().is_none());
         drop(share);
 
         partition.observe(leaderless);
         partition.observe(Leadership::default());
-        assert!(!partition.is_away());
+        assert!(!is_away());
         assert_eq!(partition.failing(), Some(failure));
     }
 }

@@ -30,23 +30,15 @@ pub(super) type Answer = oneshot::Receiver<Result<(), RDKafkaErrorCode>>;
 /// A librdkafka producer and the thread that serves its delivery reports.
 pub(super) struct Producer {
     pub(super) client: Client,
-    retired: Mutex<Option<(Instant, Grace)>>,
-}
-
-/// For how long a producer that has a successor may go on.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Grace {
-    /// With messages that it has not sent. They then fail.
-    pub(super) unsent: Duration,
-    /// With messages that it has sent, and that a broker may have stored. To give them up costs duplicates.
-    pub(super) sent: Duration,
+    /// When it gives up the messages it has sent, once it has a successor.
+    ends_at: Mutex<Option<Instant>>,
 }
 
 impl Producer {
     /// Connects in the background.
     fn start(config: &ClientConfig, status: &Arc<Status>) -> Result<(Arc<Self>, JoinHandle<()>), SetupError> {
         let client = config.create_with_context(Reports(Arc::clone(status))).map_err(|error| refused(&error))?;
-        let producer = Arc::new(Self { client, retired: Mutex::new(None) });
+        let producer = Arc::new(Self { client, ends_at: Mutex::default() });
         let serving = Arc::clone(&producer);
         let thread = std::thread::Builder::new().name("kafka".to_owned()).spawn(move || serving.serve());
         let thread = thread.map_err(|error| SetupError(format!("cannot start a thread: {error}")))?;
@@ -73,12 +65,10 @@ impl Producer {
     fn serve(&self) {
         loop {
             self.client.poll(POLL);
-            let Some((retired, grace)) = *self.retired.lock() else { continue };
-            if self.client.in_flight_count() == 0 || retired.elapsed() >= grace.sent {
+            let Some(ends_at) = *self.ends_at.lock() else { continue };
+            self.client.purge(PurgeConfig::default().queue());
+            if self.client.in_flight_count() == 0 || Instant::now() >= ends_at {
                 break;
-            }
-            if retired.elapsed() >= grace.unsent {
-                self.client.purge(PurgeConfig::default().queue());
             }
         }
         let deadline = Instant::now() + PURGE;
@@ -90,16 +80,17 @@ impl Producer {
         }
     }
 
-    /// Ends the thread when no message is left, or after `grace`.
-    pub(super) fn retire(&self, grace: Grace) {
-        self.retired.lock().get_or_insert((Instant::now(), grace));
+    /// Messages that it has not sent fail now, those that it has sent after `grace`: a broker may have stored them, and to give them up
+    /// costs duplicates. The thread ends when none is left.
+    pub(super) fn retire(&self, grace: Duration) {
+        self.ends_at.lock().get_or_insert(Instant::now() + grace);
     }
 }
 
 /// The producers in use. A producer is replaced after a fatal error, when it hangs, and when a file it was made from has changed.
 pub(super) struct Producers {
-    settings: Config,
-    status: Arc<Status>,
+    pub(super) settings: Config,
+    pub(super) status: Arc<Status>,
     current: Mutex<Current>,
     /// Sends each message in a batch of its own. Made when a broker refuses a batch.
     single: tokio::sync::Mutex<Option<Arc<Producer>>>,
@@ -128,7 +119,7 @@ impl Producers {
         let mut single = self.single.lock().await;
         match &*single {
             Some(producer) if producer.client.client().fatal_error().is_none() => return Ok(Arc::clone(producer)),
-            Some(failed) => failed.retire(Grace::default()),
+            Some(failed) => failed.retire(Duration::ZERO),
             None => {}
         }
         let mut config = self.settings.client().map_err(Failure::unavailable)?;
@@ -144,13 +135,9 @@ impl Producers {
         batching.client.client().fatal_error().map(|(_, reason)| reason)
     }
 
-    /// Starts a producer from the settings and files as they are now. It is not used before [`Self::replace`].
-    pub(super) async fn candidate(&self) -> Result<Arc<Producer>, SetupError> {
-        self.start(self.settings.client()?).await
-    }
-
-    /// Lets `successor` take over.
-    pub(super) async fn replace(&self, successor: Arc<Producer>, grace: Grace) {
+    /// Lets a new producer take over, made from the settings and files as they are now.
+    pub(super) async fn replace(&self, grace: Duration) -> Result<(), SetupError> {
+        let successor = self.start(self.settings.client()?).await?;
         let former = match &mut self.current.lock().batching {
             Some(batching) => std::mem::replace(batching, successor),
             None => successor,
@@ -159,6 +146,7 @@ impl Producers {
         if let Some(single) = self.single.lock().await.take() {
             single.retire(grace);
         }
+        Ok(())
     }
 
     /// A client for questions about settings of topics.
@@ -167,7 +155,7 @@ impl Producers {
     }
 
     /// Ends all producers, and waits for their threads.
-    pub(super) async fn close(&self, grace: Grace) {
+    pub(super) async fn close(&self, grace: Duration) {
         let former = self.current.lock().batching.take();
         let single = self.single.lock().await.take();
         for producer in former.into_iter().chain(single) {
@@ -195,7 +183,7 @@ impl Drop for Producers {
     fn drop(&mut self) {
         let single = self.single.get_mut().take();
         for producer in self.current.get_mut().batching.take().into_iter().chain(single) {
-            producer.retire(Grace::default());
+            producer.retire(Duration::ZERO);
         }
     }
 }
@@ -220,7 +208,7 @@ impl ProducerContext for Reports {
         let Delivery { sender, share } = *delivery;
         let result = match result {
             Ok(_) => {
-                self.0.acknowledged();
+                self.0.answered();
                 share.acknowledged();
                 Ok(())
             }

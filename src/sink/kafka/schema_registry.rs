@@ -62,7 +62,7 @@ pub(super) struct Schemas {
     /// The body of every request.
     request: String,
     ids: Mutex<HashMap<String, u32>>,
-    /// Held by the one that asks, so that many messages of a new topic cost one request. What was refused, and when.
+    /// Held during a request, so that many messages of a new topic cost one. The subjects that were refused, and when.
     asking: tokio::sync::Mutex<HashMap<String, (Instant, Failure)>>,
 }
 

@@ -1,4 +1,4 @@
-//! What librdkafka tells of the cluster: kept for readiness and for the causes that failures name, and logged.
+//! The state of the cluster as librdkafka reports it: for readiness, for the causes of failures, and for the log.
 
 use crate::sink::Failure;
 use parking_lot::Mutex;
@@ -31,8 +31,6 @@ struct State {
     down: bool,
     /// When the cluster answered last.
     answered: Option<Instant>,
-    /// When a broker acknowledged a message last.
-    acknowledged: Option<Instant>,
     /// Until when the brokers delay answers because of a quota.
     throttled_until: Option<Instant>,
     /// librdkafka's last complaint since the cluster answered.
@@ -48,19 +46,9 @@ impl Status {
         Self { sink: sink.to_owned(), brokers, state: Mutex::default() }
     }
 
-    /// A broker acknowledged a message.
-    pub(super) fn acknowledged(&self) {
-        let mut state = self.state.lock();
-        state.acknowledged = Some(Instant::now());
-        self.answer(&mut state);
-    }
-
-    /// The cluster answered a request.
+    /// The cluster answered a request, or acknowledged a message.
     pub(super) fn answered(&self) {
-        self.answer(&mut self.state.lock());
-    }
-
-    fn answer(&self, state: &mut State) {
+        let mut state = self.state.lock();
         state.answered = Some(Instant::now());
         state.complaint = None;
         if std::mem::take(&mut state.down) {
@@ -71,11 +59,6 @@ impl Status {
     /// Whether the cluster answers.
     pub(super) fn is_up(&self) -> bool {
         self.state.lock().answered.is_some_and(|answered| answered.elapsed() < UP)
-    }
-
-    /// Whether a broker acknowledged a message so lately.
-    pub(super) fn acknowledged_within(&self, time: Duration) -> bool {
-        self.state.lock().acknowledged.is_some_and(|acknowledged| acknowledged.elapsed() < time)
     }
 
     /// Whether brokers delay their answers because of a quota.
@@ -155,13 +138,7 @@ impl Status {
         }
     }
 
-    /// A warning that is shown once in [`LOG_INTERVAL`].
-    pub(super) fn warn(&self, facility: &str, text: &str) {
-        if self.may_warn(facility) {
-            tracing::warn!(sink = self.sink, "{text}");
-        }
-    }
-
+    /// Once in [`LOG_INTERVAL`] for each kind of line.
     fn may_warn(&self, facility: &str) -> bool {
         let now = Instant::now();
         let mut state = self.state.lock();
