@@ -210,8 +210,8 @@ enum Refused {
     Stream(String),
 }
 
-/// Reads a PubAck; a duplicate is as good as stored. Of the errors, the message's own are those alone that no retry and no operator
-/// can mend on the server's side.
+/// Reads a PubAck; a duplicate is as good as stored. Of its errors, those that neither a retry nor a change of the server
+/// can mend are the message's own.
 fn acknowledged(subject: &str, payload: &[u8]) -> Result<PublishAck, Refused> {
     let error = match serde_json::from_slice::<Response<PublishAck>>(payload) {
         Ok(Response::Ok(ack)) => return Ok(ack),

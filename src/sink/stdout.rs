@@ -160,7 +160,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// Whether this process was started with stdout closed (`>&-`). Rust's runtime then opens `/dev/null` in its place, for reading
-/// and writing; a shell or service manager opens it for writing only. Where stderr is the same, nobody could read of it.
+/// and writing; a shell or service manager opens it for writing only. Where stderr is the same, no error could be read.
 /// <https://github.com/rust-lang/rust/blob/1.89.0/library/std/src/sys/pal/unix/mod.rs>, `sanitize_standard_fds`
 fn was_closed(stdout: &File) -> bool {
     let is_placeholder = |file: BorrowedFd<'_>| {
@@ -317,18 +317,6 @@ mod tests {
         let (_reader, writer) = io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(writer));
         assert!(!is_at_line_start(&pipe), "a pipe does not tell");
-    }
-
-    #[tokio::test]
-    async fn the_first_line_is_never_glued_to_a_torn_one() {
-        let disk = Disk::with_room(None);
-        disk.written.lock().extend_from_slice(b"{\"topic\":\"t");
-        let sink = StdoutSink::start(disk.clone(), true).unwrap();
-        let message = message("{}");
-        for _ in 0..2 {
-            sink.publish(&message).await.unwrap();
-        }
-        assert_eq!(disk.text(), format!("{{\"topic\":\"t\n{}", line(&message).repeat(2)));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ struct Pending {
     answer: oneshot::Sender<Answer>,
 }
 
-/// What became of a publish.
+/// The outcome of a publish.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// A message came to its reply inbox.

@@ -31,7 +31,7 @@ pub(super) struct Streams {
     api: String,
     /// The name of the stream that must store the messages, where the settings give one.
     name: Option<String>,
-    /// What to create it with, where the settings ask for that.
+    /// Its settings, if it is to be created where it is missing.
     creation: Option<stream::Config>,
     /// The sink's subject, with a wildcard for each templated token.
     subject: String,
@@ -196,15 +196,12 @@ impl Streams {
     }
 
     fn missing(&self, place: String, subject: &str) -> Failure {
-        Failure::Place { place, cause: self.describe_missing(subject), expires: true }
-    }
-
-    fn describe_missing(&self, subject: &str) -> String {
         let remedy = match &self.name {
             Some(name) => format!("stream `{name}` is missing or has other subjects"),
             None => format!("create one, or set [sinks.{}.stream] name and create = true", self.sink),
         };
-        format!("no JetStream stream takes subject `{subject}`; {remedy}")
+        let cause = format!("no JetStream stream takes subject `{subject}`; {remedy}");
+        Failure::Place { place, cause, expires: true }
     }
 
     /// The streams as the server described them last.
