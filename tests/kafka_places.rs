@@ -91,10 +91,20 @@ async fn a_topic_made_anew_with_another_leader_gets_every_message() {
     delete_topic(&brokers, "cdr").await;
     cluster.create_topic_on("cdr", &[&[3, 1], &[3, 2]], &[]).await;
     let begun = Instant::now();
-    publish_all().await;
+    // Partition 1 acknowledges all the while.
+    let other_partition = async {
+        loop {
+            insist(&sink, &message("cdr", "conversation-2", "other")).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = publish_all() => {}
+        () = other_partition => {}
+    }
     println!("delivered {:.1} s after the topic was made anew", begun.elapsed().as_secs_f64());
     let payloads: HashSet<_> = consume_all(&brokers, "cdr", PATIENCE).await.into_iter().map(|it| it.payload).collect();
-    assert_eq!(payloads.len(), 60);
+    assert_eq!(payloads.len(), 61);
     sink.close().await;
 }
 

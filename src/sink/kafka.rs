@@ -131,11 +131,12 @@ impl KafkaSink {
         let number = partitioner::partition(message.partition_by(), partitions.len());
         let partition = partitions.get(number).ok_or_else(|| Failure::unavailable("the topic has no partitions"))?;
         let sent = match partition.reclaim(message.id()) {
-            Some(answer) => match self.acknowledgement(message, partition, answer).await {
-                Err(Undelivered::Refused(code)) if is_purged(code) => self.send(message, partition, false).await,
-                answered => answered,
-            },
+            Some(answer) => self.acknowledgement(message, partition, answer).await,
             None => self.send(message, partition, false).await,
+        };
+        let sent = match sent {
+            Err(Undelivered::Refused(code)) if is_purged(code) => self.send(message, partition, false).await,
+            sent => sent,
         };
         let sent = match sent {
             Err(Undelivered::Refused(code)) if blames_the_batch(code) => self.send(message, partition, true).await,

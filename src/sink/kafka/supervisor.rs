@@ -41,7 +41,10 @@ pub(super) async fn run(mut files: u64, producers: Arc<Producers>, topics: Arc<T
         match producers.replace(if fatal.is_some() { Duration::ZERO } else { GRACE }).await {
             Ok(()) => {
                 files = found;
-                tracing::warn!(sink, cause, "kafka producer replaced");
+                match fatal.is_some() || hangs {
+                    true => tracing::warn!(sink, cause, "kafka producer replaced"),
+                    false => tracing::info!(sink, cause, "kafka producer replaced"),
+                }
             }
             Err(error) if reported != Some(found) => {
                 reported = Some(found);
