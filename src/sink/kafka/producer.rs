@@ -188,7 +188,7 @@ impl Drop for Producers {
     }
 }
 
-pub(super) fn closed() -> Failure {
+fn closed() -> Failure {
     Failure::unavailable("the sink is closed")
 }
 

@@ -1,5 +1,6 @@
 //! The state of the cluster as librdkafka reports it: for readiness, for the causes of failures, and for the log.
 
+use crate::log_throttle::LogThrottle;
 use crate::sink::Failure;
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
@@ -12,8 +13,6 @@ use std::time::{Duration, Instant};
 const UP: Duration = Duration::from_secs(3);
 /// How often librdkafka reports its statistics.
 pub(super) const STATISTICS: Duration = Duration::from_secs(2);
-/// How often one kind of log line is shown as a warning; the others are for `debug`.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Brokers whose last complaint is kept.
 const COMPLAINTS: usize = 256;
 
@@ -37,8 +36,8 @@ struct State {
     complaint: Option<String>,
     /// The last complaint of each connection, by librdkafka's name of the broker: `sasl_ssl://host:9093/1`.
     complaints: HashMap<String, String>,
-    /// When each kind of log line was last shown as a warning. librdkafka has a fixed set of them.
-    warned: HashMap<String, Instant>,
+    /// By kind of log line. librdkafka has a fixed set of them.
+    warned: HashMap<String, LogThrottle>,
 }
 
 impl Status {
@@ -138,15 +137,9 @@ impl Status {
         }
     }
 
-    /// Once in [`LOG_INTERVAL`] for each kind of line.
+    /// Whether a line of this kind is shown as a warning; the others are for `debug`.
     fn may_warn(&self, facility: &str) -> bool {
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        let due = state.warned.get(facility).is_none_or(|last| now.duration_since(*last) >= LOG_INTERVAL);
-        if due {
-            state.warned.insert(facility.to_owned(), now);
-        }
-        due
+        self.state.lock().warned.entry(facility.to_owned()).or_default().should_log().is_some()
     }
 }
 
