@@ -1,14 +1,16 @@
 //! Topics and partitions of Kafka that are away while the cluster is up: named within seconds, and of no cost to the others.
 
+mod made_anew;
+
 use crate::kafka_sink::{insist, message, sink};
 use crate::support::fault::{catch_up, kafka_sink, no_dead_letters, ready, steady, unready};
 use crate::support::kafka::{
     Broker, Cluster, PASSWORD, USER, alter_topic, consume, consume_all, consume_times, create_topic, create_topic_with,
-    delete_topic, limit_producer, plain_login, shared, unique_topic,
+    limit_producer, plain_login, shared, unique_topic,
 };
 use crate::support::oracle::settled;
 use crate::support::{ANY_PORTS, Bridge, PATIENCE, eventually, free_port, until};
-use cdrelay::sink::{Failure, Message, Sink};
+use cdrelay::sink::{Failure, Sink};
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -18,11 +20,6 @@ use tokio::time::{Instant, sleep};
 
 /// Within this time readiness, metric and log name a place that is away.
 const NAMED: Duration = Duration::from_secs(5);
-
-/// Messages of 60 conversations, which lie in all of a few partitions.
-fn conversations(topic: &str) -> Vec<Message> {
-    (0..60).map(|number| message(topic, &format!("c{number}"), format!("{number}"))).collect()
-}
 
 #[tokio::test]
 async fn thousands_of_missing_topics_are_answered_within_seconds() {
@@ -47,64 +44,6 @@ async fn thousands_of_missing_topics_are_answered_within_seconds() {
     insist(&sink, &messages[0]).await.unwrap();
     println!("a created topic: found in {:.2} s", begun.elapsed().as_secs_f64());
     assert!(begun.elapsed() < Duration::from_secs(3));
-    sink.close().await;
-}
-
-#[tokio::test]
-async fn a_topic_made_anew_with_fewer_partitions_gets_every_message() {
-    let topic = unique_topic("fewer");
-    create_topic(&shared(), &topic, 12).await;
-    let sink = sink(json!({ "brokers": shared() }));
-    for message in &conversations(&topic) {
-        sink.publish(message).await.unwrap();
-    }
-    delete_topic(&shared(), &topic).await;
-    create_topic(&shared(), &topic, 2).await;
-    stream::iter(&conversations(&topic))
-        .for_each_concurrent(None, async |message| insist(&sink, message).await.unwrap())
-        .await;
-    let payloads: HashSet<_> =
-        consume_all(&shared(), &topic, PATIENCE).await.into_iter().map(|it| it.payload).collect();
-    assert_eq!(payloads.len(), 60);
-    sink.close().await;
-}
-
-/// The partitions of the new topic begin with leader epoch 0. librdkafka takes that for outdated and keeps to the former leader, for ever.
-#[tokio::test]
-async fn a_topic_made_anew_with_another_leader_gets_every_message() {
-    let mut cluster = Cluster::start().await;
-    let brokers = cluster.addresses();
-    cluster.create_topic_on("cdr", &[&[1, 2], &[3, 2]], &[]).await;
-    let sink = sink(json!({ "brokers": brokers }));
-    let publish_all = async || {
-        stream::iter(&conversations("cdr"))
-            .for_each_concurrent(None, async |message| insist(&sink, message).await.unwrap())
-            .await;
-    };
-    publish_all().await;
-    cluster.node(1).kill();
-    until(PATIENCE, "another node leads", async || (cluster.leaders("cdr").await[0] == 2).then_some(())).await;
-    // So that librdkafka learns of the new leader, and of its epoch.
-    publish_all().await;
-    cluster.node(1).start_again().await;
-
-    delete_topic(&brokers, "cdr").await;
-    cluster.create_topic_on("cdr", &[&[3, 1], &[3, 2]], &[]).await;
-    let begun = Instant::now();
-    // Partition 1 acknowledges all the while.
-    let other_partition = async {
-        loop {
-            insist(&sink, &message("cdr", "conversation-2", "other")).await.unwrap();
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::select! {
-        () = publish_all() => {}
-        () = other_partition => {}
-    }
-    println!("delivered {:.1} s after the topic was made anew", begun.elapsed().as_secs_f64());
-    let payloads: HashSet<_> = consume_all(&brokers, "cdr", PATIENCE).await.into_iter().map(|it| it.payload).collect();
-    assert_eq!(payloads.len(), 61);
     sink.close().await;
 }
 

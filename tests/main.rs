@@ -41,10 +41,10 @@
 //! | a sink without any stream waits for ever (`sink/nats/stream.rs`, `no_stream`) | `sink::nats::stream::tests::a_failing_stream_stops_the_sink_only_where_it_is_the_only_one` |
 //! | a stream with `no_ack` gets messages (`sink/nats/stream.rs`, `never_confirms`) | the same |
 //! | a partition is never declared away (`sink/kafka/partition.rs`, `set_away`) | `kafka_places::a_topic_without_any_leader_makes_a_required_sink_unready` |
-//! | partitions that a new topic does not have stay known (`sink/kafka/topics.rs`, `learn`) | `kafka_places::a_topic_made_anew_with_fewer_partitions_gets_every_message` |
+//! | partitions that a new topic does not have stay known (`sink/kafka/topics.rs`, `learn`) | `kafka_places::made_anew::one_with_fewer_partitions_gets_every_message` |
 //! | librdkafka's log of failed connections is not read (`sink/kafka/status.rs`, `log`) | `kafka_faults::a_kafka_without_a_free_connection_is_named_and_gets_everything_once_there_is_one` |
 //! | changed files of certificates and passwords are not noticed (`sink/kafka/supervisor.rs`, `fingerprint`) | `kafka_places::renewed_certificates_and_passwords_are_used_without_a_restart` |
-//! | a producer that hangs is not replaced (`sink/kafka/partition.rs`, `watch`) | `kafka_places::a_topic_made_anew_with_another_leader_gets_every_message` |
+//! | a producer that hangs is not replaced (`sink/kafka/partition.rs`, `watch`) | `kafka_places::made_anew::one_with_another_leader_gets_every_message` |
 //! | a quota is not recognised (`sink/kafka/status.rs`, `is_throttled`) | `kafka_places::a_throttled_client_is_named_so_and_stays_ready` |
 //! | messages are published although the reply inbox is denied (`sink/nats/connection.rs`, `take_complaint`) | `nats_sink::places::the_subscription_to_the_inbox_is_awaited_before_anything_is_published` |
 //! | the stream is not asked for a message that was not answered for (`sink/nats/stream.rs`, `holds`) | `nats_sink::places::a_message_stored_without_an_answer_is_not_stored_again_behind_the_duplicate_window` |
