@@ -104,6 +104,8 @@ struct State {
     queued_bytes: usize,
     /// When librdkafka last answered for one of them, or got the first.
     progress: Instant,
+    /// When the cluster or its metadata last explained why there is no answer, or a new producer began.
+    explained: Instant,
     leadership: Leadership,
     /// Why the partition acknowledges nothing, until it acknowledges a message.
     away: Option<Away>,
@@ -154,6 +156,7 @@ impl Partition {
             queued: 0,
             queued_bytes: 0,
             progress: Instant::now(),
+            explained: Instant::now(),
             leadership: Leadership::default(),
             away: None,
             abandoned: HashMap::new(),
@@ -201,16 +204,21 @@ impl Partition {
         if stalled < STALLED_AFTER && state.away.as_ref().is_none_or(|away| away.is_open) {
             return Condition::Good;
         }
-        if stalled < AWAY_AFTER || !cluster_answers || state.leadership.is_broken() {
+        if !cluster_answers || state.leadership.is_broken() {
+            state.explained = now;
+            return Condition::Suspect;
+        }
+        if stalled < AWAY_AFTER {
             return Condition::Suspect;
         }
         let cause = state.leadership.cause(&complaint_of(state.leadership.leader.as_deref()));
         self.set_away(&mut state, cause);
-        if stalled < HANGING_AFTER || state.leadership.in_sync < state.leadership.replicas.len() {
+        let unexplained = stalled.min(now.saturating_duration_since(state.explained));
+        if unexplained < HANGING_AFTER || state.leadership.in_sync < state.leadership.replicas.len() {
             return Condition::Suspect;
         }
         // A new producer gets as much time.
-        state.progress = now;
+        state.explained = now;
         Condition::Hanging
     }
 
@@ -305,6 +313,21 @@ mod tests {
         assert!(queue.try_share(&other, 1).is_none());
         drop(large);
         assert!(queue.try_share(&other, 1).is_none(), "a large message has made the queue larger");
+    }
+
+    #[tokio::test]
+    async fn silence_that_nothing_explains_calls_for_a_new_producer() {
+        let (queue, partition) = (Queue::new(), partition(0));
+        let _share = queue.share(&partition, 10).await.unwrap();
+        let begun = Instant::now();
+        let at = |second, cluster_answers| {
+            partition.watch(begun + Duration::from_secs(second), cluster_answers, |_| String::new())
+        };
+        assert!(at(0, true) == Condition::Good);
+        assert!(at(60, false) == Condition::Suspect, "the whole cluster is away");
+        assert!(at(70, true) == Condition::Suspect);
+        assert!(at(76, true) == Condition::Hanging);
+        assert!(at(77, true) == Condition::Suspect, "the new producer gets as much time");
     }
 
     #[tokio::test]
