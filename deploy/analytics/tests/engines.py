@@ -37,6 +37,8 @@ class Engine:
     """One implementation of `calls` and of the reports. Subclasses run queries."""
 
     quality_source = "quality"
+    # Whether reports order their rows.
+    ordered = True
 
     def calls(self):
         return self.rows(f"SELECT {CALLS} FROM calls ORDER BY call")
