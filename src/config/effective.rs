@@ -29,14 +29,14 @@ impl Config {
                 let origin = self.values.origin(path);
                 return lines.push(format!("{path} = {}  # {origin}", toml(value, &schemas)));
             }
-            None if schemas.iter().any(|schema| schema["type"] == "object") => {}
+            None if schemas.iter().any(|schema| schema.get("type").is_some_and(|kind| kind == "object")) => {}
             None => {
                 let default = schemas.iter().find_map(|schema| schema.get("default"));
                 return lines.extend(default.map(|default| format!("{path} = {}  # default", toml(default, &schemas))));
             }
         }
         let table = value.and_then(Value::as_object);
-        let known = schemas.iter().filter_map(|schema| schema["properties"].as_object());
+        let known = schemas.iter().filter_map(|schema| schema.get("properties")?.as_object());
         let names: BTreeSet<&String> = known.chain(table).flat_map(|table| table.keys()).collect();
         for name in names {
             let key = if name.contains('.') { format!("{name:?}") } else { name.clone() };
@@ -51,13 +51,14 @@ fn alternatives<'a>(schemas: &[&'a Value], value: Option<&Value>) -> Vec<&'a Val
     let mut found = Vec::new();
     for schema in schemas {
         let Some(condition) = schema.get("if") else {
-            let inner = ["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema[key].as_array()).flatten();
+            let inner = ["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
             found.push(*schema);
             found.extend(alternatives(&inner.collect::<Vec<_>>(), value));
             continue;
         };
-        if value.is_some_and(|value| value["type"] == condition["properties"]["type"]["const"]) {
-            found.extend(alternatives(&[&schema["then"]], value));
+        let applies = value.is_some_and(|value| value.get("type") == condition.pointer("/properties/type/const"));
+        if let Some(then) = schema.get("then").filter(|_| applies) {
+            found.extend(alternatives(&[then], value));
         }
     }
     found
@@ -65,13 +66,15 @@ fn alternatives<'a>(schemas: &[&'a Value], value: Option<&Value>) -> Vec<&'a Val
 
 /// The schemas of a table's member.
 fn members<'a>(schemas: &[&'a Value], name: &str) -> Vec<&'a Value> {
-    let member = |schema: &&'a Value| schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
+    let member = |schema: &&'a Value| {
+        schema.get("properties").and_then(|known| known.get(name)).or_else(|| schema.get("additionalProperties"))
+    };
     schemas.iter().filter_map(member).collect()
 }
 
 /// Whether a value is secret, or unknown.
 fn is_hidden(schemas: &[&Value]) -> bool {
-    schemas.is_empty() || schemas.iter().any(|schema| schema["writeOnly"] == true)
+    schemas.is_empty() || schemas.iter().any(|schema| schema.get("writeOnly") == Some(&Value::Bool(true)))
 }
 
 /// A value on one line.

@@ -22,27 +22,34 @@ pub fn of<T: JsonSchema>() -> Schema {
 
 /// The schema of a configuration with these types of sinks.
 pub fn document(registry: &Registry) -> Value {
-    let mut document = of::<Document>().to_value();
-    document["$schema"] = DRAFT.into();
-    document["title"] = "cdrelay configuration".into();
-    document["description"] = "config/README.md describes every key.".into();
-    let sinks = registry.names().into_iter().map(|kind| sink(registry, kind)).collect();
-    document["properties"]["sinks"]["additionalProperties"] = by_type(sinks);
+    let mut document = of::<Document>();
+    document.insert("$schema".into(), DRAFT.into());
+    document.insert("title".into(), "cdrelay configuration".into());
+    document.insert("description".into(), "config/README.md describes every key.".into());
+    let sinks = registry.names().into_iter().map(|kind| sink(registry, kind)).collect::<Vec<_>>();
+    let mut document = document.to_value();
+    if let Some(table) = document.pointer_mut("/properties/sinks").and_then(Value::as_object_mut) {
+        table.insert("additionalProperties".into(), by_type(&sinks));
+    }
     tidy(&mut document);
     document
 }
 
 /// The schema of a table whose `type` tells which of `alternatives` applies. With `oneOf`, a mistake would be one in each of them.
-fn by_type(alternatives: Vec<Value>) -> Value {
-    let name = |schema: &Value| schema["properties"]["type"]["const"].clone();
-    let names: Vec<_> = alternatives.iter().map(name).collect();
-    let when = |then: Value| json!({ "if": { "properties": { "type": { "const": name(&then) } } }, "then": then });
+fn by_type(alternatives: &[Value]) -> Value {
+    let names: Vec<_> = alternatives.iter().filter_map(type_of).collect();
+    let when = |then: &Value| json!({ "if": { "properties": { "type": { "const": type_of(then) } } }, "then": then });
     json!({
         "type": "object",
         "required": ["type"],
         "properties": { "type": { "enum": names } },
-        "allOf": alternatives.into_iter().map(when).collect::<Vec<_>>(),
+        "allOf": alternatives.iter().map(when).collect::<Vec<_>>(),
     })
+}
+
+/// The one `type` of tables that a schema describes.
+fn type_of(schema: &Value) -> Option<&Value> {
+    schema.pointer("/properties/type/const")
 }
 
 /// Puts descriptions on one line, and takes out what tells an author nothing.
@@ -54,11 +61,11 @@ fn tidy(schema: &mut Value) {
                 *text = text.replace('\n', " ");
             }
             if let Some(Value::Array(alternatives)) = table.get_mut("oneOf")
-                && alternatives.iter().all(|schema| schema["properties"]["type"].get("const").is_some())
+                && alternatives.iter().all(|schema| type_of(schema).is_some())
             {
                 let alternatives = std::mem::take(alternatives);
                 table.remove("oneOf");
-                table.extend(by_type(alternatives).as_object().cloned().unwrap_or_default());
+                table.extend(by_type(&alternatives).as_object().cloned().unwrap_or_default());
             }
             table.values_mut().for_each(tidy);
         }
@@ -74,8 +81,8 @@ pub fn sink(registry: &Registry, kind: &str) -> Value {
     let mut properties = Map::from_iter([("type".to_owned(), json!({ "const": kind }))]);
     let mut required = vec![json!("type")];
     for part in parts {
-        properties.extend(part["properties"].as_object().cloned().unwrap_or_default());
-        required.extend(part["required"].as_array().cloned().unwrap_or_default());
+        properties.extend(part.get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
+        required.extend(part.get("required").and_then(Value::as_array).cloned().unwrap_or_default());
     }
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
