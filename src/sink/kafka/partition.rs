@@ -114,13 +114,24 @@ struct State {
 }
 
 /// A partition, by how long it has acknowledged nothing.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Condition {
     Good,
     /// Its metadata should be asked for.
     Suspect,
+    /// The whole cluster is silent. A new producer should be tried: this one may keep to addresses that are no longer the cluster's.
+    Silent,
     /// The producer should be replaced.
     Hanging,
+}
+
+/// What the producer hears from the cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cluster {
+    Answers,
+    /// Answers are delayed because of a quota.
+    Throttles,
+    Silent,
 }
 
 impl State {
@@ -196,7 +207,7 @@ impl Partition {
     pub(super) fn watch(
         &self,
         now: Instant,
-        cluster_answers: bool,
+        cluster: Cluster,
         complaint_of: impl FnOnce(Option<&str>) -> String,
     ) -> Condition {
         let mut state = self.state.lock();
@@ -204,9 +215,10 @@ impl Partition {
         if stalled < STALLED_AFTER && state.away.as_ref().is_none_or(|away| away.is_open) {
             return Condition::Good;
         }
-        if !cluster_answers || state.leadership.is_broken() {
+        if cluster != Cluster::Answers || state.leadership.is_broken() {
             state.explained = now;
-            return Condition::Suspect;
+            let is_silent = cluster == Cluster::Silent && stalled >= HANGING_AFTER;
+            return if is_silent { Condition::Silent } else { Condition::Suspect };
         }
         if stalled < AWAY_AFTER {
             return Condition::Suspect;
@@ -320,14 +332,13 @@ mod tests {
         let (queue, partition) = (Queue::new(), partition(0));
         let _share = queue.share(&partition, 10).await.unwrap();
         let begun = Instant::now();
-        let at = |second, cluster_answers| {
-            partition.watch(begun + Duration::from_secs(second), cluster_answers, |_| String::new())
-        };
-        assert!(at(0, true) == Condition::Good);
-        assert!(at(60, false) == Condition::Suspect, "the whole cluster is away");
-        assert!(at(70, true) == Condition::Suspect);
-        assert!(at(76, true) == Condition::Hanging);
-        assert!(at(77, true) == Condition::Suspect, "the new producer gets as much time");
+        let at = |second, cluster| partition.watch(begun + Duration::from_secs(second), cluster, |_| String::new());
+        assert!(at(0, Cluster::Answers) == Condition::Good);
+        assert!(at(50, Cluster::Throttles) == Condition::Suspect);
+        assert!(at(60, Cluster::Silent) == Condition::Silent, "the whole cluster is away");
+        assert!(at(70, Cluster::Answers) == Condition::Suspect);
+        assert!(at(76, Cluster::Answers) == Condition::Hanging);
+        assert!(at(77, Cluster::Answers) == Condition::Suspect, "the new producer gets as much time");
     }
 
     #[tokio::test]

@@ -102,6 +102,9 @@ struct Current {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// How long the cluster may take to answer a new client.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Producers {
     pub(super) fn new(settings: Config, status: Arc<Status>) -> Result<Self, SetupError> {
         let (batching, thread) = Producer::start(&settings.client()?, &status)?;
@@ -133,6 +136,13 @@ impl Producers {
     pub(super) fn fatal_error(&self) -> Option<String> {
         let batching = self.batching().ok()?;
         batching.client.client().fatal_error().map(|(_, reason)| reason)
+    }
+
+    /// Whether the cluster answers a new client, which asks for this topic.
+    pub(super) async fn would_reach(&self, topic: Arc<str>) -> bool {
+        let Some(client) = self.admin() else { return false };
+        let ask = move || client.inner().fetch_metadata(Some(&topic), TRIAL_TIMEOUT).is_ok();
+        tokio::task::spawn_blocking(ask).await.unwrap_or(false)
     }
 
     /// Lets a new producer take over, made from the settings and files as they are now.

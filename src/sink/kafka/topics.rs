@@ -4,7 +4,7 @@
 //! them topic by topic, for many in one request for all topics of the cluster.
 
 use super::notified;
-use super::partition::{Condition, Leadership, Partition};
+use super::partition::{Cluster, Condition, Leadership, Partition};
 use super::producer::{Client, Producers, code};
 use super::status::Status;
 use crate::sink::Failure;
@@ -122,25 +122,30 @@ impl Topics {
         fault
     }
 
-    /// Finds partitions that do not acknowledge the messages they were given. Returns whether the producer hangs: librdkafka can keep
-    /// to a former leader or address for ever, for example to the leader of a topic that was made anew since, because the new one's
-    /// epoch is lower.
-    pub(super) fn watch(&self) -> bool {
-        let (now, answers) = (Instant::now(), self.status.is_up() && !self.status.is_throttled());
+    /// Finds partitions that do not acknowledge the messages they were given. Returns the worst condition, and a topic of which a
+    /// partition is in it. librdkafka can keep to a former leader or address for ever, for example to the leader of a topic that was
+    /// made anew since, because the new one's epoch is lower.
+    pub(super) fn watch(&self) -> Option<(Condition, Arc<str>)> {
+        let now = Instant::now();
+        let cluster = match (self.status.is_throttled(), self.status.is_up()) {
+            (true, _) => Cluster::Throttles,
+            (false, true) => Cluster::Answers,
+            (false, false) => Cluster::Silent,
+        };
         let mut table = self.table.lock();
         let Table { topics, wanted, .. } = &mut *table;
-        let mut hangs = false;
+        let mut worst = None;
         for (name, topic) in topics.iter() {
             for partition in topic.partitions.iter() {
-                let condition = partition.watch(now, answers, |leader| self.status.complaint_of(leader));
+                let condition = partition.watch(now, cluster, |leader| self.status.complaint_of(leader));
                 if condition != Condition::Good {
                     wanted.insert(Arc::clone(name));
                     self.wanted.notify_one();
+                    worst = worst.max(Some((condition, Arc::clone(name))));
                 }
-                hangs |= condition == Condition::Hanging;
             }
         }
-        hangs
+        worst
     }
 
     /// Asks the cluster for the topics that are wanted, again and again.
