@@ -62,6 +62,13 @@
 //! | it waits for the cursor instead of the record (`dispatch.rs`, `complete`) | `dispatch::tests::who_asks_learns_of_a_record_when_it_is_settled_whatever_the_cursor_says` |
 //! | a stop does not wait for sinks that are down (`bridge.rs`, `sinks::drained`) | `drain::a_stop_with_time_to_drain_delivers_what_waits_for_a_broker_that_comes_back` |
 //! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
+//! | the preallocated segment is removed when a larger one cannot begin (`spool/log.rs`, `begin`) | `spool::tests::keeping::a_large_segment_that_cannot_begin_leaves_the_preallocated_one` |
+//! | calls that have just ended are compared (`reconcile/run.rs`, `compare`) | `reconcile::background::young_calls_and_those_before_the_window_are_left_alone` |
+//! | known calls are added (`reconcile/run.rs`, `knows`) | `reconcile::background::missing_calls_are_added_counted_and_logged_without_numbers`, `reconcile::india::calls_are_recognised_by_time_and_number` |
+//! | calls of the same millisecond are one (`reconcile/call.rs`, `read`) | `reconcile::india::calls_are_recognised_by_time_and_number` |
+//! | the platform is asked once (`reconcile/platform.rs`, `ATTEMPTS`), or without an end (`reconcile/run.rs`, `repeated`) | `reconcile::faults::what_passes_is_waited_for`, `reconcile::faults::paging_ends_whatever_the_platform_does` |
+//! | a list that fails ends the run (`reconcile/run.rs`, `execute`), or calls wait for the last page (`take`) | `reconcile::faults::an_account_without_a_list_has_its_other_lists_compared`, `reconcile::faults::calls_found_before_a_list_breaks_off_are_stored_and_the_run_counts_as_failed` |
+//! | secrets are printed (`config/effective.rs`, `is_hidden`) | `config::effective::tests::every_setting_is_shown_with_its_origin_and_no_secret_is` |
 //! | every sink is replaced by each reload (`bridge/change.rs`, `between`) | `reload::load::a_hundred_reloads_fail_no_request_and_open_no_connection_of_a_sink_that_stays` |
 //! | new sinks are not probed before they are used (`bridge/worker.rs`, `reach`) | `reload::refused::a_wrong_configuration_changes_nothing_and_every_error_names_file_and_key` |
 //! | a sink with undelivered events is removed all the same (`bridge/reload.rs`, `settled`) | `reload::a_sink_with_undelivered_events_goes_only_if_it_is_named` |

@@ -45,7 +45,7 @@ pub fn all() -> Vec<Case> {
         case("stdout, 64 connections, HMAC", &[Stdout], Shape { signed: true, ..shape }),
         Case { tls: true, ..case("stdout, 64 connections, TLS", &[Stdout], shape) },
         case("stdout, 1,000 connections", &[Stdout], with(1000)),
-        case("stdout, 10,000 connections", &[Stdout], with(10_000)),
+        case("stdout, 2,000 connections", &[Stdout], with(2000)),
         case("stdout, a connection per request", &[Stdout], over(Over::New)),
         case("stdout, HTTP/2, 64 streams", &[Stdout], over(Over::Shared(4))),
         case("stdout, one conversation", &[Stdout], Shape { one_conversation: true, ..shape }),
