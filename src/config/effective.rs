@@ -20,7 +20,7 @@ impl Config {
         lines
     }
 
-    /// Adds a setting, or those of a table: what is set, and the defaults of its `schemas`.
+    /// Adds the line of a setting, or the lines of a table: its values, and the defaults from `schemas`.
     fn add(&self, path: &str, value: Option<&Value>, schemas: &[&Value], lines: &mut Vec<String>) {
         let schemas = alternatives(schemas, value);
         match value {

@@ -80,7 +80,7 @@ impl Outcome {
 }
 
 impl Config {
-    /// Runs the tests. Says of each that fails where it stands, what was expected and what was found.
+    /// Runs the tests. Returns a line for each failed one: its origin, the expected value and the actual one.
     pub fn failed_tests(&self) -> Vec<String> {
         let tests = self.tests.iter().enumerate();
         tests

@@ -18,7 +18,7 @@ pub struct Call {
     pub time: u64,
     /// When it ended, in milliseconds since 1970.
     pub end: u64,
-    /// As it would be stored: the element's members as they are, behind those that the list implies.
+    /// The event to store: the members that the list implies, then the members of the element unchanged.
     pub event: Event,
 }
 

@@ -47,6 +47,9 @@ async fn check_tells_a_destination_that_may_be_read_and_not_written_to() {
     .await;
     kafka::create_topic(&broker.address(), "cdr", 1).await;
     kafka::allow(&broker.address(), "cdr", &["Describe", "DescribeConfigs"]).await;
+    // A topic whose limit the user may not read.
+    kafka::create_topic_with(&broker.address(), "large", 1, &[("max.message.bytes", "50000000")]).await;
+    kafka::allow_writing(&broker.address(), "large").await;
     let users = |denied: &str| {
         format!(
             "max_payload: 100000
@@ -91,4 +94,13 @@ async fn check_tells_a_destination_that_may_be_read_and_not_written_to() {
     assert!(!found.stderr.contains("may be written to"), "{found:?}");
     assert_eq!(kafka::consume_all(&broker.address(), "cdr", PATIENCE).await.len(), 0);
     assert_eq!(nats::stream_length(&server.url(), "CDR").await, 0);
+
+    write(&path, kafka_sink.replace("topic = 'cdr'", "topic = 'large'")).unwrap();
+    let found = check();
+    assert_eq!(found.code, Some(0), "{found:?}");
+    assert!(
+        found.stderr.contains("`sinks.kafka`: topic `large`: whether it may be written to was not tried"),
+        "{found:?}"
+    );
+    assert_eq!(kafka::consume_all(&broker.address(), "large", PATIENCE).await.len(), 0);
 }

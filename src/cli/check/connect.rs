@@ -22,8 +22,8 @@ use tokio::time::timeout;
 
 /// How long a broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// `max.message.bytes` of a topic that sets none, with some to spare.
-const DEFAULT_LIMIT: usize = 2 << 20;
+/// The largest `max.message.bytes` of a topic for which a message that exceeds it is sent. A broker reads requests of 100 MB by default.
+const LARGEST_TRIAL: usize = 64 << 20;
 
 /// What was found: problems keep a bridge from delivering, warnings may.
 #[derive(Debug, Default)]
@@ -74,7 +74,14 @@ async fn ask_kafka(kafka: &kafka::Config, topic: &str, event_bytes: u64) -> Find
             None
         }
     };
-    match try_kafka(kafka, topic, limit.unwrap_or(DEFAULT_LIMIT)).await {
+    // Without the limit, a message that is meant to be refused might be stored.
+    let Some(limit) = limit.filter(|limit| *limit <= LARGEST_TRIAL) else {
+        findings.warnings.push(
+            "whether it may be written to was not tried: `max.message.bytes` is unknown or above 64 MiB".to_owned(),
+        );
+        return findings.prefix(&format!("topic `{topic}`: "));
+    };
+    match try_kafka(kafka, topic, limit).await {
         Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {}
         Err(
             error @ KafkaError::MessageProduction(

@@ -80,8 +80,8 @@ impl Producer {
         }
     }
 
-    /// Messages that it has not sent fail now, those that it has sent after `grace`: a broker may have stored them, and to give them up
-    /// costs duplicates. The thread ends when none is left.
+    /// Fails the unsent messages at once and the sent ones after `grace`: a broker may have stored those, so that giving them up costs
+    /// duplicates. The thread ends when none is left.
     pub(super) fn retire(&self, grace: Duration) {
         self.ends_at.lock().get_or_insert(Instant::now() + grace);
     }

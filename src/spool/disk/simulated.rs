@@ -57,7 +57,7 @@ struct World {
     unreliable: HashMap<Operation, u32>,
     /// How many of the next operations of this kind fail.
     failing: HashMap<Operation, u32>,
-    /// Whether somebody else has taken all the room, and takes what comes free.
+    /// Whether the disk is full. Space that is freed is used up by another process.
     full: bool,
     /// Whether somebody has deleted the directory with all files.
     deleted: bool,
@@ -305,7 +305,7 @@ impl Content {
         apply(&mut self.kept, change);
     }
 
-    /// Part of what was not synced reaches the disk, part still waits, part is lost though it can still be read.
+    /// A failed sync: of the unsynced sectors some reach the disk, some stay unsynced, and some are lost although reads still return them.
     fn sync_badly(&mut self, random: &mut fastrand::Rng) {
         let lost = random.u32(0..3);
         for piece in sectors(std::mem::take(&mut self.unsynced)) {

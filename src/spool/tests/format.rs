@@ -85,7 +85,7 @@ fn a_spool_of_version_3_is_read() {
     assert_eq!(life.events_from(life.end() - 1)[0].conversation(), "A");
 }
 
-/// What is written now is byte for byte what was written then, so the version has not changed behind its number.
+/// Compares a new spool byte for byte with one written by an earlier build of the same format version.
 ///
 /// `CDRELAY_WRITE_FIXTURE` names a directory to write the files to, for the first fixture of a new version.
 #[test]
