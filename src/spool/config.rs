@@ -26,7 +26,7 @@ pub struct Config {
     /// For how long a resent event is recognised; zero turns this off.
     #[serde(with = "Period")]
     pub dedup_window: Duration,
-    /// How many of the latest events are recognised at the most; each takes about 90 bytes of memory.
+    /// How many of the latest events are recognised at the most; each takes about 50 bytes of memory.
     pub dedup_capacity: usize,
     /// For how long an event without `conversation_uuid` finds the conversation of an earlier event of its call; zero turns this off.
     #[serde(with = "Period")]
@@ -36,7 +36,7 @@ pub struct Config {
     /// For how long it is known that a leg has its CDR; zero turns this off.
     #[serde(with = "Period")]
     pub legs_window: Duration,
-    /// How many keys of such legs are known at the most; a leg has two, each takes about 90 bytes of memory.
+    /// How many keys of such legs are known at the most; a leg has two, each takes about 50 bytes of memory.
     pub legs_capacity: usize,
     /// Which delivered records are kept for `cdrelay replay`; none if not set.
     pub retain: Option<Retain>,

@@ -13,7 +13,10 @@
 
 use super::disk::{Disk, missing_is_ok};
 use crate::event::Arrival;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashTable;
+use hashbrown::hash_table;
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -99,8 +102,9 @@ pub struct Window<V> {
     entries: VecDeque<Entry<V>>,
     /// The number of the first entry; those after it are numbered on, without regard to overflows.
     first: u32,
-    /// The number of the latest entry of each key.
-    latest: HashMap<Key, u32>,
+    /// The number of the latest entry of each key. The keys stand in the entries alone: a map of them takes four times the memory.
+    latest: HashTable<u32>,
+    hasher: RandomState,
     /// The offsets that each file covers.
     files: VecDeque<Range<u64>>,
 }
@@ -109,8 +113,8 @@ impl<V: Value> Window<V> {
     /// An empty window, whose files are called `name`. With no length or no capacity it holds nothing.
     pub fn new(name: &'static str, length: Duration, capacity: usize) -> Self {
         let capacity = if length.is_zero() { 0 } else { capacity };
-        let (entries, files) = Default::default();
-        Self { name, length, capacity, entries, first: 0, latest: HashMap::new(), files }
+        let (entries, files, hasher) = Default::default();
+        Self { name, length, capacity, entries, first: 0, latest: HashTable::new(), hasher, files }
     }
 
     /// Whether it can hold anything.
@@ -142,8 +146,16 @@ impl<V: Value> Window<V> {
 
     /// The latest entry of the key, if it is within the window at `now`.
     pub fn get(&self, key: &Key, now: Arrival) -> Option<&Entry<V>> {
-        let index = self.latest.get(key)?.wrapping_sub(self.first);
-        self.entries.get(index as usize).filter(|entry| self.is_within(entry.stored, now))
+        self.latest_entry(key).filter(|entry| self.is_within(entry.stored, now))
+    }
+
+    fn latest_entry(&self, key: &Key) -> Option<&Entry<V>> {
+        let has_key = |number: &u32| self.numbered(*number).is_some_and(|entry| entry.key == *key);
+        self.latest.find(self.hasher.hash_one(key), has_key).and_then(|number| self.numbered(*number))
+    }
+
+    fn numbered(&self, number: u32) -> Option<&Entry<V>> {
+        self.entries.get(number.wrapping_sub(self.first) as usize)
     }
 
     /// Whether a key that was stored at this time is within the window at `now`. A clock that was set back leaves times in the future;
@@ -166,22 +178,37 @@ impl<V: Value> Window<V> {
             if self.entries.len() < self.capacity && self.is_within(oldest.stored, entry.stored) {
                 break;
             }
-            if self.latest.get(&oldest.key) == Some(&self.first) {
-                self.latest.remove(&oldest.key);
-            }
+            self.unlist(self.first);
             self.first = self.first.wrapping_add(1);
             self.entries.pop_front();
         }
-        self.latest.insert(entry.key, self.first.wrapping_add(self.entries.len() as u32));
+        let (key, number) = (entry.key, self.first.wrapping_add(self.entries.len() as u32));
         self.grow();
         self.entries.push_back(entry);
+        self.listed(&key).insert(number);
+    }
+
+    /// The place of this key in `latest`.
+    fn listed(&mut self, key: &Key) -> hash_table::Entry<'_, u32> {
+        let Self { entries, first, hasher, latest, .. } = self;
+        let key_of = |number: &u32| entries.get(number.wrapping_sub(*first) as usize).map(|entry| &entry.key);
+        let hash_of = |number: &u32| key_of(number).map_or(0, |key| hasher.hash_one(key));
+        latest.entry(hasher.hash_one(key), |number| key_of(number) == Some(key), hash_of)
+    }
+
+    /// No longer finds the entry with this number.
+    fn unlist(&mut self, number: u32) {
+        let Some(entry) = self.numbered(number) else { return };
+        if let Ok(listed) = self.latest.find_entry(self.hasher.hash_one(entry.key), |latest| *latest == number) {
+            listed.remove();
+        }
     }
 
     /// Sees to it that there is memory for one more entry, and never for more than `capacity`.
     fn grow(&mut self) {
         let count = self.entries.len();
         if count == self.entries.capacity() {
-            self.entries.reserve_exact(count.clamp(16, (self.capacity - count).max(16)));
+            self.entries.reserve_exact((count / 4).clamp(16, (self.capacity - count).max(16)));
         }
     }
 
@@ -196,21 +223,16 @@ impl<V: Value> Window<V> {
     fn prepend(&mut self, entry: Entry<V>, now: Arrival) {
         if !self.is_full() && self.is_within(entry.stored, now) {
             self.first = self.first.wrapping_sub(1);
-            self.latest.entry(entry.key).or_insert(self.first);
+            let (key, number) = (entry.key, self.first);
             self.grow();
             self.entries.push_front(entry);
+            self.listed(&key).or_insert(number);
         }
     }
 
     /// No longer finds the keys of the records at these offsets.
     pub fn forget(&mut self, lost: &Range<u64>) {
-        let range = self.range(lost);
-        for (index, entry) in range.clone().zip(self.entries.range(range)) {
-            let number = self.first.wrapping_add(index as u32);
-            if self.latest.get(&entry.key) == Some(&number) {
-                self.latest.remove(&entry.key);
-            }
-        }
+        self.range(lost).for_each(|index| self.unlist(self.first.wrapping_add(index as u32)));
     }
 
     /// The offset behind the last one that a file covers.
@@ -251,7 +273,7 @@ impl<V: Value> Window<V> {
     /// The content of the file that covers these offsets.
     fn encode(&self, offsets: &Range<u64>) -> Vec<u8> {
         // Entries that a later one has replaced are written too: they count for the capacity.
-        let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest.contains_key(&entry.key));
+        let entries = self.entries.range(self.range(offsets)).filter(|entry| self.latest_entry(&entry.key).is_some());
         let mut bytes = MAGIC.to_vec();
         bytes.extend(offsets.end.to_le_bytes());
         for Entry { key, offset, stored, value } in entries {
