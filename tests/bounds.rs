@@ -17,8 +17,8 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 /// Of a release build.
 const MEMORY: u64 = 64 * MIB;
-/// The part of it that is read from the program's file, code and constants: 11.3 MiB of an idle release build.
-const RELEASE_CODE: u64 = 12 * MIB;
+/// The part of it that is read from the program's file, code and constants: 14.6 MiB of a release build under load.
+const RELEASE_CODE: u64 = 15 * MIB;
 const START: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 100 });
 /// Syncs per event at 64 connections. It follows from how long the disk takes against how long a request does: a build for
 /// debugging takes its requests slowly, and a fast disk does not let them gather. That requests which do wait take exactly one sync
@@ -149,7 +149,10 @@ async fn stall(bridge: &Bridge, connections: usize) {
 /// times the code. The excess of the code is left out, so the bound of the data is that of a release build.
 pub fn assert_small(bridge: &Bridge, when: &str) {
     let (peak, now) = (bridge.peak_rss_bytes(), bridge.rss_bytes());
+    // The system takes pages of code back when it needs memory, but the peak was held with them.
+    static CODE: AtomicU64 = AtomicU64::new(0);
     let code = bridge.code_bytes();
+    let code = CODE.fetch_max(code, Ordering::Relaxed).max(code);
     let more_code = if cfg!(debug_assertions) { code.saturating_sub(RELEASE_CODE) } else { 0 };
     println!("{when}: peak {} KiB, now {} KiB, {} KiB of them code", peak >> 10, now >> 10, code >> 10);
     assert!(peak < MEMORY + more_code, "{when}: {} MiB", peak >> 20);
