@@ -78,14 +78,15 @@ app.kubernetes.io/component: haproxy
 {{- $sum | ceil | int64 -}}
 {{- end -}}
 
-{{- /* The times of a stop, 2 s for each sink to disconnect, and a few seconds more. */ -}}
+{{- /* The times of a stop, 2 s in which all sinks disconnect at once, and a few seconds more. The sinks themselves have no part in it: another
+       one must not roll the pods. */ -}}
 {{- define "cdrelay.gracePeriod" -}}
 {{- $stop := .Values.config.shutdown | default dict -}}
 {{- $ms := 0 -}}
 {{- range list ($stop.drain_delay | default "0s") ($stop.grace_period | default "10s") ($stop.drain | default "0s") -}}
 {{- $ms = add $ms (include "cdrelay.milliseconds" . | int64) -}}
 {{- end -}}
-{{- add (divf $ms 1000 | ceil) (mul 2 (max 1 (len (.Values.config.sinks | default dict)))) 5 -}}
+{{- add (divf $ms 1000 | ceil) 2 5 -}}
 {{- end -}}
 
 {{- /* Bytes of a size of cdrelay (1GiB) or of Kubernetes (1Gi). */ -}}
