@@ -64,6 +64,7 @@
 //! | a drain ends before every sink has everything (`bridge/drain.rs`) | `drain::spools_left_by_a_scale_in_are_delivered_complete_and_in_order` |
 //! | the preallocated segment is removed when a larger one cannot begin (`spool/log.rs`, `begin`) | `spool::tests::keeping::a_large_segment_that_cannot_begin_leaves_the_preallocated_one` |
 //! | calls that have just ended are compared (`reconcile/run.rs`, `compare`) | `reconcile::background::young_calls_and_those_before_the_window_are_left_alone` |
+//! | calls from before the window are added (`reconcile/run.rs`, `compare`) | `reconcile::faults::calls_outside_of_the_window_are_left_alone` |
 //! | known calls are added (`reconcile/run.rs`, `knows`) | `reconcile::background::missing_calls_are_added_counted_and_logged_without_numbers`, `reconcile::india::calls_are_recognised_by_time_and_number` |
 //! | calls of the same millisecond are one (`reconcile/call.rs`, `read`) | `reconcile::india::calls_are_recognised_by_time_and_number` |
 //! | the platform is asked once (`reconcile/platform.rs`, `ATTEMPTS`), or without an end (`reconcile/run.rs`, `repeated`) | `reconcile::faults::what_passes_is_waited_for`, `reconcile::faults::paging_ends_whatever_the_platform_does` |

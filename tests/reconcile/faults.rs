@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{Call, LISTS, counts, errors, found, reconcile, report};
 use crate::support::platform::{Dialect, Fault, Habit, Platform, SECRET};
-use crate::support::{ANY_PORTS, Bridge, STDOUT, tls};
+use crate::support::{ANY_PORTS, Bridge, PATIENCE, STDOUT, eventually, tls};
 
 const HOUR: u64 = 3_600_000;
 
@@ -24,6 +24,20 @@ async fn start(calls: usize, more: &str) -> (Platform, Bridge) {
 
 async fn stored(bridge: &Bridge) -> f64 {
     bridge.metric("cdrelay_spool_appended_records_total").await.unwrap()
+}
+
+/// The platform is asked for a time, and need not keep to it.
+#[tokio::test]
+async fn calls_outside_of_the_window_are_left_alone() {
+    let (platform, bridge) = start(0, "lists = ['missed']\nwindow = '6h'\nsettle = '10m'\n").await;
+    let [before, within, unsettled] =
+        [(1, 7 * HOUR), (2, HOUR), (3, HOUR / 60)].map(|(number, age)| Call::new("missed", number, age));
+    let elements = [&before, &within, &unsettled].map(|call| call.element.clone()).join(",");
+    platform.disturb([Fault::Body(format!("{{\"count\":3,\"cdr\":[{elements}]}}"))]);
+    let (found, code) = report(&bridge, &[]).await;
+    assert_eq!((code, counts(&found, "missed")), (Some(0), [1, 0, 1, 1]), "{found}");
+    eventually(PATIENCE, "the call is delivered", async || bridge.stdout_lines().len() == 1).await;
+    assert!(bridge.stdout_lines()[0].contains(&within.id));
 }
 
 #[tokio::test]
