@@ -5,7 +5,7 @@ use crate::support::bridge::Bridge;
 use cdrelay::config::Config;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -217,16 +217,22 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
     // Everything that is copied from here exists and is sent to the builder.
     let sent = include_str!("../.containerignore");
     let here = instructions.iter().filter(|(name, text)| *name == "COPY" && !text.starts_with("--from=build"));
-    let mut copied = 0;
+    let mut copied = Vec::new();
     for (_, text) in here {
         let sources: Vec<_> = text.split_whitespace().collect();
         for source in &sources[..sources.len() - 1] {
             assert!(Path::new(source).exists(), "{source}");
             assert!(sent.lines().any(|line| line == format!("!{source}")), "{source} is ignored");
-            copied += 1;
+            copied.push(fs::canonicalize(source).unwrap());
         }
     }
-    assert_eq!(sent.lines().filter(|line| line.starts_with('!')).count(), copied);
+    assert_eq!(sent.lines().filter(|line| line.starts_with('!')).count(), copied.len());
+    // So is every file that the program includes.
+    let included = included(Path::new("src"));
+    assert!(included.iter().any(|file| file.ends_with("config/cdrelay.toml")), "{included:?}");
+    for file in included {
+        assert!(copied.iter().any(|source| file.starts_with(source)), "{} is not copied", file.display());
+    }
 
     let only = |name: &str| {
         let found: Vec<_> = last.iter().filter(|(instruction, _)| *instruction == name).collect();
@@ -249,6 +255,23 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let volumes: Vec<String> = serde_json::from_str(only("VOLUME")).unwrap();
     assert!(arguments.iter().any(|argument| argument.starts_with(&format!("spool.path={}/", volumes[0]))));
+}
+
+/// The files that the program below this directory includes.
+fn included(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(included(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            let source = fs::read_to_string(&path).unwrap();
+            let program = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            let names = program.split("include_str!(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+            found.extend(names.map(|name| fs::canonicalize(directory.join(name)).unwrap()));
+        }
+    }
+    found
 }
 
 /// The Job uses what the replica had: its configuration, its secrets, its claim, its place for the spool, its rights.
