@@ -1,15 +1,13 @@
 //! An HTTP/1.1 client that speaks TLS by rustls, follows no redirect, and bounds the answers it reads.
 
-use hyper::body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::error::Error;
-use std::future::poll_fn;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 pub use tokio_rustls::rustls::ClientConfig;
@@ -85,7 +83,7 @@ impl HttpClient {
         let answered = self.client.request(request).await.map_err(|error| PostError::Failed(innermost(&error)))?;
         let (head, mut incoming) = answered.into_parts();
         let mut body = Vec::new();
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
+        while let Some(frame) = incoming.frame().await {
             let data = frame.map_err(|error| PostError::Failed(innermost(&error)))?.into_data().unwrap_or_default();
             if body.len() + data.len() > max_bytes {
                 return Err(PostError::TooLarge(max_bytes));

@@ -1,9 +1,8 @@
 //! The body of a request as it arrives.
 
 use super::connections::Activity;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -29,7 +28,7 @@ impl RequestBody {
     pub async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         let _waiting = self.activity.await_body();
         loop {
-            match poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx)).await {
+            match self.incoming.frame().await {
                 None => {
                     self.complete = true;
                     return None;
