@@ -52,8 +52,12 @@ pub(super) async fn run(mut files: u64, producers: Arc<Producers>, topics: Arc<T
         };
         match producers.replace(if fatal.is_some() { Duration::ZERO } else { GRACE }).await {
             Ok(()) => {
+                // Files change by intention, all else is a fault.
+                match fatal.is_none() && found != files {
+                    true => tracing::info!(sink, cause, "kafka producer replaced"),
+                    false => tracing::warn!(sink, cause, "kafka producer replaced"),
+                }
                 files = found;
-                tracing::warn!(sink, cause, "kafka producer replaced");
             }
             Err(error) if reported != Some(found) => {
                 reported = Some(found);
