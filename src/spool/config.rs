@@ -31,7 +31,7 @@ pub struct Config {
     /// For how long an event without `conversation_uuid` finds the conversation of an earlier event of its call; zero turns this off.
     #[serde(with = "Period")]
     pub names_window: Duration,
-    /// How many of the latest ids of calls are known at the most; each takes about 120 bytes of memory.
+    /// How many of the latest ids of calls are known at the most; each takes about 90 bytes of memory.
     pub names_capacity: usize,
     /// For how long it is known that a leg has its CDR; zero turns this off.
     #[serde(with = "Period")]
